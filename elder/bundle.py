@@ -1,0 +1,45 @@
+"""The bundle on disk: a folder of `config.json` and `weights.safetensors`, no pickle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+
+from elder import files, regularizers
+from elder.errors import UserError
+from elder.regularizers.base import Energy
+
+FORMAT = 1
+
+
+def write(folder: str | Path, regularizer: Energy, config: Mapping[str, Any]) -> None:
+    """Write the weights, then the configuration, each whole or not at all.
+
+    config: `problem` (name, settings), `regularizer` (what `regularizers.make` takes), `tuning` and `metadata`.
+    """
+    with files.replacing(Path(folder) / "weights.safetensors") as temporary:
+        weights = {name: value.detach().contiguous() for name, value in regularizer.state_dict().items()}
+        safetensors.torch.save_file(weights, temporary)
+    files.write_json(Path(folder) / "config.json", {"format": FORMAT, **config})
+
+
+def read(folder: str | Path) -> tuple[Energy, dict[str, Any]]:
+    """The frozen regulariser and the configuration of a bundle. Raises `UserError` when it is missing or broken."""
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no model here (a bundle holds config.json and weights.safetensors)")
+    config = files.read_json(folder / "config.json")
+    if config.get("format") != FORMAT:
+        raise UserError(f"{folder}: bundle format {config.get('format')}, but this version of elder reads {FORMAT}")
+    try:
+        regularizer = regularizers.make(**config["regularizer"])
+        regularizer.load_state_dict(safetensors.torch.load_file(folder / "weights.safetensors"))
+    except UserError:
+        raise
+    except Exception as error:  # a truncated weights file, a missing key, a shape that does not fit
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{folder}: the bundle is broken ({reason})") from None
+    return regularizer.eval().requires_grad_(False), config

@@ -1,0 +1,177 @@
+"""The command `elder`: simulate measurements, reconstruct, evaluate, and list the models of the registry."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from elder.errors import UserError
+
+EPILOG = {
+    "simulate": """examples:
+  elder simulate csmri --images photos --out measurements --set ratio=0.3 --set mask=cartesian
+  elder simulate csmri --images brains --out measurements --set mask=mask_20.mat --set noise=0.01
+
+Writes OUT/NAME.npz for every picture: y, the measurement, and what the operator needs besides (mask for csmri).""",
+    "reconstruct": """examples:
+  elder reconstruct models/csmri-least_squares --measurement measurements/camera.npz --out camera.png
+  elder reconstruct models:/elder-csmri@champion --measurement y.npy --set mask=mask.png --out x.tif
+
+MODEL is a bundle folder (config.json, weights.safetensors), or a URI of the MLflow model registry.
+The measurement is .npy .npz .png .tif .mat or .h5; arrays beside y in it are arguments of the operator.""",
+    "evaluate": """examples:
+  elder evaluate models/csmri-least_squares --images photos --out report --limit 8
+  elder evaluate models:/elder-csmri@champion --images brains --set mask=mask_20.mat --out report
+
+Simulates a measurement of every picture, reconstructs it, and writes OUT/metrics.json and the pictures.""",
+    "models": """examples:
+  elder models
+  MLFLOW_TRACKING_URI=http://127.0.0.1:5000 elder models""",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. 0: done; 1: an error, in one line on stderr; 2: wrong usage."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (UserError, OSError, ArithmeticError) as error:
+        print(f"elder: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("elder: interrupted", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="elder", description="Learned explicit regularisers for imaging inverse problems: y = A x + e."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=EPILOG[name],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    def settings(sub: argparse.ArgumentParser) -> None:
+        text = "a setting of the problem: noise, seed, and its own (csmri: ratio, mask); may be repeated"
+        sub.add_argument("--set", action="append", default=[], type=_pair, metavar="KEY=VALUE", help=text)
+
+    sub = command("simulate", _simulate, "make measurements from clean pictures")
+    sub.add_argument("problem", metavar="PROBLEM", help="csmri or denoise")
+    sub.add_argument("--images", type=Path, required=True, metavar="DIR", help="clean pictures, searched recursively")
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the measurements go")
+    settings(sub)
+
+    sub = command("reconstruct", _reconstruct, "recover a picture from a measurement")
+    sub.add_argument("model", metavar="MODEL", help="a bundle folder or a registry URI")
+    sub.add_argument("--measurement", type=Path, required=True, metavar="FILE", help="the measurement y")
+    sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="the picture: .png .tif or .npy")
+    settings(sub)
+
+    sub = command("evaluate", _evaluate, "measure a model's quality on clean pictures")
+    sub.add_argument("model", metavar="MODEL", help="a bundle folder or a registry URI")
+    sub.add_argument("--images", type=Path, required=True, metavar="DIR", help="clean pictures, searched recursively")
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="where metrics.json and pictures go")
+    sub.add_argument("--limit", type=int, metavar="N", help="the first N pictures only")
+    settings(sub)
+
+    command("models", _models, "list the models in the registry")
+    return parser
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return key, value
+
+
+def _simulate(arguments: argparse.Namespace) -> None:
+    from elder import measurements, problems
+
+    problem = problems.make(arguments.problem, dict(arguments.set))
+    names, images = _clean(arguments.images)
+    for m in measurements.measure(problem, names, images):
+        measurements.save(arguments.out / f"{m.name}.npz", problem, m)
+        print(f"{m.name}: {problem.name} measurement {tuple(m.y.shape[1:])}")
+    print(f"{len(names)} measurements in {arguments.out}")
+
+
+def _reconstruct(arguments: argparse.Namespace) -> None:
+    from elder import files
+    from elder.model import load
+
+    chosen = dict(arguments.set)
+    model = load(arguments.model)
+    if arguments.out.suffix.lower() not in (".png", ".tif", ".tiff", ".npy"):
+        raise UserError(f"{arguments.out}: can't write {arguments.out.suffix or 'without a suffix'}; use .png .tif .npy")
+    model = model.override(chosen)
+    arrays = files.read_arrays(arguments.measurement)
+    if "y" not in arrays:
+        raise UserError(f"{arguments.measurement}: holds {', '.join(sorted(arrays))} but no y, the measurement")
+    # What the user sets by hand goes before what the file holds.
+    given = {name: value for name, value in arrays.items() if name != "y" and name not in chosen}
+    x, info = model.reconstruct(arrays["y"], **given)
+    files.write_image(arguments.out, x)
+    print(f"{arguments.out}: {info.status} after {info.steps} steps, {info.seconds:.1f} s")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from elder import files
+    from elder.evaluation import Result, evaluate, summary
+    from elder.images import to_array
+    from elder.model import load
+    from elder.measurements import measure
+
+    if arguments.limit is not None and arguments.limit < 1:
+        raise UserError(f"--limit {arguments.limit}: must be at least 1")
+    model = load(arguments.model).override(dict(arguments.set))
+    names, images = _clean(arguments.images, arguments.limit)
+
+    def show(result: Result) -> None:
+        files.write_image(arguments.out / f"{result.measured.name}.png", to_array(result.solution.x[0]))
+        row = result.row
+        print(
+            f"{row['name']}: {row['psnr_initial']:.2f} -> {row['psnr']:.2f} dB, SSIM {row['ssim']:.4f}, "
+            f"{row['status']} after {row['steps']} steps, {row['seconds']:.1f} s",
+            flush=True,
+        )
+
+    report = summary(model, evaluate(model, measure(model.problem, names, images), show))
+    files.write_json(arguments.out / "metrics.json", report)
+    mean, baseline = report["mean"], report["baseline"]
+    print(f"mean of {len(names)}: {baseline['psnr']:.2f} -> {mean['psnr']:.2f} dB, SSIM {mean['ssim']:.4f}")
+
+
+def _models(arguments: argparse.Namespace) -> None:
+    from elder import registry
+
+    rows = registry.listing()
+    if not rows:
+        print("the registry holds no elder model yet: dvc repro makes the first")
+        return
+    print(f"{'name':<24} {'version':>7} {'alias':<22} {'PSNR':>6}  when")
+    for row in rows:
+        print(f"{row['name']:<24} {row['version']:>7} {row['alias']:<22} {row['psnr']:6.2f}  {row['when']}")
+
+
+def _clean(folder: Path, limit: int | None = None):
+    """Names, unique below the folder, and pictures as tensors."""
+    from elder import files
+    from elder.images import to_tensor
+
+    paths = files.list_images(folder)[:limit]
+    names = ["__".join(path.relative_to(folder).with_suffix("").parts) for path in paths]
+    return names, [to_tensor(files.read_image(path)) for path in paths]
+

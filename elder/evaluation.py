@@ -1,0 +1,124 @@
+"""Evaluating on clean images: simulate, reconstruct, compare."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elder.fidelity import LeastSquares
+from elder.measurements import Measured
+from elder.metrics import psnr, ssim
+from elder.model import Model
+from elder.problems.base import Problem
+from elder.solvers import Anderson, iterates
+from elder.total_variation import reconstruct_tv
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """One image reconstructed by one method."""
+
+    measured: Measured
+    initial: Tensor  # (1, c, h, w)
+    x: Tensor  # (1, c, h, w)
+    steps: int
+    status: str
+    monotone: bool  # the energy rose at no accepted step
+    seconds: float
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The figures of this image."""
+        truth = self.measured.truth
+        return {
+            "name": self.measured.name,
+            "psnr": float(psnr(self.x, truth)),
+            "ssim": float(ssim(self.x, truth)),
+            "psnr_initial": float(psnr(self.initial, truth)),
+            "steps": self.steps,
+            "status": self.status,
+            "monotone": self.monotone,
+            "seconds": self.seconds,
+        }
+
+
+Report = Callable[[Result], None]
+
+
+def evaluate(model: Model, measured: Sequence[Measured], report: Report = lambda result: None) -> list[Result]:
+    """Every measurement reconstructed by the model, in order."""
+    results = []
+    for m in measured:
+        start = time.perf_counter()
+        s = model.solve(m.operator, m.y)
+        seconds = time.perf_counter() - start
+        initial = model.problem.initial(m.operator, m.y)
+        status, monotone = s.status[0].name.lower(), bool(s.monotone.all())
+        results.append(Result(m, initial, s.x, int(s.steps), status, monotone, seconds))
+        report(results[-1])
+    return results
+
+
+def evaluate_initial(problem: Problem, measured: Sequence[Measured]) -> list[Result]:
+    """Every measurement's initial guess."""
+    guesses = [problem.initial(m.operator, m.y) for m in measured]
+    return [Result(m, x, x, 0, "initial", True, 0.0) for m, x in zip(measured, guesses, strict=True)]
+
+
+def evaluate_tv(problem: Problem, measured: Sequence[Measured], weight: float) -> list[Result]:
+    """Every measurement reconstructed by total variation of weight λ."""
+    results = []
+    for m in measured:
+        start = time.perf_counter()
+        initial = problem.initial(m.operator, m.y)
+        x, steps = reconstruct_tv(LeastSquares.of(m.operator, m.y), initial, weight)
+        # The primal-dual method is no descent method: its energy may rise on the way.
+        results.append(Result(m, initial, x, int(steps), "converged", False, time.perf_counter() - start))
+    return results
+
+
+def tune_tv(problem: Problem, measured: Sequence[Measured], weights: Sequence[float]) -> float:
+    """The weight of best mean PSNR."""
+    return max(weights, key=lambda weight: mean(evaluate_tv(problem, measured, weight))["psnr"])
+
+
+def mean(results: Sequence[Result]) -> dict[str, float]:
+    """Mean PSNR in dB, SSIM, steps and seconds."""
+    rows = [result.row for result in results]
+    return {key: sum(row[key] for row in rows) / len(rows) for key in ("psnr", "ssim", "steps", "seconds")}
+
+
+def summary(model: Model, results: Sequence[Result]) -> dict[str, Any]:
+    """What `elder evaluate` writes: problem, settings, means, the initial guess as baseline, and every image."""
+    baseline = mean(evaluate_initial(model.problem, [result.measured for result in results]))
+    return {
+        "problem": model.problem.name,
+        "settings": model.problem.settings,
+        "mean": mean(results),
+        "baseline": {"name": "initial guess", "psnr": baseline["psnr"], "ssim": baseline["ssim"]},
+        "images": [result.row for result in results],
+    }
+
+
+@torch.no_grad()
+def convergence(model: Model, measured: Measured, steps: int) -> list[dict[str, float]]:
+    """Energy f(x), PSNR and residual along the first `steps` steps of a reconstruction."""
+    start = model.problem.initial(measured.operator, measured.y)
+    path = iterates(
+        Anderson(), model.objective(measured.operator, measured.y), start, torch.tensor(model.tuning.step)
+    )
+    return [
+        {
+            "step": k,
+            "energy": float(s.energy),
+            "psnr": float(psnr(s.x, measured.truth)),
+            "residual": float(s.residual),
+        }
+        for k, s in enumerate(islice(path, steps + 1))
+    ]

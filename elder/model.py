@@ -1,0 +1,137 @@
+"""A trained regulariser with its problem: the bundle on disk, and reconstruction."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from elder import bundle, problems
+from elder.errors import UserError
+from elder.fidelity import LeastSquares
+from elder.objective import Objective
+from elder.operators.base import Operator
+from elder.problems.base import Problem
+from elder.regularizers.base import Energy
+from elder.solvers import Anderson, Solution, solve
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The numbers beside the network: weight λ > 0, noise level σ in [0, 1], first step τ > 0; and when to stop."""
+
+    weight: float
+    sigma: float
+    step: float
+    tol: float = 1e-4
+    max_steps: int = 300
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "sigma", "step", "tol", "max_steps"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name}={getattr(self, name)} must be positive")
+
+
+@dataclass(frozen=True)
+class Info:
+    """How a reconstruction went: one entry an image, or plain values for a single picture (h, w)."""
+
+    status: Any  # converged, precision, max_steps or not_finite
+    steps: Any
+    energy: Any  # f(x) at the end
+    residual: Any  # ‖proposal − x‖ / ‖x‖ at the end
+    seconds: float  # for all of them
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A problem, a regulariser trained for it, and the numbers between them."""
+
+    problem: Problem
+    regularizer: Energy
+    tuning: Tuning
+    description: Mapping[str, Any]  # how `regularizers.make` builds the regulariser: name and network
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def objective(self, operator: Operator, y: Tensor) -> Objective:
+        """f(x) = g(x; y) + λ h(x, σ) for the measurement y."""
+        weight = torch.tensor(self.tuning.weight, dtype=torch.float64, device=y.device)
+        sigma = torch.tensor(self.tuning.sigma, dtype=torch.float64, device=y.device)
+        return Objective(LeastSquares.of(operator, y), self.regularizer, weight, sigma)
+
+    def solve(self, operator: Operator, y: Tensor) -> Solution:
+        """Minimise f from the problem's initial guess."""
+        return solve(
+            Anderson(),
+            self.objective(operator, y),
+            self.problem.initial(operator, y),
+            torch.tensor(self.tuning.step),
+            tol=self.tuning.tol,
+            max_steps=self.tuning.max_steps,
+        )
+
+    def reconstruct(self, y: Any, **operator_arguments: Any) -> tuple[Any, Info]:
+        """The picture behind the measurement y, and how the solve went.
+
+        y: an array or tensor (h, w) or (b, c, h, w) in the problem's measurement space. operator_arguments: what the
+        problem needs besides, `mask` for csmri. x comes as an array for an array, with the rank of y.
+        Raises `UserError` when y does not fit the problem.
+        """
+        tensor = y if isinstance(y, Tensor) else torch.from_numpy(np.ascontiguousarray(y))
+        if tensor.ndim not in (2, 4):
+            raise UserError(f"a measurement must be (h, w) or (b, c, h, w); got {tuple(tensor.shape)}")
+        single = tensor.ndim == 2
+        tensor = tensor[None, None] if single else tensor
+        tensor = tensor.to(torch.complex64 if tensor.is_complex() else torch.float32)
+        start = time.perf_counter()
+        try:
+            solution = self.solve(self.problem.bind(tensor, **operator_arguments), tensor)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        columns = {
+            "status": [status.name.lower() for status in solution.status],
+            "steps": solution.steps.tolist(),
+            "energy": solution.energy.tolist(),
+            "residual": solution.residual.tolist(),
+        }
+        info = Info(**{k: v[0] if single else v for k, v in columns.items()}, seconds=time.perf_counter() - start)
+        x = solution.x[0, 0] if single else solution.x
+        return (x if isinstance(y, Tensor) else x.numpy()), info
+
+    def override(self, settings: Mapping[str, Any]) -> Model:
+        """This model for its problem with some settings changed."""
+        return replace(self, problem=self.problem.override(settings))
+
+    def save(self, folder: str | Path) -> None:
+        """Write the bundle: `weights.safetensors`, then `config.json`, each whole or not at all."""
+        config = {
+            "problem": {"name": self.problem.name, "settings": self.problem.settings},
+            "regularizer": dict(self.description),
+            "tuning": asdict(self.tuning),
+            "metadata": dict(self.metadata),
+        }
+        bundle.write(folder, self.regularizer, config)
+
+
+def load(uri_or_path: str | Path) -> Model:
+    """The model of a bundle folder, or of an MLflow URI such as `models:/elder-csmri@champion`.
+
+    Raises `UserError` when there is none, or it is broken.
+    """
+    if str(uri_or_path).startswith(("models:/", "runs:/")):
+        from elder import registry
+
+        uri_or_path = registry.download(str(uri_or_path))
+    regularizer, config = bundle.read(uri_or_path)
+    try:
+        problem = problems.make(config["problem"]["name"], config["problem"]["settings"])
+        tuning = Tuning(**config["tuning"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{uri_or_path}: the bundle is broken (config.json: {error})") from None
+    return Model(problem, regularizer, tuning, config["regularizer"], config.get("metadata", {}))

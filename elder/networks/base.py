@@ -1,0 +1,57 @@
+"""What a regulariser asks of a network."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Pullback = Callable[[Tensor], Tensor]
+
+
+class Network(nn.Module, ABC):
+    """N_θ: a noisy picture and its noise level σ to a picture, (b, c, h, w) -> (b, c, h, w)."""
+
+    channels: int
+
+    @abstractmethod
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """N_θ(x, σ); sigma: (b,) or scalar, in the units of x."""
+
+    @abstractmethod
+    def linearize(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Pullback]:
+        """N_θ(x, σ), and v -> Jᵀv with J = ∂N_θ/∂x at x, written as a forward computation.
+
+        Both are differentiable when the caller records, so that training through ∇h differentiates once, not twice.
+        """
+
+    def check(self, x: Tensor) -> None:
+        if x.ndim != 4 or x.shape[1] != self.channels:
+            raise ValueError(f"the network takes images (b, {self.channels}, h, w); got {tuple(x.shape)}")
+
+
+def with_noise_map(x: Tensor, sigma: Tensor) -> Tensor:
+    """x with σ as one more, constant channel, (b, c, h, w) -> (b, c + 1, h, w)."""
+    level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1, 1, 1, 1)
+    return torch.cat([x, level.expand(x.shape[0], 1, *x.shape[-2:])], dim=1)
+
+
+@torch.no_grad()
+def scaled_init(conv: nn.Conv2d, gain: float = 1.0) -> None:
+    """Normal weights of variance gain² / fan-in, zero bias."""
+    nn.init.normal_(conv.weight, std=gain / conv.weight[0].numel() ** 0.5)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+
+
+def elu(u: Tensor) -> Tensor:
+    """ELU, which keeps a gradient network's energy continuously differentiable; in place where nothing records."""
+    return F.elu(u, inplace=not torch.is_grad_enabled())
+
+
+def elu_pullback(v: Tensor, a: Tensor) -> Tensor:
+    """v · ELU'(u), from the activation a = ELU(u): 1 where a > 0, else a + 1."""
+    return torch.ops.aten.elu_backward(v, 1.0, 1.0, 1.0, True, a)

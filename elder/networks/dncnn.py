@@ -1,0 +1,53 @@
+"""DnCNN (Zhang et al. 2017) without batch normalisation, conditioned on the noise level."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from elder.networks.base import Network, Pullback, elu, elu_pullback, scaled_init, with_noise_map
+
+
+class DnCNN(Network):
+    """N(x, σ) = x − f(x, σ): `depth` 3x3 convolutions of `width` channels with ELU between them.
+
+    ELU in place of ReLU, so that an energy built on N is differentiable with a continuous gradient. σ enters as a
+    constant channel (Zhang et al. 2018, FFDNet). Any height and width.
+    """
+
+    def __init__(self, channels: int = 1, width: int = 32, depth: int = 6) -> None:
+        super().__init__()
+        if channels < 1 or width < 1 or depth < 2:
+            raise ValueError(f"DnCNN needs channels, width >= 1 and depth >= 2; got {channels}, {width}, {depth}")
+        self.channels = channels
+        widths = [channels + 1, *[width] * (depth - 1), channels]
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in zip(widths[:-1], widths[1:], strict=True))
+        for conv in self.convs[:-1]:
+            scaled_init(conv, gain=2**0.5)
+        scaled_init(self.convs[-1], gain=0.1)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return x - self._activations(x, sigma)[-1]
+
+    def linearize(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Pullback]:
+        *hidden, f = self._activations(x, sigma)
+
+        def pullback(v: Tensor) -> Tensor:
+            u = v
+            for conv, a in zip(reversed(self.convs[1:]), reversed(hidden), strict=True):
+                u = elu_pullback(F.conv_transpose2d(u, conv.weight, padding=1), a)
+            # The noise map is a constant of the picture: its channel has no part in the Jacobian.
+            return v - F.conv_transpose2d(u, self.convs[0].weight[:, : self.channels], padding=1)
+
+        return x - f, pullback
+
+    def _activations(self, x: Tensor, sigma: Tensor) -> list[Tensor]:
+        self.check(x)
+        u = with_noise_map(x, sigma)
+        outputs = []
+        for conv in self.convs[:-1]:
+            u = elu(conv(u))
+            outputs.append(u)
+        return [*outputs, self.convs[-1](u)]

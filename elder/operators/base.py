@@ -1,0 +1,62 @@
+"""The contract of a linear forward operator."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from elder.tensors import dot
+
+
+class Operator(ABC):
+    """A linear map A from pictures (b, c, h, w) to measurements, with its exact adjoint.
+
+    A subclass gives `A`, `AT` and `select`; `normal` and `shifted_solve` have defaults that a subclass replaces
+    where it knows a basis in which AᵀA is diagonal.
+    """
+
+    @abstractmethod
+    def A(self, x: Tensor) -> Tensor:
+        """A x."""
+
+    @abstractmethod
+    def AT(self, y: Tensor) -> Tensor:
+        """Aᵀ y, a real picture (b, c, h, w)."""
+
+    @abstractmethod
+    def select(self, index: Tensor) -> Operator:
+        """The operator of the images `index` of the batch alone."""
+
+    def check(self, y: Tensor) -> None:
+        """Raise `ValueError` when `y` can't be a measurement of this operator."""
+
+    def normal(self, x: Tensor) -> Tensor:
+        """AᵀA x, (b, c, h, w) -> (b, c, h, w)."""
+        return self.AT(self.A(x))
+
+    def shifted_solve(self, v: Tensor, step: Tensor, *, tol: float = 1e-6, max_steps: int = 200) -> Tensor:
+        """(I + τ AᵀA)⁻¹ v by conjugate gradients to a relative residual of `tol`.
+
+        v: (b, c, h, w); step τ > 0: (b, 1, 1, 1). Raises `ArithmeticError` when `max_steps` do not reach `tol`.
+        """
+        z = v / (1 + step)
+        r = v - (z + step * self.normal(z))
+        p, rr = r, dot(r, r)
+        goal = tol**2 * dot(v, v)
+        for _ in range(max_steps):
+            if bool((rr <= goal).all()):
+                return z
+            q = p + step * self.normal(p)
+            live = rr > goal
+            alpha = (rr / dot(p, q)).where(live, rr.new_zeros(())).to(v.dtype).view(-1, 1, 1, 1)
+            z, r = z + alpha * p, r - alpha * q
+            rr, old = dot(r, r), rr
+            beta = (rr / old).where(live, rr.new_zeros(())).to(v.dtype).view(-1, 1, 1, 1)
+            p = r + beta * p
+        if bool((rr <= goal).all()):
+            return z
+        raise ArithmeticError(
+            f"conjugate gradients left a relative residual of {float((rr / dot(v, v)).max()) ** 0.5:.1e} after "
+            f"{max_steps} steps, above tol={tol:g}: raise max_steps, or use a smaller step"
+        )

@@ -1,0 +1,65 @@
+"""Undersampled Fourier measurements: Cartesian and pseudo-radial magnetic resonance imaging."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from elder.operators.base import Operator
+
+
+@dataclass(frozen=True, eq=False)
+class MaskedFourier(Operator):
+    """A = M F on real pictures: orthonormal FFT, then a 0/1 mask, (b, c, h, w) -> complex (b, c, h, w).
+
+    mask: (h, w), or (b, 1, h, w) for one mask an image, the zero frequency at [0, 0] as `fft2` returns it.
+    On real pictures AᵀA = Re(Fᴴ M F) is diagonal in the Fourier basis, with the eigenvalues
+    (M(k) + M(−k)) / 2, so the proximal map is exact for every mask, symmetric or not.
+    """
+
+    mask: Tensor
+    eigenvalues: Tensor = field(init=False, repr=False)  # of AᵀA, on the half plane of rfft2
+
+    def __post_init__(self) -> None:
+        if self.mask.ndim not in (2, 4):
+            raise ValueError(f"MaskedFourier(mask=...) must be (h, w) or (b, 1, h, w); got {tuple(self.mask.shape)}")
+        if not bool(((self.mask == 0) | (self.mask == 1)).all()):
+            raise ValueError("MaskedFourier(mask=...) must hold 0 and 1 only")
+        mirrored = torch.roll(self.mask.flip((-2, -1)), (1, 1), (-2, -1))
+        half = self.mask.shape[-1] // 2 + 1
+        object.__setattr__(self, "eigenvalues", ((self.mask + mirrored) / 2)[..., :half])
+
+    def check(self, y: Tensor) -> None:
+        if y.ndim != 4 or not y.is_complex():
+            raise ValueError(f"a csmri measurement must be complex (b, c, h, w); got {y.dtype} {tuple(y.shape)}")
+        if y.shape[-2:] != self.mask.shape[-2:]:
+            raise ValueError(
+                f"mask is {_size(self.mask)} but the measurement is {_size(y)}: give the mask that sampled it"
+            )
+
+    def A(self, x: Tensor) -> Tensor:
+        if x.shape[-2:] != self.mask.shape[-2:]:
+            raise ValueError(f"mask is {_size(self.mask)} but the image is {_size(x)}: they must be of one size")
+        return self.mask * torch.fft.fft2(x, norm="ortho")
+
+    def AT(self, y: Tensor) -> Tensor:
+        return torch.fft.ifft2(self.mask * y, norm="ortho").real
+
+    def normal(self, x: Tensor) -> Tensor:
+        return self._filter(x, self.eigenvalues)
+
+    def shifted_solve(self, v: Tensor, step: Tensor, *, tol: float = 0.0, max_steps: int = 1) -> Tensor:
+        """(I + τ AᵀA)⁻¹ v in closed form."""
+        return self._filter(v, 1 / (1 + step * self.eigenvalues))
+
+    def select(self, index: Tensor) -> MaskedFourier:
+        return self if self.mask.ndim == 2 else MaskedFourier(self.mask[index])
+
+    def _filter(self, x: Tensor, response: Tensor) -> Tensor:
+        return torch.fft.irfft2(response * torch.fft.rfft2(x, norm="ortho"), s=x.shape[-2:], norm="ortho")
+
+
+def _size(a: Tensor) -> str:
+    return f"{a.shape[-2]}x{a.shape[-1]}"

@@ -1,0 +1,26 @@
+"""The identity: denoising."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from elder.operators.base import Operator
+
+
+@dataclass(frozen=True, eq=False)
+class Identity(Operator):
+    """A x = x, (b, c, h, w) -> (b, c, h, w)."""
+
+    def A(self, x: Tensor) -> Tensor:
+        return x
+
+    def AT(self, y: Tensor) -> Tensor:
+        return y
+
+    def select(self, index: Tensor) -> Identity:
+        return self
+
+    def shifted_solve(self, v: Tensor, step: Tensor, *, tol: float = 0.0, max_steps: int = 1) -> Tensor:
+        return v / (1 + step)

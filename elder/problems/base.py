@@ -1,0 +1,90 @@
+"""What a problem is: an operator, its noise, its initial guess and its settings under one name."""
+
+from __future__ import annotations
+
+import types
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from elder.errors import UserError
+from elder.operators.base import Operator
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Problem(ABC):
+    """An inverse problem y = A x + e, e Gaussian with standard deviation `noise` in [0, 1].
+
+    Fields are the settings that a user may change; a subclass adds its own. `seed` fixes every draw.
+    """
+
+    noise: float = 0.0
+    seed: int = 0
+
+    name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.noise <= 1:
+            raise UserError(f"noise={self.noise}: the standard deviation must be in [0, 1], as images are")
+
+    @abstractmethod
+    def operator(self, size: Size, batch: int, generator: torch.Generator) -> Operator:
+        """An operator for `batch` images of `size`, drawn where the settings leave it open."""
+
+    @abstractmethod
+    def bind(self, y: Tensor, **arguments: Any) -> Operator:
+        """The operator that made the measurement y, from the arguments that a measurement file holds."""
+
+    @abstractmethod
+    def arguments(self, operator: Operator) -> dict[str, np.ndarray]:
+        """What `bind` needs besides y to make this operator again, as arrays."""
+
+    def initial(self, operator: Operator, y: Tensor) -> Tensor:
+        """Where a reconstruction starts: Aᵀy, (b, c, h, w)."""
+        return operator.AT(y)
+
+    def simulate(self, x: Tensor, generator: torch.Generator) -> tuple[Operator, Tensor]:
+        """An operator and a noisy measurement of the clean images x, (b, c, h, w) in [0, 1]."""
+        operator = self.operator((x.shape[-2], x.shape[-1]), len(x), generator)
+        y = operator.A(x)
+        return operator, y + self.noise * self.draw_noise(operator, y, generator) if self.noise else y
+
+    def draw_noise(self, operator: Operator, y: Tensor, generator: torch.Generator) -> Tensor:
+        """Standard normal noise in the shape of y."""
+        return torch.randn(y.shape, generator=generator, dtype=y.dtype)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every setting and its value."""
+        return asdict(self)
+
+    def override(self, settings: Mapping[str, Any]) -> Self:
+        """This problem with some settings changed. Raises `UserError` for an unknown setting or a wrong type."""
+        return replace(self, **{key: self._typed(key, value) for key, value in settings.items()})
+
+    @classmethod
+    def _typed(cls, key: str, value: Any) -> Any:
+        """`value`, perhaps text from a command line, as the type that the setting has."""
+        known = {f.name for f in fields(cls)}
+        if key not in known:
+            raise UserError(f"unknown setting {key!r} of {cls.name}: it takes {', '.join(sorted(known))}")
+        hint = typing.get_type_hints(cls)[key]
+        options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        for option in options:
+            if option is float and type(value) is int or option is type(value):
+                return option(value)
+            if isinstance(value, str):
+                try:
+                    return option(value)
+                except ValueError:
+                    continue
+        wanted = " or ".join(option.__name__ for option in options)
+        raise UserError(f"setting {key}={value!r} of {cls.name} must be a {wanted}")

@@ -1,0 +1,31 @@
+"""Denoising: y = x + e."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from elder.operators.base import Operator
+from elder.operators.identity import Identity
+from elder.problems.base import Problem, Size
+
+
+@dataclass(frozen=True)
+class Denoise(Problem):
+    """y = x + e."""
+
+    name: ClassVar[str] = "denoise"
+    noise: float = 0.1
+
+    def operator(self, size: Size, batch: int, generator: torch.Generator) -> Operator:
+        return Identity()
+
+    def bind(self, y: Tensor, **arguments: Any) -> Operator:
+        return Identity()
+
+    def arguments(self, operator: Operator) -> dict[str, np.ndarray]:
+        return {}

@@ -1,0 +1,73 @@
+"""Sampling masks in k-space: 0/1, (h, w), the zero frequency at [0, 0] as `fft2` returns it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Size = tuple[int, int]
+
+
+def radial(size: Size, ratio: float, generator: torch.Generator) -> Tensor:
+    """Pseudo-radial: as many lines through the centre, at equal angles from a random one, as come nearest to `ratio`."""
+    offset = float(torch.rand((), generator=generator, dtype=torch.float64)) * math.pi
+    low, high = 1, 4 * max(size)
+    while low < high:  # the share sampled grows with the number of lines
+        lines = (low + high) // 2
+        if float(_lines(size, lines, offset).mean()) < ratio:
+            low = lines + 1
+        else:
+            high = lines
+    candidates = [_lines(size, lines, offset) for lines in (max(low - 1, 1), low)]
+    return torch.fft.ifftshift(min(candidates, key=lambda m: abs(float(m.mean()) - ratio)))
+
+
+def cartesian(size: Size, ratio: float, generator: torch.Generator) -> Tensor:
+    """Whole rows: a fully sampled band about the zero frequency, a third of the budget, the others at random."""
+    h, w = size
+    budget = max(1, round(ratio * h))
+    band = max(1, budget // 3)
+    frequency = torch.fft.fftfreq(h, d=1 / h).abs()
+    order = torch.argsort(frequency, stable=True)
+    others = order[band:]
+    chosen = others[torch.randperm(len(others), generator=generator)[: budget - band]]
+    mask = torch.zeros(h, w)
+    mask[torch.cat([order[:band], chosen])] = 1
+    return mask
+
+
+def random(size: Size, ratio: float, generator: torch.Generator) -> Tensor:
+    """Single points at random, their density falling off with the frequency as (1 − |k|)³, low frequencies all."""
+    h, w = size
+    radius = torch.hypot(2 * torch.fft.fftfreq(h).unsqueeze(1), 2 * torch.fft.fftfreq(w).unsqueeze(0)) / 2**0.5
+    density = (1 - radius).clamp(min=0) ** 3 + 1e-3
+    density[radius < 0.06] = torch.inf
+    # Exponential races: the smallest arrivals are a sample without replacement in proportion to the density.
+    arrival = -torch.rand(h, w, generator=generator).clamp(min=1e-12).log() / density
+    budget = max(1, round(ratio * h * w))
+    mask = torch.zeros(h * w)
+    mask[arrival.flatten().topk(budget, largest=False).indices] = 1
+    return mask.view(h, w)
+
+
+MASKS: dict[str, Callable[[Size, float, torch.Generator], Tensor]] = {
+    "radial": radial,
+    "cartesian": cartesian,
+    "random": random,
+}
+
+
+def _lines(size: Size, lines: int, offset: float) -> Tensor:
+    """`lines` diameters of the k-space rectangle, the zero frequency at the centre."""
+    h, w = size
+    angles = offset + torch.arange(lines, dtype=torch.float64) * math.pi / lines
+    reach = torch.arange(-max(size), max(size) + 1, dtype=torch.float64) / 2
+    rows = (h // 2 + reach.unsqueeze(0) * torch.sin(angles).unsqueeze(1)).round().long()
+    cols = (w // 2 + reach.unsqueeze(0) * torch.cos(angles).unsqueeze(1)).round().long()
+    inside = (rows >= 0) & (rows < h) & (cols >= 0) & (cols < w)
+    mask = torch.zeros(h, w)
+    mask[rows[inside], cols[inside]] = 1
+    return mask

@@ -1,0 +1,48 @@
+"""What a regulariser is: a direction to follow, and for an explicit one the energy it descends."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class Regularizer(nn.Module, ABC):
+    """Anything whose `direction` a reconstruction can follow, conditioned on the noise level σ."""
+
+    @abstractmethod
+    def direction(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """The vector in the place of ∇h(x), (b, c, h, w); differentiable when the caller records."""
+
+    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """D(x, σ) = x − ∇h(x, σ): what pre-training fits to clean images."""
+        return x - self.direction(x, sigma)
+
+
+class Energy(Regularizer):
+    """An explicit regulariser h_θ(x, σ): one number an image, and its true gradient.
+
+    A subclass must give `value`. It may also give `value_and_grad`, where one evaluation yields both at less cost
+    than differentiating the value; tests hold the two to each other.
+    """
+
+    @abstractmethod
+    def value(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """h(x, σ), (b, c, h, w) -> (b,) in float64."""
+
+    def value_and_grad(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """h(x, σ), (b,), and ∇h(x, σ), (b, c, h, w), by automatic differentiation of `value`."""
+        record = torch.is_grad_enabled()
+        with torch.enable_grad():
+            x = x if x.requires_grad else x.detach().requires_grad_()
+            value = self.value(x, sigma)
+            (gradient,) = torch.autograd.grad(value.sum(), x, create_graph=record)
+        return (value if record else value.detach()), gradient
+
+    def grad(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """∇h(x, σ), (b, c, h, w)."""
+        return self.value_and_grad(x, sigma)[1]
+
+    def direction(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self.grad(x, sigma)

@@ -1,0 +1,119 @@
+"""The only loop: over any step, with per-image stopping and an honest status."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from elder.objective import Objective
+from elder.solvers.proximal_gradient import Iterate
+
+
+class Method(Protocol):
+    """A pure step over a batch of iterates."""
+
+    def start(self, objective: Objective, x: Tensor, step: Tensor) -> Iterate: ...
+
+    def advance(self, objective: Objective, s: Iterate) -> Iterate: ...
+
+
+class Status(Enum):
+    """How the solve of one image ended; the value is advice."""
+
+    CONVERGED = "the fixed-point residual is within the tolerance"
+    PRECISION = "the energy can't be lowered further in this floating-point precision: use float64, or a larger tol"
+    MAX_STEPS = "stopped before the tolerance was met: raise max_steps, or use a larger tol"
+    NOT_FINITE = "the energy is not finite: check the measurement, and lower the step or the weight"
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """What a solve returns, never passed off as converged when it is not."""
+
+    x: Tensor  # (b, c, h, w)
+    status: tuple[Status, ...]  # one an image
+    steps: Tensor  # accepted steps, (b,) int
+    residual: Tensor  # ‖proposal − x‖ / ‖x‖ at x, (b,) float64
+    step: Tensor  # the last accepted τ, (b,) float64
+    evaluations: Tensor  # energy-and-gradient evaluations, (b,) int
+    energies: Tensor  # f along the solve, (b, max steps taken + 1) float64; NaN after an image has stopped
+
+    @property
+    def energy(self) -> Tensor:
+        """f(x) at the end, (b,)."""
+        return self.energies.gather(1, self.steps.view(-1, 1)).flatten()
+
+    @property
+    def usable(self) -> Tensor:
+        """(b,) bool: the solve reached a fixed point, to the tolerance or to the precision of the arithmetic."""
+        good = (Status.CONVERGED, Status.PRECISION)
+        return torch.tensor([s in good for s in self.status], device=self.x.device)
+
+    @property
+    def monotone(self) -> Tensor:
+        """(b,) bool: the energy rose at no accepted step."""
+        return ~(self.energies.diff(dim=1) > 0).any(1)
+
+
+def iterates(method: Method, objective: Objective, x0: Tensor, step: Tensor) -> Iterator[Iterate]:
+    """The iterates of the method from x0, without end and without stopping rule; for curves."""
+    s = method.start(objective, x0, step)
+    while True:
+        yield s
+        s = method.advance(objective, s)
+
+
+@torch.no_grad()
+def solve(
+    method: Method, objective: Objective, x0: Tensor, step: Tensor, *, tol: float = 1e-4, max_steps: int = 300
+) -> Solution:
+    """Iterate from x0, (b, c, h, w), until ‖proposal − x‖ <= tol ‖x‖, image by image.
+
+    Images that have stopped leave the batch and cost nothing more: a batch gives the results of its images one by
+    one. step τ: scalar or (b,). Raises `ValueError` for tol <= 0 or max_steps < 1.
+    """
+    if tol <= 0 or max_steps < 1:
+        raise ValueError(f"solve needs tol > 0 and max_steps >= 1; got tol={tol}, max_steps={max_steps}")
+    active = torch.arange(len(x0), device=x0.device)
+    s = method.start(objective, x0, step)
+    final, status = s, [Status.MAX_STEPS] * len(x0)
+    steps = torch.zeros(len(x0), dtype=torch.long, device=x0.device)
+    energies = [s.energy]
+    for count in range(max_steps + 1):
+        stop = _stops(s, tol)
+        done = [i for i, why in enumerate(stop) if why is not None or count == max_steps]
+        if done:
+            index = torch.tensor(done, device=x0.device)
+            final = final.put(active[index], s.select(index))
+            steps[active[index]] = count - s.stalled[index].long()
+            for i in done:
+                status[int(active[i])] = stop[i] or Status.MAX_STEPS
+            keep = torch.tensor([i for i in range(len(active)) if i not in set(done)], device=x0.device, dtype=torch.long)
+            if not len(keep):
+                break
+            active, s, objective = active[keep], s.select(keep), objective.select(keep)
+        s = method.advance(objective, s)
+        energies.append(torch.full_like(energies[0], torch.nan).index_copy(0, active, s.energy))
+    return Solution(
+        final.x, tuple(status), steps, final.residual, final.step, final.evaluations, torch.stack(energies, 1)
+    )
+
+
+def _stops(s: Iterate, tol: float) -> list[Status | None]:
+    """Why each image stops here, or None where it goes on."""
+    rows = zip(s.energy.isfinite().tolist(), s.residual.tolist(), s.stalled.tolist(), strict=True)
+    return [
+        Status.NOT_FINITE
+        if not finite
+        else Status.CONVERGED
+        if residual <= tol
+        else Status.PRECISION
+        if stalled
+        else None
+        for finite, residual, stalled in rows
+    ]

@@ -1,0 +1,26 @@
+"""Per-image arithmetic on batches of pictures (b, c, h, w)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Re⟨a, b⟩ of each image, (b, ...), (b, ...) -> (b,), summed in float64.
+
+    Line search and stopping compare sums over a picture that differ in the last digits of float32.
+    """
+    if a.is_complex():
+        a, b = torch.view_as_real(a), torch.view_as_real(b)
+    return (a * b).flatten(1).sum(1, dtype=torch.float64)
+
+
+def norm(a: Tensor) -> Tensor:
+    """‖a‖ of each image, (b, ...) -> (b,), in float64."""
+    return dot(a, a).sqrt()
+
+
+def per_image(a: Tensor, like: Tensor) -> Tensor:
+    """(b,) as (b, 1, 1, 1), in the dtype of `like`."""
+    return a.to(like.dtype).view(-1, 1, 1, 1)

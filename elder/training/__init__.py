@@ -1,0 +1,1 @@
+"""Training: pre-training as a denoiser, tuning on validation, DEQ fine-tuning."""

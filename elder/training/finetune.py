@@ -1,0 +1,157 @@
+"""DEQ fine-tuning: least squared error at the fixed point of the reconstruction."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from elder.errors import UserError
+from elder.fidelity import LeastSquares
+from elder.images import Patches
+from elder.implicit import ImplicitGradient
+from elder.model import Model
+from elder.objective import Objective
+from elder.solvers import Anderson, solve
+from elder.measurements import Measured
+from elder.training.validation import reconstruct_all
+
+Report = Callable[[int, dict[str, float]], None]
+
+# ‖x − x̄‖² of each image to a loss. Its logarithm, PSNR but for the sign, weighs easy and hard images alike.
+LOSSES: dict[str, Callable[[Tensor], Tensor]] = {"mse": torch.mean, "psnr": lambda error: error.log().mean()}
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """Settings of `finetune`."""
+
+    steps: int = 100
+    batch: int = 4
+    patch: int = 96
+    learning_rate: float = 1e-4  # of the network, the peak of a one-cycle schedule
+    tuning_rate: float = 1e-2  # of log λ and log σ, likewise
+    clip: float = 1.0  # largest gradient norm
+    tol: float = 1e-4  # of the forward solve
+    max_steps: int = 150
+    adjoint_tol: float = 1e-2  # of the linear solve of the backward pass
+    adjoint_steps: int = 100
+    validate_every: int = 25
+    loss: str = "psnr"  # mse: mean squared error; psnr: its logarithm, image by image
+    patience: int = 10  # steps in a row without any usable image before training gives up
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            if name not in ("seed", "loss") and not getattr(self, name) > 0:
+                raise UserError(f"finetune.{name}={getattr(self, name)} must be positive")
+        if self.loss not in LOSSES:
+            raise UserError(f"finetune.loss={self.loss!r} must be one of {', '.join(LOSSES)}")
+
+
+class Parameters(nn.Module):
+    """θ: the network's weights with log λ and log σ beside them."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.regularizer = copy.deepcopy(model.regularizer).train().requires_grad_()
+        self.log_weight = nn.Parameter(torch.tensor(math.log(model.tuning.weight), dtype=torch.float64))
+        self.log_sigma = nn.Parameter(torch.tensor(math.log(model.tuning.sigma), dtype=torch.float64))
+
+    def objective(self, fidelity: LeastSquares) -> Objective:
+        return Objective(fidelity, self.regularizer, self.log_weight.exp(), self.log_sigma.exp())
+
+    def model(self, before: Model, scale: float) -> Model:
+        """The model with these parameters, frozen, its first step τ = scale / λ."""
+        weight, sigma = float(self.log_weight.detach().exp()), float(self.log_sigma.detach().exp())
+        tuning = replace(before.tuning, weight=weight, sigma=sigma, step=scale / weight)
+        return replace(before, regularizer=copy.deepcopy(self.regularizer).eval().requires_grad_(False), tuning=tuning)
+
+
+def finetune(
+    before: Model, patches: Patches, validation: Sequence[Measured], settings: Finetuning, report: Report
+) -> Model:
+    """The model whose fixed points have the least mean squared error, of those seen at each validation.
+
+    Each step simulates measurements of fresh patches, solves for the fixed points without recording, and takes the
+    gradient in θ = (network, λ, σ) by implicit differentiation. The fixed point does not depend on τ, so no gradient
+    reaches it: training keeps λτ where the line search leaves it. Images whose forward or backward solve failed are
+    left out of the step and counted. The first validation is of `before`, so the result is never worse on it.
+    `report` gets each step's number and its figures. Raises `FloatingPointError` after `patience` steps in a row
+    without a usable image.
+    """
+    generator = torch.Generator().manual_seed(settings.seed)
+    theta = Parameters(before)
+    rates = [settings.learning_rate, settings.tuning_rate]
+    groups = [theta.regularizer.parameters(), [theta.log_weight, theta.log_sigma]]
+    optimizer = torch.optim.Adam([{"params": g, "lr": r} for g, r in zip(groups, rates, strict=True)])
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=max(settings.steps, 2), pct_start=0.2)
+    scale = before.tuning.weight * before.tuning.step  # λτ
+    best, failures = before, 0
+    best_psnr, _ = reconstruct_all(before, validation)
+    report(0, {"val_psnr": best_psnr})
+    for step in range(1, settings.steps + 1):
+        x = patches.draw(settings.batch, generator)
+        operator, y = before.problem.simulate(x, generator)
+        start = before.problem.initial(operator, y)
+        figures, scale = _update(theta, optimizer, LeastSquares.of(operator, y), start, x, scale, settings)
+        schedule.step()
+        failures = failures + 1 if "loss" not in figures else 0
+        if failures >= settings.patience:
+            raise FloatingPointError(
+                f"no image was usable in {failures} steps in a row: lower finetune.learning_rate, or raise "
+                "finetune.max_steps and finetune.adjoint_steps"
+            )
+        if step % settings.validate_every == 0 or step == settings.steps:
+            model = theta.model(before, scale)
+            figures["val_psnr"], _ = reconstruct_all(model, validation)
+            if figures["val_psnr"] > best_psnr:
+                best, best_psnr = model, figures["val_psnr"]
+        report(step, figures)
+    return best
+
+
+def _update(
+    theta: Parameters,
+    optimizer: torch.optim.Optimizer,
+    fidelity: LeastSquares,
+    start: Tensor,
+    x: Tensor,
+    scale: float,
+    settings: Finetuning,
+) -> tuple[dict[str, float], float]:
+    """One step of the optimizer on the clean patches x; its figures, and the λτ that the line search left.
+
+    The figures hold a loss only where some image was usable.
+    """
+    objective = theta.objective(fidelity)
+    weight = float(objective.weight.detach())
+    tau = torch.tensor(scale / weight)
+    solution = solve(Anderson(), objective, start, tau, tol=settings.tol, max_steps=settings.max_steps)
+    scale = weight * float(solution.step.min())
+    figures = {
+        "weight": weight,
+        "sigma": float(objective.sigma.detach()),
+        "step": scale / weight,
+        "forward_steps": float(solution.steps.double().mean()),
+        "forward_failed": float((~solution.usable).sum()),
+    }
+    index = solution.usable.nonzero().flatten()
+    if not len(index):
+        return figures, scale
+    adjoint = ImplicitGradient(tol=settings.adjoint_tol, max_steps=settings.adjoint_steps)
+    fixed_point, backward = adjoint.attach(objective.select(index), solution.x[index])
+    error = (fixed_point - x[index]).square().flatten(1).mean(1)
+    loss = LOSSES[settings.loss](error)
+    optimizer.zero_grad()
+    loss.backward(inputs=list(theta.parameters()))
+    norm = torch.nn.utils.clip_grad_norm_(theta.parameters(), settings.clip)
+    figures |= {"backward_products": float(backward.products), "backward_failed": float(backward.skipped)}
+    if bool(norm.isfinite()) and backward.skipped < len(index):
+        optimizer.step()
+        figures |= {"loss": float(loss.detach()), "mse": float(error.detach().mean()), "gradient_norm": float(norm)}
+    return figures, scale

@@ -1,0 +1,1 @@
+"""Glue around DVC: Prefect flows, MLflow tracking, the model registry and serving."""

@@ -1,0 +1,107 @@
+"""The MLflow model registry: versions of `elder-<problem>`, and the gate before the champion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import numpy as np
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+import elder
+from elder.errors import UserError
+from elder.evaluation import evaluate, mean
+from elder.measurements import Measured
+from elder.problems import Problem
+
+CODE = Path(__file__).with_name("served_model.py")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate decided, and why."""
+
+    name: str
+    version: int
+    psnr: float
+    champion_psnr: float | None  # of the champion before, on the same data
+    promoted: bool
+    reason: str
+
+
+def register(
+    problem: Problem, bundle: Path, psnr: float, data_hash: str, test: Sequence[Measured], margin: float
+) -> Verdict:
+    """A new version of `elder-<problem>` as challenger; champion if it passes the gate.
+
+    The gate: finite on a smoke input through the served model, and better than the champion on the same test
+    measurements by `margin` dB. A champion of other data is evaluated anew on these, so that like meets like.
+    """
+    client, name = MlflowClient(), f"elder-{problem.name}"
+    example = served_inputs(problem, test[0])
+    version = _log_version(name, bundle, example)
+    client.set_model_version_tag(name, str(version), "psnr", f"{psnr:.4f}")
+    client.set_model_version_tag(name, str(version), "data", data_hash)
+    client.set_registered_model_alias(name, "challenger", str(version))
+    finite = smoke(f"models:/{name}@challenger", example, test[0].truth.shape[-2:])
+    before = _champion_psnr(client, name, data_hash, test)
+    if not finite:
+        promoted, reason = False, "not finite on the smoke input"
+    elif before is None:
+        promoted, reason = True, "the first champion"
+    elif psnr >= before + margin:
+        promoted, reason = True, f"{psnr - before:+.2f} dB over the champion, at least {margin:g}"
+    else:
+        promoted, reason = False, f"{psnr - before:+.2f} dB over the champion, less than {margin:g}"
+    if promoted:
+        client.set_registered_model_alias(name, "champion", str(version))
+    return Verdict(name, version, psnr, before, promoted, reason)
+
+
+def smoke(uri: str, inputs: dict[str, np.ndarray], size: Sequence[int]) -> bool:
+    """Whether the served model gives finite pictures of the right size for one measurement."""
+    x = mlflow.pyfunc.load_model(uri).predict(inputs)
+    return bool(np.isfinite(x).all()) and x.shape[-2:] == tuple(size)
+
+
+def served_inputs(problem: Problem, measured: Measured) -> dict[str, np.ndarray]:
+    """A measurement as the served model takes it: complex values as a last axis of two."""
+    y = measured.y[:, 0].numpy()
+    measurement = np.stack([y.real, y.imag], -1) if np.iscomplexobj(y) else y
+    arguments = {name: value.squeeze() for name, value in problem.arguments(measured.operator).items()}
+    return {"measurement": measurement.astype(np.float32), **arguments}
+
+
+def _log_version(name: str, bundle: Path, example: dict[str, np.ndarray]) -> int:
+    # Any batch, height and width; the rank and dtype are fixed.
+    specs = [
+        TensorSpec(value.dtype, (-1,) * min(value.ndim, 3) + value.shape[3:], key) for key, value in example.items()
+    ]
+    info = mlflow.pyfunc.log_model(
+        name="model",
+        python_model=str(CODE),
+        artifacts={"bundle": str(bundle)},
+        signature=ModelSignature(Schema(specs), Schema([TensorSpec(np.dtype("float32"), (-1, -1, -1))])),
+        registered_model_name=name,
+        pip_requirements=["elder"],
+    )
+    return int(info.registered_model_version)
+
+
+def _champion_psnr(client: MlflowClient, name: str, data_hash: str, test: Sequence[Measured]) -> float | None:
+    try:
+        champion = client.get_model_version_by_alias(name, "champion")
+    except MlflowException:
+        return None
+    if champion.tags.get("data") == data_hash:
+        return float(champion.tags["psnr"])
+    try:
+        return mean(evaluate(elder.load(f"models:/{name}@champion"), test))["psnr"]
+    except UserError:
+        return None
+

@@ -1,0 +1,33 @@
+"""The model as MLflow stores it: this code, and the bundle as an artifact. No pickle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlflow
+import numpy as np
+from mlflow.pyfunc import PythonModel, PythonModelContext
+
+import elder
+
+
+class Reconstruction(PythonModel):
+    """Pictures from measurements.
+
+    Input: `measurement`, float32 (b, h, w), or (b, h, w, 2) with real and imaginary parts; further tensors are
+    arguments of the operator, for csmri `mask`, (h, w). Output: float32 (b, h, w) in [0, 1].
+    """
+
+    def load_context(self, context: PythonModelContext) -> None:
+        self.model = elder.load(context.artifacts["bundle"])
+
+    def predict(self, context: Any, model_input: dict[str, np.ndarray], params: dict[str, Any] | None = None):
+        inputs = {name: np.asarray(value) for name, value in model_input.items()}
+        measurement = inputs.pop("measurement")
+        if measurement.ndim == 4:
+            measurement = measurement[..., 0] + 1j * measurement[..., 1]
+        x, _ = self.model.reconstruct(measurement[:, None], **inputs)
+        return x[:, 0].clip(0, 1).astype(np.float32)
+
+
+mlflow.models.set_model(Reconstruction())

@@ -1,0 +1,122 @@
+"""MLflow runs: one a result, keyed by the stage and a fingerprint of its params and inputs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import mlflow
+from tqdm import tqdm
+
+from elder import files
+
+EXPERIMENT = "elder"
+
+
+class Log:
+    """One MLflow run, open."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+
+    def step(self, step: int, figures: Mapping[str, float]) -> None:
+        """A point of every curve in `figures`."""
+        mlflow.log_metrics(dict(figures), step=step, run_id=self.run_id)
+
+    def metrics(self, figures: Mapping[str, float]) -> None:
+        """Figures of the result."""
+        mlflow.log_metrics(dict(figures), run_id=self.run_id)
+
+    def artifact(self, path: Path) -> None:
+        """A file of the result."""
+        mlflow.log_artifact(str(path), run_id=self.run_id)
+
+
+@contextmanager
+def run(cell: str, params: Mapping[str, Any], inputs: Sequence[Path]) -> Iterator[Log]:
+    """The run of this stage with these params and the content of these inputs: gone on with where there is one.
+
+    So a stage that is skipped makes none, and one that is killed and repeated goes on in its own.
+    """
+    connect()
+    flat = dict(_flatten(params))
+    fingerprint = hashlib.sha256(
+        json.dumps([cell, flat, [content_hash(path) for path in inputs]], sort_keys=True).encode()
+    ).hexdigest()[:16]
+    experiment = mlflow.set_experiment(EXPERIMENT).experiment_id
+    found = mlflow.search_runs(
+        [experiment], f"tags.cell = '{cell}' and tags.fingerprint = '{fingerprint}'", max_results=1, output_format="list"
+    )
+    existing = found[0].info.run_id if found else None
+    tags = None if existing else {"cell": cell, "stage": cell.split()[0], "fingerprint": fingerprint}
+    with mlflow.start_run(run_id=existing, run_name=None if existing else cell, tags=tags) as active:
+        if not existing:
+            mlflow.log_params(flat)
+        yield Log(active.info.run_id)
+
+
+def connect() -> None:
+    """Use the store of MLFLOW_TRACKING_URI, or SQLite in the project's folder."""
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        mlflow.set_tracking_uri("sqlite:///mlflow.db")
+
+
+class Curve:
+    """What a training loop reports: a progress bar on the terminal, points in MLflow, and rows for a CSV file."""
+
+    def __init__(self, log: Log, steps: int, title: str) -> None:
+        self.rows: list[dict[str, float]] = []
+        self._log = log
+        self._bar = tqdm(total=steps, desc=title, mininterval=1.0, dynamic_ncols=True)
+        self._every = max(1, steps // 200)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.close()
+
+    def __call__(self, step: int, figures: dict[str, float]) -> None:
+        self.rows.append({"step": step, **figures})
+        if step % self._every == 0 or "val_psnr" in figures:
+            self._log.step(step, figures)
+        shown = {k: f"{v:.4g}" for k, v in figures.items() if k in ("loss", "val_psnr", "weight", "sigma")}
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(step - self._bar.n)
+
+    def first(self, name: str) -> float:
+        """The first value reported of the figure `name`."""
+        return next(row[name] for row in self.rows if name in row)
+
+    def best(self, name: str) -> float:
+        """The largest value reported of the figure `name`."""
+        return max(row[name] for row in self.rows if name in row)
+
+    def write(self, path: Path) -> None:
+        """All rows as CSV."""
+        files.write_csv(path, self.rows)
+
+
+def content_hash(path: Path) -> str:
+    """A hash of a file's bytes, or of all files below a folder with their names."""
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        digest.update(file.relative_to(path).as_posix().encode() if path.is_dir() else b"")
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in params.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{name}.")
+        else:
+            yield name, value

@@ -1,0 +1,1 @@
+"""DVC entry points: each reads its section of params.yaml, calls the library and writes files."""

@@ -1,0 +1,46 @@
+"""Pre-train the regulariser as a denoiser."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from elder import bundle, files, regularizers
+from elder.images import Patches
+from elder.training.pretrain import Pretraining, denoising_psnr, pretrain
+from pipeline import tracking
+from stages import prepared, settings
+
+LEVELS = (0.02, 0.06, 0.1, 0.2)
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Fit D = I − ∇h to the training images under Gaussian noise; write a bundle and its curve."""
+    chosen = settings.typed(Pretraining, "pretrain")
+    network = settings.section("network")
+    names, images = prepared.images(arguments.images, "train")
+    patches = Patches(images, chosen.patch, names)
+    _, validation = prepared.images(arguments.images, "validation")
+    torch.manual_seed(chosen.seed)
+    description = {"name": arguments.regularizer, "network": {"channels": images[0].shape[1], **network}}
+    regularizer = regularizers.make(**description)
+    params = {"pretrain": settings.section("pretrain"), "network": network, "regularizer": arguments.regularizer}
+    cell = f"pretrain {arguments.regularizer}"
+    with tracking.run(cell, params, [arguments.images]) as log, tracking.Curve(log, chosen.steps, cell) as curve:
+        pretrain(regularizer, patches, chosen, curve)
+        scores = {f"{level:g}": denoising_psnr(regularizer, validation, level) for level in LEVELS}
+        log.metrics({f"denoising_psnr_{level}": score for level, score in scores.items()})
+        config = {
+            "problem": {"name": "denoise", "settings": {"noise": 0.1}},
+            "regularizer": description,
+            "tuning": {"weight": 1.0, "sigma": 0.1, "step": 1.0},
+            "metadata": {"stage": "pretrain", "denoising_psnr": scores},
+        }
+        bundle.write(arguments.out, regularizer, config)
+        files.write_json(arguments.metrics, {"denoising_psnr": scores})
+        curve.write(arguments.curve)
+
+
+if __name__ == "__main__":
+    settings.run(main, "images", "out", "metrics", "curve", regularizer="the parameterisation")

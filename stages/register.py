@@ -1,0 +1,42 @@
+"""Register the fine-tuned model, and move the champion through the gate."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from dataclasses import asdict, dataclass
+
+from elder import files, problems
+from elder.measurements import read_all
+from pipeline import registry, tracking
+from stages import prepared, settings
+
+
+@dataclass(frozen=True)
+class Registration:
+    """Settings of the stage."""
+
+    margin: float
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Make a version of `elder-<problem>`, challenger at once, champion if it passes the gate."""
+    chosen = settings.typed(Registration, "register")
+    problem = problems.make(arguments.problem, settings.section("simulate", arguments.problem))
+    _, truths = prepared.images(arguments.images, "test")
+    test = read_all(arguments.measurements / "test", problem, truths)
+    psnr = files.read_json(arguments.metrics)["finetuned"]["psnr"]
+    parts = [tracking.content_hash(folder / "test") for folder in (arguments.images, arguments.measurements)]
+    data = hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
+    cell = f"register {arguments.problem}-{arguments.regularizer}"
+    with tracking.run(cell, {"register": vars(chosen)}, [arguments.model, arguments.metrics]) as log:
+        verdict = registry.register(problem, arguments.model, psnr, data, test, chosen.margin)
+        log.metrics({"psnr": psnr, "promoted": float(verdict.promoted)})
+    alias = "champion" if verdict.promoted else "challenger"
+    print(f"{verdict.name} version {verdict.version} is {alias}: {verdict.reason}")
+    files.write_json(arguments.out, asdict(verdict))
+
+
+if __name__ == "__main__":
+    choices = {"problem": "the inverse problem", "regularizer": "the parameterisation"}
+    settings.run(main, "images", "measurements", "model", "metrics", "out", **choices)

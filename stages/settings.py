@@ -1,0 +1,77 @@
+"""params.yaml, checked: an unknown key or a wrong type ends a stage before it starts."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from elder.errors import UserError
+
+T = TypeVar("T")
+
+
+def section(*path: str) -> dict[str, Any]:
+    """The section of params.yaml at `path`. Raises `UserError` when it is missing or not a section."""
+    try:
+        node: Any = yaml.safe_load(Path("params.yaml").read_text())
+    except FileNotFoundError:
+        raise UserError("params.yaml: not here; run from the project's folder") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"params.yaml: not valid YAML ({str(error).splitlines()[0]})") from None
+    for depth, key in enumerate(path):
+        if not isinstance(node, Mapping) or key not in node:
+            raise UserError(f"params.yaml: needs a section {'.'.join(path[: depth + 1])}")
+        node = node[key]
+    if not isinstance(node, Mapping):
+        raise UserError(f"params.yaml: {'.'.join(path)} must be a section of settings; got {node!r}")
+    return dict(node)
+
+
+def typed(cls: type[T], name: str) -> T:
+    """The section `name` as the dataclass `cls`. Raises `UserError` for an unknown key, a missing one or a wrong type."""
+    given = section(*name.split("."))
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key, value in given.items():
+        if key not in fields:
+            raise UserError(f"params.yaml: unknown setting {name}.{key}; known are {', '.join(sorted(fields))}")
+        if not _fits(value, hints[key]):
+            raise UserError(f"params.yaml: {name}.{key}={value!r} must be {_spelled(hints[key])}")
+    missing = [key for key, f in fields.items() if key not in given and f.default is dataclasses.MISSING]
+    if missing:
+        raise UserError(f"params.yaml: {name} lacks {', '.join(missing)}")
+    return cls(**given)
+
+
+def run(main: Callable[[argparse.Namespace], None], *paths: str, **choices: str) -> None:
+    """Parse `--PATH VALUE` for each of `paths`, run the stage, and end with one line and exit code 1 on an error."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    for path in paths:
+        parser.add_argument(f"--{path}", type=Path, required=True)
+    for name, text in choices.items():
+        parser.add_argument(f"--{name}", required=True, help=text)
+    try:
+        main(parser.parse_args())
+    except (UserError, OSError, ArithmeticError) as error:
+        sys.exit(f"{Path(sys.argv[0]).stem}: {error}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if typing.get_origin(hint) is list:
+        return isinstance(value, list) and all(_fits(item, typing.get_args(hint)[0]) for item in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is hint
+
+
+def _spelled(hint: Any) -> str:
+    if typing.get_origin(hint) is list:
+        return f"a list, each {_spelled(typing.get_args(hint)[0])}"
+    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[hint]

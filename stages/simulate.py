@@ -1,0 +1,56 @@
+"""Measurements of the validation and test images, and the description of the training simulation."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+
+import torch
+
+from elder import files, measurements, problems
+from elder.images import Patches
+from elder.problems.base import Problem
+from stages import prepared, settings
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Measure validation and test images with fixed seeds; describe how training measurements are drawn."""
+    problem = problems.make(arguments.problem, settings.section("simulate", arguments.problem))
+    temporary = arguments.out.with_name(f".{arguments.out.name}-partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    counts = {}
+    for part in ("validation", "test"):
+        names, images = prepared.images(arguments.images, part)
+        for measured in measurements.measure(problem, names, images):
+            measurements.save(temporary / part / f"{measured.name}.npz", problem, measured)
+        counts[part] = len(names)
+    names, images = prepared.images(arguments.images, "train")
+    side = min(min(image.shape[-2:]) for image in images)
+    files.write_json(temporary / "training.json", describe(problem, Patches(images, side, names)))
+    shutil.rmtree(arguments.out, ignore_errors=True)
+    temporary.rename(arguments.out)
+    print(f"{problem.name}: {counts['validation']} validation and {counts['test']} test measurements in {arguments.out}")
+
+
+def describe(problem: Problem, patches: Patches) -> dict[str, object]:
+    """What fine-tuning draws at every step, with the figures of one draw."""
+    generator = torch.Generator().manual_seed(problem.seed)
+    x = patches.draw(1, generator)
+    operator, y = problem.simulate(x, generator)
+    start = problem.initial(operator, y)
+    return {
+        "problem": problem.name,
+        "settings": problem.settings,
+        "drawn": "for each patch, at every step: an operator and noise, from the seed of finetune",
+        "images": len(patches.images),
+        "example": {
+            "image": list(x.shape[1:]),
+            "measurement": list(y.shape[1:]),
+            "dtype": str(y.dtype).removeprefix("torch."),
+            "mse_initial": float((start - x).square().mean()),
+        },
+    }
+
+
+if __name__ == "__main__":
+    settings.run(main, "images", "out", problem="the inverse problem")

@@ -1,0 +1,56 @@
+"""Tune λ, σ and τ of the pre-trained regulariser on validation: the fair state before DEQ training."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+
+from elder import files, problems
+from elder.errors import UserError
+from elder.measurements import read_all
+from elder.model import Tuning, load
+from elder.training.tune import Trial, tune
+from pipeline import tracking
+from stages import prepared, settings
+
+
+@dataclass(frozen=True)
+class Search:
+    """Settings of the stage."""
+
+    weight: float
+    sigma: float
+    tol: float
+    max_steps: int
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Search λ and σ for the best validation PSNR; write the tuned bundle and every trial."""
+    search = settings.typed(Search, "tune")
+    problem = problems.make(arguments.problem, settings.section("simulate", arguments.problem))
+    _, images = prepared.images(arguments.images, "validation")
+    validation = read_all(arguments.measurements / "validation", problem, images)
+    if not 1 / 255 <= search.sigma <= 1:
+        raise UserError(f"params.yaml: tune.sigma={search.sigma} must be in [1/255, 1]")
+    start = Tuning(search.weight, search.sigma, 1 / search.weight, search.tol, search.max_steps)
+    params = {"tune": settings.section("tune"), "problem": problem.settings}
+    cell = f"tune {arguments.problem}-{arguments.regularizer}"
+    with tracking.run(cell, params, [arguments.measurements, arguments.pretrained]) as log:
+        trials: list[Trial] = []
+
+        def report(trial: Trial) -> None:
+            trials.append(trial)
+            log.step(len(trials), {"weight": trial.weight, "sigma": trial.sigma, "val_psnr": trial.psnr})
+            print(f"λ = {trial.weight:.4g}, σ = {trial.sigma:.4g}: {trial.psnr:.2f} dB", flush=True)
+
+        pretrained = replace(load(arguments.pretrained), problem=problem)
+        model, _ = tune(pretrained, validation, start=start, report=report)
+        best = max(trial.psnr for trial in trials)
+        replace(model, metadata={"stage": "tune", "validation_psnr": best}).save(arguments.out)
+        log.metrics({"validation_psnr": best})
+    files.write_csv(arguments.trials, [vars(trial) for trial in trials])
+
+
+if __name__ == "__main__":
+    choices = {"problem": "the inverse problem", "regularizer": "the parameterisation"}
+    settings.run(main, "images", "measurements", "pretrained", "out", "trials", **choices)

@@ -1,1 +1,11 @@
 """Glue around DVC: Prefect flows, MLflow tracking, the model registry and serving."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Both tools read these when they are first imported. State stays in the project's folder, and nothing reports home.
+os.environ.setdefault("PREFECT_HOME", str(ROOT / ".prefect"))
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("DO_NOT_TRACK", "1")

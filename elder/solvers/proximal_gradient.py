@@ -95,20 +95,24 @@ class ProximalGradient:
         pending, origin, point = torch.arange(len(s.x), device=s.x.device), s, candidate
         shrink = torch.where((candidate == s.proposal).flatten(1).all(1), self.shrink, 1.0).to(s.step)
         for _ in range(self.max_trials):
-            part = objective if len(pending) == len(s.x) else objective.select(pending)
-            energy, slope = part.evaluate(point)
-            origin = replace(origin, evaluations=origin.evaluations + 1)
             required = self.decrease / origin.step * dot(origin.proposal - origin.x, origin.proposal - origin.x)
+            # A decrease far below the rounding of the energy can't be seen, whatever the step.
+            seen = required > torch.finfo(s.x.dtype).eps / 16 * origin.energy.abs()
+            if not bool(seen.all()):
+                settled = settled.put(pending[~seen], replace(origin, stalled=~seen).select(~seen))
+                pending, origin, point, shrink = pending[seen], origin.select(seen), point[seen], shrink[seen]
+                required = required[seen]
+            if not len(pending):
+                break
+            energy, slope = (objective if len(pending) == len(s.x) else objective.select(pending)).evaluate(point)
+            origin = replace(origin, evaluations=origin.evaluations + 1)
             accepted = energy <= origin.energy - required
             moved = replace(origin, x=point, energy=energy, slope=slope)
             settled = settled.put(pending[accepted], moved.select(accepted))
-            # A required decrease below the rounding of the energy can't be seen, however short the step.
-            blind = required <= torch.finfo(s.x.dtype).eps * origin.energy.abs()
-            retry = ~accepted & ~blind
             settled = settled.put(pending[~accepted], replace(origin, stalled=~accepted).select(~accepted))
-            if not bool(retry.any()):
+            if bool(accepted.all()):
                 break
-            pending, origin, shrink = pending[retry], origin.select(retry), shrink[retry]
+            pending, origin, shrink = pending[~accepted], origin.select(~accepted), shrink[~accepted]
             origin = _propose(objective.select(pending), replace(origin, step=origin.step * shrink))
             point, shrink = origin.proposal, torch.full_like(shrink, self.shrink)
         return _propose(objective, settled)

@@ -1,0 +1,126 @@
+"""Fixtures: a seeded generator, small pictures, a small trained model, and a copy of the project to run stages in."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage
+import torch
+import yaml
+from skimage.transform import resize
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from elder import files, problems, regularizers  # noqa: E402
+from elder.model import Model, Tuning  # noqa: E402
+
+
+@pytest.fixture
+def rng() -> torch.Generator:
+    return torch.Generator().manual_seed(11)
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six real photographs, grey, 40x48."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for name in ("camera", "coins", "moon", "brick", "page", "text"):
+        picture = files.read_image(Path(skimage.__file__).parent / "data" / f"{name}.png")
+        files.write_image(folder / f"{name}.png", resize(picture, (40, 48), anti_aliasing=True))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_model() -> Model:
+    """A model of CS-MRI with an untrained network: enough to reconstruct with, and to fail with."""
+    torch.manual_seed(0)
+    description = {"name": "least_squares", "network": {"name": "dncnn", "channels": 1, "width": 6, "depth": 3}}
+    regularizer = regularizers.make(**description).eval().requires_grad_(False)
+    return Model(problems.make("csmri", {"ratio": 0.4}), regularizer, Tuning(0.1, 0.1, 5.0), description)
+
+
+@pytest.fixture(scope="session")
+def bundle(small_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle")
+    small_model.save(folder)
+    return folder
+
+
+def tiny(params: dict) -> dict:
+    """params.yaml with every cost brought down to seconds."""
+    params["prepare"] |= {"size": 40, "train_scales": [1.0]}
+    params["network"] |= {"width": 6, "depth": 3}
+    params["pretrain"] |= {"steps": 30, "batch": 4, "patch": 24}
+    params["tune"] |= {"tol": 1e-3, "max_steps": 30}
+    params["finetune"] |= {"steps": 3, "batch": 2, "patch": 24, "tol": 1e-3, "max_steps": 40, "validate_every": 2}
+    params["evaluate"] |= {"curve_steps": 5, "tv_weights": [0.001, 0.01]}
+    return params
+
+
+@dataclass(frozen=True)
+class Project:
+    """A copy of the project in a folder of its own, with its own DVC, MLflow and Prefect state."""
+
+    folder: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "PREFECT_", "DVC_"))}
+        tools = str(Path(sys.executable).parent)
+        return {**clean, "PATH": os.pathsep.join([tools, clean["PATH"]]), "PYTHONPATH": str(self.folder)}
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=600, check=False
+        )
+        if check and done.returncode:
+            raise AssertionError(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}")
+        return done
+
+    def python(self, code: str) -> str:
+        return self.run(sys.executable, "-c", code).stdout
+
+    def change(self, section: str, **values) -> None:
+        path = self.folder / "params.yaml"
+        params = yaml.safe_load(path.read_text())
+        params[section] |= values
+        path.write_text(yaml.safe_dump(params))
+
+
+def copy_project(folder: Path) -> Project:
+    for name in ("elder", "stages", "pipeline", "data/raw"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.png"))
+    for name in ("dvc.yaml", ".dvcignore"):
+        shutil.copy(ROOT / name, folder)
+    (folder / "params.yaml").write_text(yaml.safe_dump(tiny(yaml.safe_load((ROOT / "params.yaml").read_text()))))
+    (folder / ".dvc").mkdir()
+    (folder / ".dvc" / "config").write_text("[core]\n    analytics = false\n    no_scm = true\n")
+    return Project(folder)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return copy_project(tmp_path / "project")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A copy in which `dvc repro` has run from end to end on the tiny settings."""
+    made = copy_project(tmp_path_factory.mktemp("finished") / "project")
+    made.run("dvc", "repro")
+    return made
+
+
+@pytest.fixture
+def mask(tmp_path: Path) -> Path:
+    path = tmp_path / "mask.npy"
+    np.save(path, (np.random.default_rng(0).random((40, 48)) < 0.5).astype(np.uint8))
+    return path

@@ -1,7 +1,7 @@
 """Learned explicit regularisers for imaging inverse problems (ELDER; Zou, Liu, Wohlberg & Kamilov 2023).
 
-    model = elder.load("models/csmri-least_squares")
-    x, info = model.reconstruct(y, mask=mask)
+model = elder.load("models/csmri-least_squares")
+x, info = model.reconstruct(y, mask=mask)
 """
 
 from __future__ import annotations

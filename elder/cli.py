@@ -115,7 +115,9 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     chosen = dict(arguments.set)
     model = load(arguments.model)
     if arguments.out.suffix.lower() not in (".png", ".tif", ".tiff", ".npy"):
-        raise UserError(f"{arguments.out}: can't write {arguments.out.suffix or 'without a suffix'}; use .png .tif .npy")
+        raise UserError(
+            f"{arguments.out}: can't write {arguments.out.suffix or 'without a suffix'}; use .png .tif .npy"
+        )
     model = model.override(chosen)
     arrays = files.read_arrays(arguments.measurement)
     if "y" not in arrays:
@@ -131,8 +133,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from elder import files
     from elder.evaluation import Result, evaluate, summary
     from elder.images import to_array
-    from elder.model import load
     from elder.measurements import measure
+    from elder.model import load
 
     if arguments.limit is not None and arguments.limit < 1:
         raise UserError(f"--limit {arguments.limit}: must be at least 1")
@@ -140,7 +142,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     names, images = _clean(arguments.images, arguments.limit)
 
     def show(result: Result) -> None:
-        files.write_image(arguments.out / f"{result.measured.name}.png", to_array(result.solution.x[0]))
+        files.write_image(arguments.out / f"{result.measured.name}.png", to_array(result.x[0]))
         row = result.row
         print(
             f"{row['name']}: {row['psnr_initial']:.2f} -> {row['psnr']:.2f} dB, SSIM {row['ssim']:.4f}, "
@@ -174,4 +176,3 @@ def _clean(folder: Path, limit: int | None = None):
     paths = files.list_images(folder)[:limit]
     names = ["__".join(path.relative_to(folder).with_suffix("").parts) for path in paths]
     return names, [to_tensor(files.read_image(path)) for path in paths]
-

@@ -101,7 +101,7 @@ def summary(model: Model, results: Sequence[Result]) -> dict[str, Any]:
         "problem": model.problem.name,
         "settings": model.problem.settings,
         "mean": mean(results),
-        "baseline": {"name": "initial guess", "psnr": baseline["psnr"], "ssim": baseline["ssim"]},
+        "baseline": {"name": model.problem.initial_name, "psnr": baseline["psnr"], "ssim": baseline["ssim"]},
         "images": [result.row for result in results],
     }
 
@@ -110,9 +110,7 @@ def summary(model: Model, results: Sequence[Result]) -> dict[str, Any]:
 def convergence(model: Model, measured: Measured, steps: int) -> list[dict[str, float]]:
     """Energy f(x), PSNR and residual along the first `steps` steps of a reconstruction."""
     start = model.problem.initial(measured.operator, measured.y)
-    path = iterates(
-        Anderson(), model.objective(measured.operator, measured.y), start, torch.tensor(model.tuning.step)
-    )
+    path = iterates(Anderson(), model.objective(measured.operator, measured.y), start, torch.tensor(model.tuning.step))
     return [
         {
             "step": k,

@@ -29,7 +29,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     temporary.chmod(0o644)
     try:
         yield temporary
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -1,4 +1,4 @@
-"""The gradient of a loss through a minimiser, by the implicit function theorem: memory independent of the iterations."""
+"""The gradient of a loss through a minimiser, by the implicit function theorem: its memory ignores the iterations."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class ImplicitGradient:
     """dL/dθ = −⟨v, ∂_θ(λ∇h_θ)(x)⟩ with H v = ∂L/∂x and H = ∇²g + λ∇²h, at a minimiser x of f = g + λh.
 
     From ∇g(x) + λ∇h_θ(x, σ) = 0 differentiated in θ (ELDER, Section 3.2; Bai et al. 2019). θ: the network, λ and σ.
-    H is symmetric because h is an energy, so MINRES applies, preconditioned by (AᵀA + c I)⁻¹ with c = λ⟨u, ∇²h u⟩ / ‖u‖²
-    along the gradient u = ∂L/∂x itself. One record of ∇h at x serves all products with H and the last product with v.
+    H is symmetric because h is an energy, so MINRES applies, preconditioned by (AᵀA + c I)⁻¹, c the curvature of λh
+    along the gradient ∂L/∂x. One record of ∇h at x serves all products with H and the last product with v.
 
     tol: relative residual of the linear solve; max_steps: products with H at most.
     """

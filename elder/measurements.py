@@ -39,7 +39,7 @@ def save(path: str | Path, problem: Problem, measured: Measured) -> None:
     arguments = {name: value.squeeze() for name, value in problem.arguments(measured.operator).items()}
     y = measured.y[0, 0] if measured.y.shape[1] == 1 else measured.y[0]
     with files.replacing(path) as temporary:
-        np.savez(temporary, y=y.numpy(), **arguments)
+        np.savez(temporary, allow_pickle=False, **{"y": y.numpy(), **arguments})
 
 
 def read(path: str | Path, problem: Problem, truth: Tensor) -> Measured:

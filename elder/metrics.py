@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def psnr(x: Tensor, truth: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of each image, (b, c, h, w) -> (b,): x clipped to [0, 1], peak 1, no border cut."""
+    """Peak signal-to-noise ratio in dB, (b, c, h, w) -> (b,): x clipped to [0, 1], peak 1, no border cut."""
     error = (x.clamp(0, 1) - truth).double().square().flatten(1).mean(1)
     return -10 * torch.log10(error)
 

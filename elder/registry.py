@@ -18,10 +18,11 @@ def download(uri: str) -> Path:
             f"{uri}: not found in {mlflow.get_tracking_uri()} ({str(error).splitlines()[0]}); "
             "set MLFLOW_TRACKING_URI, or see what there is with: elder models"
         ) from None
-    bundle = folder / "artifacts" / "bundle"
-    if not bundle.is_dir():
+    # MLflow keeps the name that the folder had when it was logged.
+    bundles = list(folder.glob("artifacts/*/config.json"))
+    if len(bundles) != 1:
         raise UserError(f"{uri}: that model was not made by elder")
-    return bundle
+    return bundles[0].parent
 
 
 def listing() -> list[dict[str, Any]]:

@@ -10,8 +10,7 @@ import yaml
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import TaskRun
-from prefect.states import State
+from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
 from pipeline import ROOT, process
@@ -40,9 +39,7 @@ async def _is_busy(task: Task, run: TaskRun, state: State) -> bool:
 def reproduce(stage: str, folder: Path, timeout: float) -> None:
     """`dvc repro --single-item STAGE`, in a process that ends with this task; again later if the repository is busy."""
     logger = get_run_logger()
-    code, lines = process.run(
-        ["dvc", "repro", "--single-item", stage], logger.info, folder=folder, timeout=timeout
-    )
+    code, lines = process.run(["dvc", "repro", "--single-item", stage], logger.info, folder=folder, timeout=timeout)
     if code == 0:
         return
     if any("is busy, it is being blocked by" in line or "Unable to acquire lock" in line for line in lines):

@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from elder import files
 
@@ -44,7 +45,7 @@ def curves(path: Path, methods: Mapping[str, Sequence[Mapping[str, float]]], ima
     _save(figure, path)
 
 
-def _save(figure: plt.Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path) -> None:
     figure.tight_layout()
     with files.replacing(path) as temporary:
         # No creation date: the same pictures make the same file.

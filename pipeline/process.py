@@ -44,12 +44,13 @@ def run(command: Sequence[str], log: Callable[[str], None], *, folder: Path, tim
 
     def expire() -> None:
         expired.set()
-        child.stdin.close()
+        close(child)
 
     timer = threading.Timer(timeout, expire)
     timer.start()
     lines: list[str] = []
     try:
+        assert child.stdout is not None
         for line in child.stdout:
             # A progress bar redraws its line: the last drawing is the one to keep.
             text = line.rstrip().split("\r")[-1]
@@ -59,12 +60,22 @@ def run(command: Sequence[str], log: Callable[[str], None], *, folder: Path, tim
         code = child.wait()
     finally:
         timer.cancel()
-        if not child.stdin.closed:
-            child.stdin.close()
-        child.wait()
+        stop(child)
     if expired.is_set():
         raise TimedOut(f"{' '.join(command)}: killed after {timeout:g} s")
     return code, lines
+
+
+def close(child: subprocess.Popen[str]) -> None:
+    """Have the supervisor kill the command and all that it started."""
+    if child.stdin is not None and not child.stdin.closed:
+        child.stdin.close()
+
+
+def stop(child: subprocess.Popen[str]) -> None:
+    """`close`, and wait until it has ended."""
+    close(child)
+    child.wait()
 
 
 def environment() -> dict[str, str]:

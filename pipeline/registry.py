@@ -11,10 +11,9 @@ import numpy as np
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.types import Schema, TensorSpec
+from mlflow.types import ColSpec, Schema, TensorSpec
 
 import elder
-from elder.errors import UserError
 from elder.evaluation import evaluate, mean
 from elder.measurements import Measured
 from elder.problems import Problem
@@ -72,14 +71,14 @@ def smoke(uri: str, inputs: dict[str, np.ndarray], size: Sequence[int]) -> bool:
 def served_inputs(problem: Problem, measured: Measured) -> dict[str, np.ndarray]:
     """A measurement as the served model takes it: complex values as a last axis of two."""
     y = measured.y[:, 0].numpy()
-    measurement = np.stack([y.real, y.imag], -1) if np.iscomplexobj(y) else y
+    measurement = np.stack([np.real(y), np.imag(y)], -1) if np.iscomplexobj(y) else y
     arguments = {name: value.squeeze() for name, value in problem.arguments(measured.operator).items()}
     return {"measurement": measurement.astype(np.float32), **arguments}
 
 
 def _log_version(name: str, bundle: Path, example: dict[str, np.ndarray]) -> int:
     # Any batch, height and width; the rank and dtype are fixed.
-    specs = [
+    specs: list[ColSpec | TensorSpec] = [
         TensorSpec(value.dtype, (-1,) * min(value.ndim, 3) + value.shape[3:], key) for key, value in example.items()
     ]
     info = mlflow.pyfunc.log_model(
@@ -90,6 +89,7 @@ def _log_version(name: str, bundle: Path, example: dict[str, np.ndarray]) -> int
         registered_model_name=name,
         pip_requirements=["elder"],
     )
+    assert info.registered_model_version is not None
     return int(info.registered_model_version)
 
 
@@ -100,8 +100,4 @@ def _champion_psnr(client: MlflowClient, name: str, data_hash: str, test: Sequen
         return None
     if champion.tags.get("data") == data_hash:
         return float(champion.tags["psnr"])
-    try:
-        return mean(evaluate(elder.load(f"models:/{name}@champion"), test))["psnr"]
-    except UserError:
-        return None
-
+    return mean(evaluate(elder.load(f"models:/{name}@champion"), test))["psnr"]

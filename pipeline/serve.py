@@ -39,8 +39,7 @@ def main() -> None:
         pipeline.serve(name=arguments.name, limit=1, parameters={"folder": str(ROOT)}, **schedule)
     finally:
         if server is not None:
-            server.stdin.close()
-            server.wait()
+            process.stop(server)
 
 
 def start_server(port: int, patience: float = 120) -> subprocess.Popen[str]:
@@ -66,7 +65,7 @@ def start_server(port: int, patience: float = 120) -> subprocess.Popen[str]:
                 return server
         except (urllib.error.URLError, OSError):
             time.sleep(0.5)
-    server.stdin.close()
+    process.stop(server)
     sys.exit(f"serve: the Prefect server did not start within {patience:g} s; see {log}")
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import mlflow
 import numpy as np
-from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 import elder
 
@@ -21,7 +19,7 @@ class Reconstruction(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         self.model = elder.load(context.artifacts["bundle"])
 
-    def predict(self, context: Any, model_input: dict[str, np.ndarray], params: dict[str, Any] | None = None):
+    def predict(self, context, model_input, params=None):  # MLflow reads type hints here as a schema of its own
         inputs = {name: np.asarray(value) for name, value in model_input.items()}
         measurement = inputs.pop("measurement")
         if measurement.ndim == 4:
@@ -30,4 +28,4 @@ class Reconstruction(PythonModel):
         return x[:, 0].clip(0, 1).astype(np.float32)
 
 
-mlflow.models.set_model(Reconstruction())
+set_model(Reconstruction())

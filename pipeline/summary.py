@@ -7,20 +7,21 @@ from pathlib import Path
 
 from elder import files
 from elder.errors import UserError
+from elder.problems import PROBLEMS
 
 NAMES = {
-    "initial": "initial guess",
     "total_variation": "total variation (tuned)",
     "pretrained": "pre-trained (tuned)",
     "finetuned": "DEQ fine-tuned",
 }
 
 
-def table(metrics: dict[str, dict[str, float]]) -> list[str]:
+def table(metrics: dict[str, dict[str, float]], problem: str) -> list[str]:
     """The rows of one cell's table."""
+    names = {"initial": PROBLEMS[problem].initial_name, **NAMES}
     lines = [f"  {'':<26}{'PSNR':>9}{'SSIM':>9}{'steps':>8}"]
     for key, row in metrics.items():
-        lines.append(f"  {NAMES.get(key, key):<26}{row['psnr']:>6.2f} dB{row['ssim']:>9.4f}{row['steps']:>8.1f}")
+        lines.append(f"  {names[key]:<26}{row['psnr']:>6.2f} dB{row['ssim']:>9.4f}{row['steps']:>8.1f}")
     return lines
 
 
@@ -32,7 +33,7 @@ def main() -> None:
     for registered in found:
         folder, verdict = registered.parent, files.read_json(registered)
         print(f"\n{folder.name}, means over the test images")
-        print("\n".join(table(files.read_json(folder / "metrics.json"))))
+        print("\n".join(table(files.read_json(folder / "metrics.json"), verdict["name"].removeprefix("elder-"))))
         alias = "champion" if verdict["promoted"] else "challenger"
         print(f"  {verdict['name']} version {verdict['version']} is {alias}: {verdict['reason']}")
         print(f"  pictures: {folder}/panel.png, {folder}/convergence.png; model: models/{folder.name}")

@@ -51,7 +51,10 @@ def run(cell: str, params: Mapping[str, Any], inputs: Sequence[Path]) -> Iterato
     ).hexdigest()[:16]
     experiment = mlflow.set_experiment(EXPERIMENT).experiment_id
     found = mlflow.search_runs(
-        [experiment], f"tags.cell = '{cell}' and tags.fingerprint = '{fingerprint}'", max_results=1, output_format="list"
+        [experiment],
+        f"tags.cell = '{cell}' and tags.fingerprint = '{fingerprint}'",
+        max_results=1,
+        output_format="list",
     )
     existing = found[0].info.run_id if found else None
     tags = None if existing else {"cell": cell, "stage": cell.split()[0], "fingerprint": fingerprint}
@@ -75,7 +78,7 @@ class Curve:
         self.rows: list[dict[str, float]] = []
         self._log = log
         self._bar = tqdm(total=steps, desc=title, mininterval=1.0, dynamic_ncols=True)
-        self._every = max(1, steps // 200)
+        self._every = max(1, steps // 50)
 
     def __enter__(self) -> Self:
         return self

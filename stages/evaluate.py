@@ -15,7 +15,6 @@ from pipeline import pictures, tracking
 from stages import prepared, settings
 
 TITLES = {
-    "initial": "initial guess",
     "total_variation": "total variation",
     "pretrained": "before DEQ",
     "finetuned": "after DEQ",
@@ -55,7 +54,8 @@ def main(arguments: argparse.Namespace) -> None:
             "pretrained": evaluation.evaluate(before, test),
             "finetuned": evaluation.evaluate(after, test),
         }
-        write(results, out)
+        titles = {"initial": problem.initial_name, **TITLES}
+        write(results, titles, out)
         curves = {
             TITLES[name]: evaluation.convergence(model, test[0], chosen.curve_steps)
             for name, model in (("pretrained", before), ("finetuned", after))
@@ -70,7 +70,7 @@ def main(arguments: argparse.Namespace) -> None:
             log.artifact(out / name)
 
 
-def write(results: dict[str, list[evaluation.Result]], folder: Path) -> None:
+def write(results: dict[str, list[evaluation.Result]], titles: dict[str, str], folder: Path) -> None:
     """The table of means, every image's figures, and the panel. Seconds go to MLflow alone: they never repeat."""
     table = {}
     for name, group in results.items():
@@ -81,7 +81,7 @@ def write(results: dict[str, list[evaluation.Result]], folder: Path) -> None:
     files.write_csv(folder / "images.csv", [{k: v for k, v in row.items() if k != "seconds"} for row in rows])
     truths = [to_array(result.measured.truth[0]) for result in results["initial"]]
     columns = {
-        TITLES[name]: [(to_array(r.x[0]), f"{r.row['psnr']:.2f} dB") for r in group] for name, group in results.items()
+        titles[name]: [(to_array(r.x[0]), f"{r.row['psnr']:.2f} dB") for r in group] for name, group in results.items()
     }
     pictures.panel(folder / "panel.png", {"ground truth": [(truth, "") for truth in truths], **columns})
 

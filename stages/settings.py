@@ -35,7 +35,7 @@ def section(*path: str) -> dict[str, Any]:
 
 
 def typed(cls: type[T], name: str) -> T:
-    """The section `name` as the dataclass `cls`. Raises `UserError` for an unknown key, a missing one or a wrong type."""
+    """The section `name` as the dataclass `cls`. Raises `UserError` for an unknown or missing key, or a wrong type."""
     given = section(*name.split("."))
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]

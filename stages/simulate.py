@@ -29,7 +29,9 @@ def main(arguments: argparse.Namespace) -> None:
     files.write_json(temporary / "training.json", describe(problem, Patches(images, side, names)))
     shutil.rmtree(arguments.out, ignore_errors=True)
     temporary.rename(arguments.out)
-    print(f"{problem.name}: {counts['validation']} validation and {counts['test']} test measurements in {arguments.out}")
+    print(
+        f"{problem.name}: {counts['validation']} validation and {counts['test']} test measurements in {arguments.out}"
+    )
 
 
 def describe(problem: Problem, patches: Patches) -> dict[str, object]:

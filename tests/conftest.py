@@ -60,7 +60,15 @@ def tiny(params: dict) -> dict:
     params["network"] |= {"width": 6, "depth": 3}
     params["pretrain"] |= {"steps": 30, "batch": 4, "patch": 24}
     params["tune"] |= {"tol": 1e-3, "max_steps": 30}
-    params["finetune"] |= {"steps": 3, "batch": 2, "patch": 24, "tol": 1e-3, "max_steps": 40, "validate_every": 2}
+    params["finetune"] |= {
+        "steps": 3,
+        "batch": 2,
+        "patch": 24,
+        "tol": 1e-3,
+        "max_steps": 40,
+        "validate_every": 2,
+        "adjoint_steps": 20,
+    }
     params["evaluate"] |= {"curve_steps": 5, "tv_weights": [0.001, 0.01]}
     return params
 

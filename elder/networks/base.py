@@ -47,6 +47,11 @@ def scaled_init(conv: nn.Conv2d, gain: float = 1.0) -> None:
         nn.init.zeros_(conv.bias)
 
 
+def channels_last(network: nn.Module) -> None:
+    """Lay the weights out channel by channel of a pixel: about twice as fast on a CPU."""
+    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
 def elu(u: Tensor) -> Tensor:
     """ELU, which keeps a gradient network's energy continuously differentiable; in place where nothing records."""
     return F.elu(u, inplace=not torch.is_grad_enabled())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import torch
+from itertools import pairwise
+from typing import cast
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from elder.networks.base import Network, Pullback, elu, elu_pullback, scaled_init, with_noise_map
+from elder.networks.base import Network, Pullback, channels_last, elu, elu_pullback, scaled_init, with_noise_map
 
 
 class DnCNN(Network):
@@ -22,11 +24,16 @@ class DnCNN(Network):
             raise ValueError(f"DnCNN needs channels, width >= 1 and depth >= 2; got {channels}, {width}, {depth}")
         self.channels = channels
         widths = [channels + 1, *[width] * (depth - 1), channels]
-        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in zip(widths[:-1], widths[1:], strict=True))
-        for conv in self.convs[:-1]:
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in pairwise(widths))
+        for conv in self.layers[:-1]:
             scaled_init(conv, gain=2**0.5)
-        scaled_init(self.convs[-1], gain=0.1)
-        self.to(memory_format=torch.channels_last)
+        scaled_init(self.layers[-1], gain=0.1)
+        channels_last(self)
+
+    @property
+    def layers(self) -> list[nn.Conv2d]:
+        """The convolutions, from first to last."""
+        return cast("list[nn.Conv2d]", list(self.convs))
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         return x - self._activations(x, sigma)[-1]
@@ -36,10 +43,10 @@ class DnCNN(Network):
 
         def pullback(v: Tensor) -> Tensor:
             u = v
-            for conv, a in zip(reversed(self.convs[1:]), reversed(hidden), strict=True):
+            for conv, a in zip(reversed(self.layers[1:]), reversed(hidden), strict=True):
                 u = elu_pullback(F.conv_transpose2d(u, conv.weight, padding=1), a)
             # The noise map is a constant of the picture: its channel has no part in the Jacobian.
-            return v - F.conv_transpose2d(u, self.convs[0].weight[:, : self.channels], padding=1)
+            return v - F.conv_transpose2d(u, self.layers[0].weight[:, : self.channels], padding=1)
 
         return x - f, pullback
 
@@ -47,7 +54,7 @@ class DnCNN(Network):
         self.check(x)
         u = with_noise_map(x, sigma)
         outputs = []
-        for conv in self.convs[:-1]:
+        for conv in self.layers[:-1]:
             u = elu(conv(u))
             outputs.append(u)
-        return [*outputs, self.convs[-1](u)]
+        return [*outputs, self.layers[-1](u)]

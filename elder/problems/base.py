@@ -30,6 +30,7 @@ class Problem(ABC):
     seed: int = 0
 
     name: ClassVar[str]
+    initial_name: ClassVar[str] = "adjoint"  # what `initial` gives, in a table
 
     def __post_init__(self) -> None:
         if not 0 <= self.noise <= 1:
@@ -79,7 +80,7 @@ class Problem(ABC):
         hint = typing.get_type_hints(cls)[key]
         options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
         for option in options:
-            if option is float and type(value) is int or option is type(value):
+            if (option is float and type(value) is int) or option is type(value):
                 return option(value)
             if isinstance(value, str):
                 try:

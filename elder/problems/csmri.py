@@ -28,6 +28,7 @@ class CSMRI(Problem):
     """
 
     name: ClassVar[str] = "csmri"
+    initial_name: ClassVar[str] = "zero-filled"
     ratio: float = 0.2
     mask: str = "radial"
 
@@ -57,7 +58,9 @@ class CSMRI(Problem):
     def bind(self, y: Tensor, **arguments: Any) -> MaskedFourier:
         mask = arguments.get("mask", None if self.mask in MASKS else self.mask)
         if mask is None:
-            raise UserError("a csmri measurement needs the mask that sampled it: give mask=FILE, or an .npz with `mask`")
+            raise UserError(
+                "a csmri measurement needs the mask that sampled it: give mask=FILE, or an .npz with `mask`"
+            )
         array = files.read_array(mask, key="mask_matrix") if isinstance(mask, str | Path) else np.asarray(mask)
         return _operator(array, str(mask) if isinstance(mask, str | Path) else "an array")
 

@@ -19,6 +19,7 @@ class Denoise(Problem):
     """y = x + e."""
 
     name: ClassVar[str] = "denoise"
+    initial_name: ClassVar[str] = "noisy"
     noise: float = 0.1
 
     def operator(self, size: Size, batch: int, generator: torch.Generator) -> Operator:

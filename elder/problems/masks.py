@@ -12,7 +12,7 @@ Size = tuple[int, int]
 
 
 def radial(size: Size, ratio: float, generator: torch.Generator) -> Tensor:
-    """Pseudo-radial: as many lines through the centre, at equal angles from a random one, as come nearest to `ratio`."""
+    """Lines through the centre, at equal angles from a random one, as many as come nearest to `ratio`."""
     offset = float(torch.rand((), generator=generator, dtype=torch.float64)) * math.pi
     low, high = 1, 4 * max(size)
     while low < high:  # the share sampled grows with the number of lines

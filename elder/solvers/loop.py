@@ -93,7 +93,9 @@ def solve(
             steps[active[index]] = count - s.stalled[index].long()
             for i in done:
                 status[int(active[i])] = stop[i] or Status.MAX_STEPS
-            keep = torch.tensor([i for i in range(len(active)) if i not in set(done)], device=x0.device, dtype=torch.long)
+            keep = torch.tensor(
+                [i for i in range(len(active)) if i not in set(done)], device=x0.device, dtype=torch.long
+            )
             if not len(keep):
                 break
             active, s, objective = active[keep], s.select(keep), objective.select(keep)

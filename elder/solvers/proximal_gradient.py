@@ -30,9 +30,7 @@ class Iterate:
         """The images `index` of the batch alone."""
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
         memory = parts.pop("memory")
-        return Iterate(
-            **{name: part[index] for name, part in parts.items()}, memory=memory and memory.select(index)
-        )
+        return Iterate(**{name: part[index] for name, part in parts.items()}, memory=memory and memory.select(index))
 
     def put(self, index: Tensor, part: Iterate) -> Iterate:
         """These iterates with the images `index` taken from `part`; the memory stays."""
@@ -122,4 +120,3 @@ def _propose(objective: Objective, s: Iterate) -> Iterate:
     """The proximal step from s.x, and its relative length."""
     p = objective.fidelity.prox(s.x - per_image(s.step, s.x) * s.slope, s.step)
     return replace(s, proposal=p, residual=norm(p - s.x) / norm(s.x).clamp(min=torch.finfo(s.x.dtype).tiny))
-

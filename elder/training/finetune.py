@@ -14,10 +14,10 @@ from elder.errors import UserError
 from elder.fidelity import LeastSquares
 from elder.images import Patches
 from elder.implicit import ImplicitGradient
+from elder.measurements import Measured
 from elder.model import Model
 from elder.objective import Objective
 from elder.solvers import Anderson, solve
-from elder.measurements import Measured
 from elder.training.validation import reconstruct_all
 
 Report = Callable[[int, dict[str, float]], None]
@@ -30,17 +30,17 @@ LOSSES: dict[str, Callable[[Tensor], Tensor]] = {"mse": torch.mean, "psnr": lamb
 class Finetuning:
     """Settings of `finetune`."""
 
-    steps: int = 100
-    batch: int = 4
-    patch: int = 96
-    learning_rate: float = 1e-4  # of the network, the peak of a one-cycle schedule
+    steps: int = 240
+    batch: int = 8
+    patch: int = 48
+    learning_rate: float = 3e-4  # of the network, the peak of a one-cycle schedule
     tuning_rate: float = 1e-2  # of log λ and log σ, likewise
-    clip: float = 1.0  # largest gradient norm
-    tol: float = 1e-4  # of the forward solve
-    max_steps: int = 150
-    adjoint_tol: float = 1e-2  # of the linear solve of the backward pass
-    adjoint_steps: int = 100
-    validate_every: int = 25
+    clip: float = 3.0  # largest gradient norm
+    tol: float = 3e-4  # of the forward solve
+    max_steps: int = 60
+    adjoint_tol: float = 5e-2  # of the linear solve of the backward pass
+    adjoint_steps: int = 40
+    validate_every: int = 40
     loss: str = "psnr"  # mse: mean squared error; psnr: its logarithm, image by image
     patience: int = 10  # steps in a row without any usable image before training gives up
     seed: int = 0
@@ -99,7 +99,8 @@ def finetune(
         operator, y = before.problem.simulate(x, generator)
         start = before.problem.initial(operator, y)
         figures, scale = _update(theta, optimizer, LeastSquares.of(operator, y), start, x, scale, settings)
-        schedule.step()
+        if "loss" in figures:
+            schedule.step()
         failures = failures + 1 if "loss" not in figures else 0
         if failures >= settings.patience:
             raise FloatingPointError(

@@ -58,7 +58,7 @@ def pretrain(regularizer: Regularizer, patches: Patches, settings: Pretraining, 
         torch.nn.utils.clip_grad_norm_(regularizer.parameters(), settings.clip)
         optimizer.step()
         schedule.step()
-        report(step + 1, {"loss": float(loss.detach()), "learning_rate": schedule.get_last_lr()[0]})
+        report(step + 1, {"loss": float(loss.detach()), "learning_rate": float(schedule.get_last_lr()[0])})
 
 
 @torch.no_grad()

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from elder.model import Model, Tuning
 from elder.measurements import Measured
+from elder.model import Model, Tuning
 from elder.training.validation import reconstruct_all
+
+# dB that a step of the search must gain: less is the grid's noise, and λ is nearly free where there is no noise.
+GAIN = 0.01
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def tune(
             improved = False
             for w, s in ((1, factor), (1, 1 / factor), (factor, 1), (1 / factor, 1)):
                 score = attempt(weight * w, sigma * s)
-                if score > best + 1e-3:
+                if score > best + GAIN:
                     best, weight, sigma, improved = score, weight * w, min(max(sigma * s, 1 / 255), 1.0), True
                     break
     tuning = max(trials.values(), key=lambda pair: pair[0].psnr)[1]

@@ -1,0 +1,105 @@
+"""The command `elder`, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from elder import files
+from elder.cli import main
+
+
+def failure(capsys, *arguments: object) -> str:
+    """The one line on stderr of a command that exits with 1."""
+    assert main([str(a) for a in arguments]) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_simulate_then_reconstruct_then_the_picture_is_there(bundle, photographs, tmp_path, capsys):
+    assert main(["simulate", "csmri", "--images", str(photographs), "--out", str(tmp_path), "--set", "ratio=0.5"]) == 0
+    for suffix in (".png", ".tif", ".npy"):
+        out = tmp_path / f"camera{suffix}"
+        measurement = tmp_path / "camera.npz"
+        assert main(["reconstruct", str(bundle), "--measurement", str(measurement), "--out", str(out)]) == 0
+        assert files.read_arrays(out)["y"].shape == (40, 48)
+    assert "after" in capsys.readouterr().out
+
+
+def test_a_measurement_file_without_its_mask_takes_one_by_setting(bundle, photographs, mask, tmp_path, capsys):
+    settings = ["--set", f"mask={mask}"]
+    assert main(["simulate", "csmri", "--images", str(photographs), "--out", str(tmp_path), *settings]) == 0
+    y = tmp_path / "y.npy"
+    np.save(y, files.read_arrays(tmp_path / "camera.npz")["y"])
+    out = tmp_path / "x.png"
+    assert "needs the mask" in failure(capsys, "reconstruct", bundle, "--measurement", y, "--out", out)
+    assert not out.exists()
+    assert main(["reconstruct", str(bundle), "--measurement", str(y), "--out", str(out), *settings]) == 0
+    assert out.exists()
+
+
+def test_evaluate_writes_the_figures_of_the_design(bundle, photographs, mask, tmp_path):
+    arguments = ["evaluate", str(bundle), "--images", str(photographs), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--set", f"mask={mask}", "--limit", "2"]) == 0
+    report = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert report.keys() == {"problem", "settings", "mean", "baseline", "images"}
+    assert report["problem"] == "csmri"
+    assert report["settings"]["mask"] == str(mask)
+    assert report["mean"].keys() == {"psnr", "ssim", "steps", "seconds"}
+    assert [image["name"] for image in report["images"]] == ["brick", "camera"]
+    for image in report["images"]:
+        assert image.keys() == {
+            "name", "psnr", "ssim", "psnr_initial", "steps", "status", "monotone", "seconds"
+        }  # fmt: skip
+        assert image["monotone"]
+    assert report["mean"]["psnr"] == pytest.approx(np.mean([image["psnr"] for image in report["images"]]))
+
+
+def test_bad_input_ends_in_one_line_and_nothing_half_written(bundle, photographs, mask, tmp_path, capsys):
+    out = tmp_path / "out"
+    evaluate = ("evaluate", bundle, "--images", photographs, "--out", out)
+    wrong = tmp_path / "wrong.npy"
+    np.save(wrong, np.eye(32, dtype=np.uint8))
+    assert "32x32 but the image is 40x48" in failure(capsys, *evaluate, "--set", f"mask={wrong}")
+    assert "unknown setting 'angles'" in failure(capsys, *evaluate, "--set", "angles=9")
+    assert "no model here" in failure(capsys, "evaluate", tmp_path, "--images", photographs, "--out", out)
+    assert "no such folder" in failure(capsys, "evaluate", bundle, "--images", tmp_path / "none", "--out", out)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "holds no picture" in failure(capsys, "evaluate", bundle, "--images", empty, "--out", out)
+    tifffile.imwrite(empty / "nan.tif", np.full((40, 48), np.nan, np.float32))
+    assert "nan.tif: holds NaN" in failure(capsys, "evaluate", bundle, "--images", empty, "--out", out)
+    assert "unknown problem" in failure(capsys, "simulate", "mri", "--images", photographs, "--out", out)
+    assert "can't write" in failure(capsys, "reconstruct", bundle, "--measurement", mask, "--out", tmp_path / "x.bmp")
+    assert not out.exists()
+
+
+def test_wrong_usage_exits_with_two():
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate"])
+    assert ended.value.code == 2
+    with pytest.raises(SystemExit) as ended:
+        main(["simulate", "csmri", "--images", "a", "--out", "b", "--set", "ratio"])
+    assert ended.value.code == 2
+
+
+@pytest.mark.parametrize("command", ["simulate", "reconstruct", "evaluate", "models"])
+def test_help_teaches_by_example(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert "examples:" in capsys.readouterr().out
+
+
+def test_the_installed_command_answers():
+    tool = Path(sys.executable).with_name("elder")
+    assert subprocess.run([tool, "--help"], capture_output=True, text=True, check=True).stdout.startswith(
+        "usage: elder"
+    )

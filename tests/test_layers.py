@@ -1,0 +1,73 @@
+"""Who imports whom: the library knows no orchestrator, and dvc.yaml names what a stage really imports."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+# What the library may import beyond the standard library; the second row inside functions only.
+LIBRARY = {"elder", "torch", "numpy", "skimage", "safetensors"}
+OPTIONAL = {"scipy", "h5py", "tifffile", "mlflow"}
+
+
+def imported(node: ast.AST) -> set[str]:
+    if isinstance(node, ast.Import):
+        return {alias.name.split(".")[0] for alias in node.names}
+    return {node.module.split(".")[0]} if isinstance(node, ast.ImportFrom) and node.module else set()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "elder").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_library_imports_no_orchestrator(path: Path):
+    tree = ast.parse(path.read_text())
+    top = set().union(*(imported(node) for node in tree.body))
+    everywhere = set().union(*(imported(node) for node in ast.walk(tree)))
+    standard = set(sys.stdlib_module_names)
+    assert top - standard <= LIBRARY
+    assert everywhere - standard <= LIBRARY | OPTIONAL
+    if path.name != "registry.py":
+        assert "mlflow" not in everywhere
+
+
+def test_the_layer_law_catches_an_orchestrator():
+    assert imported(ast.parse("from prefect.flows import flow").body[0]) == {"prefect"}
+    assert imported(ast.parse("import dvc.api").body[0]) == {"dvc"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_dvc_knows_every_library_file_that_a_stage_imports(stage: str):
+    code = (
+        f"import sys, stages.{stage}\n"
+        "print(*[m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'elder'], sep='\\n')"
+    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    files = {Path(line).relative_to(ROOT) for line in out.splitlines()} | {Path("stages") / f"{stage}.py"}
+    deps = {Path(dep) for dep in STAGES[stage]["deps"] if dep.startswith(("elder/", "stages/"))}
+    missing = {file for file in files if not deps & {file, *file.parents}}
+    unused = {dep for dep in deps if not any(dep in (file, *file.parents) for file in files)}
+    assert not missing
+    assert not unused
+
+
+def test_a_change_of_the_solver_does_not_retrain_the_denoiser():
+    assert not any("solvers" in dep or "operators" in dep for dep in STAGES["pretrain"]["deps"])
+
+
+def test_every_setting_is_watched_by_a_stage():
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    watched = {name.split(".")[0] for stage in STAGES.values() for name in stage["params"]}
+    assert params.keys() - {"problems", "regularizers"} == watched
+
+
+def test_importing_the_library_loads_no_heavy_extra():
+    code = (
+        "import sys, elder; elder.load; print(*[n for n in ('mlflow', 'prefect', 'dvc', 'h5py') if n in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert not out.strip()

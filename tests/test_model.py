@@ -1,0 +1,83 @@
+"""The bundle on disk, `load` and `reconstruct`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import elder
+from elder import UserError
+from elder.measurements import measure
+
+
+@pytest.fixture
+def measurement(small_model, rng):
+    return measure(small_model.problem, ["x"], [torch.rand((1, 1, 18, 21), generator=rng)])[0]
+
+
+def test_a_bundle_reconstructs_as_the_model_that_wrote_it(small_model, bundle, measurement):
+    loaded = elder.load(bundle)
+    assert loaded.problem == small_model.problem
+    assert loaded.tuning == small_model.tuning
+    expected = small_model.solve(measurement.operator, measurement.y)
+    x, info = loaded.reconstruct(measurement.y, mask=measurement.operator.mask.numpy())
+    assert torch.equal(x, expected.x)
+    assert info.steps == expected.steps.tolist()
+
+
+def test_a_bundle_is_two_files_without_pickle(bundle):
+    assert sorted(path.name for path in bundle.iterdir()) == ["config.json", "weights.safetensors"]
+
+
+def test_arrays_give_arrays_and_a_single_picture_plain_figures(bundle, measurement):
+    y, mask = measurement.y[0, 0].numpy(), measurement.operator.mask[0, 0].numpy()
+    x, info = elder.load(bundle).reconstruct(y, mask=mask)
+    assert isinstance(x, np.ndarray)
+    assert x.shape == y.shape
+    assert info.status in ("converged", "precision", "max_steps")
+    assert isinstance(info.steps, int)
+    assert info.seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda y, m: (y[0, 0, 0], m), "must be"),
+        (lambda y, m: (y[0, 0].real, m), "complex"),
+        (lambda y, m: (y[0, 0] * np.nan, m), "NaN"),
+        (lambda y, m: (y[0, 0], m[:-1]), "mask is 17x21 but the measurement is 18x21"),
+        (lambda y, m: (y[0, 0], m * 0), "two values"),
+        (lambda y, m: (y[0, 0], None), "needs the mask"),
+    ],
+)
+def test_a_measurement_that_does_not_fit_is_named(change, message, bundle, measurement):
+    y, mask = change(measurement.y.numpy(), measurement.operator.mask[0, 0].numpy())
+    arguments = {} if mask is None else {"mask": mask}
+    with pytest.raises(UserError, match=message):
+        elder.load(bundle).reconstruct(y, **arguments)
+
+
+def test_a_missing_bundle_is_named(tmp_path):
+    with pytest.raises(UserError, match="no model here"):
+        elder.load(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "shape", "json", "format"])
+def test_a_broken_bundle_is_named(damage, bundle, tmp_path):
+    folder = tmp_path / "broken"
+    shutil.copytree(bundle, folder)
+    config = json.loads((folder / "config.json").read_text())
+    if damage == "truncate":
+        weights = (folder / "weights.safetensors").read_bytes()
+        (folder / "weights.safetensors").write_bytes(weights[: len(weights) // 2])
+    elif damage == "shape":
+        config["regularizer"]["network"]["width"] = 9
+    elif damage == "format":
+        config["format"] = 99
+    (folder / "config.json").write_text("{" if damage == "json" else json.dumps(config))
+    with pytest.raises(UserError, match="broken"):
+        elder.load(folder)

@@ -1,0 +1,104 @@
+"""Pre-training, tuning and fine-tuning do what they say, and repeat."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from elder import UserError, files, problems, regularizers
+from elder.images import Patches, to_tensor
+from elder.measurements import Measured, measure
+from elder.model import Model, Tuning
+from elder.training.finetune import Finetuning, finetune
+from elder.training.pretrain import Pretraining, denoising_psnr, pretrain
+from elder.training.tune import tune
+from elder.training.validation import reconstruct_all
+
+DESCRIPTION = {"name": "least_squares", "network": {"name": "dncnn", "channels": 1, "width": 8, "depth": 3}}
+
+
+def silent(step: int, figures: dict[str, float]) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def images(photographs) -> list[torch.Tensor]:
+    return [to_tensor(files.read_image(path)) for path in files.list_images(photographs)]
+
+
+@pytest.fixture(scope="module")
+def patches(images) -> Patches:
+    return Patches(images[1:], 24, [str(i) for i in range(1, len(images))])
+
+
+def pretrained(patches: Patches, steps: int) -> regularizers.Energy:
+    torch.manual_seed(1)
+    energy = regularizers.make(**DESCRIPTION)
+    pretrain(energy, patches, Pretraining(steps=steps, batch=8, patch=24, learning_rate=5e-3), silent)
+    return energy
+
+
+@pytest.fixture(scope="module")
+def tuned(patches, images) -> tuple[Model, list[Measured]]:
+    problem = problems.make("csmri", {"ratio": 0.4, "seed": 5})
+    validation = measure(problem, ["brick", "camera"], images[:2])
+    start = Tuning(0.1, 0.1, 10.0, tol=1e-4, max_steps=100)
+    model = Model(problem, pretrained(patches, 150).eval().requires_grad_(False), start, DESCRIPTION)
+    return tune(model, validation, start=start)[0], validation
+
+
+def test_pretraining_denoises(patches, images):
+    before = denoising_psnr(pretrained(patches, 1), images[:1], 0.1)
+    assert denoising_psnr(pretrained(patches, 150), images[:1], 0.1) > before + 3
+
+
+def test_pretraining_repeats(patches):
+    first, again = (pretrained(patches, 5).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_tuning_finds_no_worse_than_where_it_starts(tuned):
+    model, validation = tuned
+    start = replace(model, tuning=Tuning(0.1, 0.1, 10.0, tol=1e-4, max_steps=100))
+    assert reconstruct_all(model, validation)[0] >= reconstruct_all(start, validation)[0]
+
+
+def test_finetuning_lowers_the_error_of_the_fixed_points(tuned, patches):
+    before, validation = tuned
+    settings = Finetuning(steps=30, batch=4, patch=24, learning_rate=5e-4, tuning_rate=0.03, validate_every=5)
+    rows = []
+    after = finetune(before, patches, validation, settings, lambda step, figures: rows.append(figures))
+    assert reconstruct_all(after, validation)[0] > reconstruct_all(before, validation)[0] + 0.1
+    assert len(rows) == 31
+    assert {"loss", "gradient_norm", "forward_steps", "backward_products", "weight", "sigma", "step"} <= rows[1].keys()
+    # The model it began with is as it was.
+    assert not any(p.requires_grad for p in before.regularizer.parameters())
+
+
+def test_finetuning_repeats(tuned, patches):
+    before, validation = tuned
+    settings = Finetuning(steps=2, batch=2, patch=24, validate_every=1)
+    first, again = (finetune(before, patches, validation, settings, silent) for _ in range(2))
+    assert first.tuning == again.tuning
+    for a, b in zip(first.regularizer.parameters(), again.regularizer.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_finetuning_gives_up_with_advice(tuned, patches):
+    before, validation = tuned
+    hopeless = Finetuning(steps=9, batch=2, patch=24, tol=1e-13, max_steps=1, patience=3)
+    with pytest.raises(FloatingPointError, match=r"no image was usable in 3 steps in a row.*max_steps"):
+        finetune(before, patches, validation, hopeless, silent)
+
+
+def test_an_image_smaller_than_the_patch_is_named(images):
+    with pytest.raises(UserError, match="coin is 40x48, smaller than patch=64"):
+        Patches(images[:1], 64, ["coin"])
+
+
+@pytest.mark.parametrize("settings", [{"steps": 0}, {"loss": "l1"}, {"tol": -1.0}])
+def test_bad_settings_name_themselves(settings):
+    with pytest.raises(UserError, match=f"finetune.{next(iter(settings))}"):
+        Finetuning(**settings)

@@ -21,6 +21,7 @@ lint: $(READY)  ## ruff and pyright
 
 bench: $(READY)  ## every benchmark, side by side
 	@$(BIN)/python -m benchmarks.memory
+	@$(BIN)/python -m benchmarks.gradient
 
 flow: $(READY)  ## the same pipeline as a Prefect flow
 	@$(BIN)/python -m pipeline.flows

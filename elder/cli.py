@@ -13,6 +13,7 @@ EPILOG = {
     "simulate": """examples:
   elder simulate csmri --images photos --out measurements --set ratio=0.3 --set mask=cartesian
   elder simulate csmri --images brains --out measurements --set mask=mask_20.mat --set noise=0.01
+  elder simulate superres --images photos --out measurements --set scale=3 --set kernel=kernels.mat:2
 
 Writes OUT/NAME.npz for every picture: y, the measurement, and what the operator needs besides (mask for csmri).""",
     "reconstruct": """examples:
@@ -64,11 +65,14 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     def settings(sub: argparse.ArgumentParser) -> None:
-        text = "a setting of the problem: noise, seed, and its own (csmri: ratio, mask); may be repeated"
+        text = (
+            "a setting of the problem, may be repeated: noise, seed, and its own (csmri: ratio, mask; ct: angles; "
+            "deblur: kernel; inpaint: missing; superres: scale, kernel)"
+        )
         sub.add_argument("--set", action="append", default=[], type=_pair, metavar="KEY=VALUE", help=text)
 
     sub = command("simulate", _simulate, "make measurements from clean pictures")
-    sub.add_argument("problem", metavar="PROBLEM", help="csmri or denoise")
+    sub.add_argument("problem", metavar="PROBLEM", help="csmri, ct, deblur, denoise, inpaint or superres")
     sub.add_argument("--images", type=Path, required=True, metavar="DIR", help="clean pictures, searched recursively")
     sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the measurements go")
     settings(sub)

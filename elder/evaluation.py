@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elder.fidelity import LeastSquares
 from elder.measurements import Measured
 from elder.metrics import psnr, ssim
 from elder.model import Model
@@ -77,7 +76,7 @@ def evaluate_tv(problem: Problem, measured: Sequence[Measured], weight: float) -
     for m in measured:
         start = time.perf_counter()
         initial = problem.initial(m.operator, m.y)
-        x, steps = reconstruct_tv(LeastSquares.of(m.operator, m.y), initial, weight)
+        x, steps = reconstruct_tv(problem.fidelity(m.operator, m.y), initial, weight)
         # The primal-dual method is no descent method: its energy may rise on the way.
         results.append(Result(m, initial, x, int(steps), "converged", False, time.perf_counter() - start))
     return results

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from elder.operators.base import Operator
+from elder.operators.masking import Masking
 from elder.tensors import dot, per_image
 
 
@@ -22,8 +24,7 @@ class LeastSquares:
     def of(cls, operator: Operator, y: Tensor) -> LeastSquares:
         """The data term of the measurement y. Raises `ValueError` when y is not finite or does not fit."""
         operator.check(y)
-        if not bool(y.isfinite().all()):
-            raise ValueError("the measurement holds NaN or infinite values: repair or mask them first")
+        _check_finite(y)
         return cls(operator, y, operator.AT(y))
 
     def value(self, x: Tensor) -> Tensor:
@@ -40,6 +41,70 @@ class LeastSquares:
         tau = per_image(step, v)
         return self.operator.shifted_solve(v + tau * self.back_projection, tau)
 
+    def hessian(self, v: Tensor) -> Tensor:
+        """∇²g v = AᵀA v."""
+        return self.operator.normal(v)
+
+    def free(self, v: Tensor) -> Tensor:
+        """v: every direction is free."""
+        return v
+
+    def precondition(self, r: Tensor, c: Tensor) -> Tensor:
+        """(AᵀA + c I)⁻¹ r; c: (b, 1, 1, 1)."""
+        return self.operator.shifted_solve(r / c, 1 / c)
+
     def select(self, index: Tensor) -> LeastSquares:
         """The data term of the images `index` of the batch alone."""
         return LeastSquares(self.operator.select(index), self.y[index], self.back_projection[index])
+
+
+@dataclass(frozen=True, eq=False)
+class HardConstraint:
+    """g(x) = 0 where M x = y, infinite elsewhere: measured pixels are kept as they are. Made by `HardConstraint.of`.
+
+    For a mask M alone. Every iterate of a proximal method from a start that satisfies M x = y satisfies it, and so does
+    every affine combination of such points; `value` is that of feasible points, which is zero.
+    """
+
+    operator: Masking
+    y: Tensor
+
+    @classmethod
+    def of(cls, operator: Masking, y: Tensor) -> HardConstraint:
+        """The constraint of the measurement y. Raises `ValueError` when y is not finite or does not fit."""
+        operator.check(y)
+        _check_finite(y)
+        return cls(operator, y)
+
+    def value(self, x: Tensor) -> Tensor:
+        """Zero, (b, c, h, w) -> (b,) in float64."""
+        return torch.zeros(len(x), dtype=torch.float64, device=x.device)
+
+    def grad(self, x: Tensor) -> Tensor:
+        """Zero: within the constraint g is constant."""
+        return torch.zeros_like(x)
+
+    def prox(self, v: Tensor, step: Tensor) -> Tensor:
+        """The projection: y where there is a pixel, v elsewhere, for every step."""
+        return torch.where(self.operator.mask > 0, self.y, v)
+
+    def hessian(self, v: Tensor) -> Tensor:
+        return torch.zeros_like(v)
+
+    def free(self, v: Tensor) -> Tensor:
+        """v on the pixels that may move, zero on the others."""
+        return (1 - self.operator.mask) * v
+
+    def precondition(self, r: Tensor, c: Tensor) -> Tensor:
+        return r / c
+
+    def select(self, index: Tensor) -> HardConstraint:
+        return HardConstraint(self.operator.select(index), self.y[index])
+
+
+Fidelity = LeastSquares | HardConstraint
+
+
+def _check_finite(y: Tensor) -> None:
+    if not bool(y.isfinite().all()):
+        raise ValueError("the measurement holds NaN or infinite values: repair or mask them first")

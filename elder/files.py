@@ -96,6 +96,18 @@ def read_array(path: str | Path, key: str = "y") -> np.ndarray:
     raise UserError(f"{path}: holds {', '.join(sorted(arrays))} and not {key!r}")
 
 
+def read_stack(path: str | Path) -> list[np.ndarray]:
+    """The two-dimensional arrays of a file: its one array, the cells of a cell array, or the first axis of a stack."""
+    arrays = read_arrays(path)
+    cells = [array for name, array in sorted(arrays.items()) if not name.startswith("#")]
+    if len(cells) != 1:
+        raise UserError(f"{path}: must hold one array; it holds {', '.join(sorted(arrays)) or 'none'}")
+    array = cells[0]
+    if array.dtype == object:
+        return [np.asarray(cell) for cell in array.flatten()]
+    return [array] if array.ndim == 2 else list(array)
+
+
 def read_image(path: str | Path) -> np.ndarray:
     """A picture as float32 (h, w) or (h, w, 3) in [0, 1]: integers are divided by the range of their type.
 
@@ -178,8 +190,15 @@ def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
 
     def collect(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            arrays[name] = np.asarray(item)
+        if not isinstance(item, h5py.Dataset) or name.startswith("#"):
+            return
+        array = np.asarray(item)
+        if array.dtype == object:  # a MATLAB cell array holds references
+            cells = np.empty(array.size, dtype=object)
+            for index, reference in enumerate(array.flatten()):
+                cells[index] = np.asarray(item.file[reference]).T
+            array = cells
+        arrays[name] = array
 
     with h5py.File(path, "r") as file:
         file.visititems(collect)

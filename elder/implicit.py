@@ -61,17 +61,17 @@ class ImplicitGradient:
 
         def hessian(v: Tensor) -> Tensor:
             (product,) = torch.autograd.grad(slope, x, v, retain_graph=True)
-            return objective.fidelity.operator.normal(v) + product
+            return objective.fidelity.hessian(v) + objective.fidelity.free(product)
 
         def solve_adjoint(loss_gradient: Tensor) -> Tensor:
-            u = loss_gradient.detach()
-            data = objective.fidelity.operator.normal(u)
+            u = objective.fidelity.free(loss_gradient.detach())
+            data = objective.fidelity.hessian(u)
             scale = dot(u, u).clamp(min=torch.finfo(torch.float64).tiny)
             curvature = ((dot(u, hessian(u)) - dot(u, data)) / scale).clamp(min=1e-6)
             c = per_image(curvature, u)
 
             def precondition(r: Tensor) -> Tensor:
-                return objective.fidelity.operator.shifted_solve(r / c, 1 / c)
+                return objective.fidelity.precondition(r, c)
 
             report.solution = minres(hessian, u, precondition, tol=self.tol, max_steps=self.max_steps)
             return torch.where(per_image(report.solution.converged, u) > 0, report.solution.v, 0.0)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from elder import bundle, problems
 from elder.errors import UserError
-from elder.fidelity import LeastSquares
 from elder.objective import Objective
 from elder.operators.base import Operator
 from elder.problems.base import Problem
@@ -63,7 +62,7 @@ class Model:
         """f(x) = g(x; y) + λ h(x, σ) for the measurement y."""
         weight = torch.tensor(self.tuning.weight, dtype=torch.float64, device=y.device)
         sigma = torch.tensor(self.tuning.sigma, dtype=torch.float64, device=y.device)
-        return Objective(LeastSquares.of(operator, y), self.regularizer, weight, sigma)
+        return Objective(self.problem.fidelity(operator, y), self.regularizer, weight, sigma)
 
     def solve(self, operator: Operator, y: Tensor) -> Solution:
         """Minimise f from the problem's initial guess."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from elder.fidelity import LeastSquares
+from elder.fidelity import Fidelity
 from elder.regularizers.base import Energy
 
 
@@ -14,7 +14,7 @@ from elder.regularizers.base import Energy
 class Objective:
     """f(x) = g(x; y) + λ h_θ(x, σ); weight λ >= 0 and sigma σ are scalars."""
 
-    fidelity: LeastSquares
+    fidelity: Fidelity
     regularizer: Energy
     weight: Tensor
     sigma: Tensor

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from elder.fidelity import LeastSquares
+from elder.fidelity import Fidelity
 from elder.tensors import norm
 
 
 @torch.no_grad()
 def reconstruct_tv(
-    fidelity: LeastSquares, x0: Tensor, weight: float, *, tol: float = 1e-4, max_steps: int = 500
+    fidelity: Fidelity, x0: Tensor, weight: float, *, tol: float = 1e-4, max_steps: int = 500
 ) -> tuple[Tensor, Tensor]:
     """argmin_x ½‖A x − y‖² + λ Σ ‖(∇x)ᵢ‖₂ by the primal-dual method (Chambolle & Pock 2011, Algorithm 1, θ = 1).
 

@@ -43,7 +43,7 @@ def main() -> None:
 Next:
   source .venv/bin/activate
   elder evaluate models:/{name}@champion --images YOUR_PICTURES --out report    on pictures of yours
-  dvc exp run -S finetune.steps=300                                  train longer; only what follows runs anew
+  dvc repro, after a change in params.yaml                            only what the change affects runs anew
   mlflow ui --backend-store-uri sqlite:///mlflow.db                  curves, runs and the registry in a browser
   python -m pipeline.serve --cron "0 3 * * *"                        retrain every night"""
     )

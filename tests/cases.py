@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from elder import networks, regularizers
-from elder.operators import Identity, MaskedFourier, Operator
+from elder.operators import Blur, Identity, MaskedFourier, Masking, Operator, Radon
 from elder.problems import masks
 
 # Non-square, odd and even, batched.
@@ -29,19 +29,44 @@ def masked_fourier(kind: str, each: bool) -> Callable[[tuple[int, ...], Rng], Op
     return make
 
 
+def blur(scale: int, each: bool) -> Callable[[tuple[int, ...], Rng], Operator]:
+    def make(shape: tuple[int, ...], rng: Rng) -> Operator:
+        draw = [torch.rand(3, 5, generator=rng, dtype=torch.float64) for _ in range(shape[0])]
+        unit = [kernel / kernel.sum() for kernel in draw]
+        return Blur.of(torch.stack(unit).unsqueeze(1) if each else unit[0], shape[-2:], scale)
+
+    return make
+
+
+def masking(shape: tuple[int, ...], rng: Rng) -> Operator:
+    return Masking((torch.rand(shape[0], 1, *shape[-2:], generator=rng) < 0.5).double())
+
+
+def radon(shape: tuple[int, ...], rng: Rng) -> Operator:
+    return Radon.of(torch.arange(5) * torch.pi / 5 + 0.1, shape[-2:], torch.float64)
+
+
 OPERATORS: dict[str, Callable[[tuple[int, ...], Rng], Operator]] = {
     "identity": lambda shape, rng: Identity(),
     "fourier radial": masked_fourier("radial", each=False),
     "fourier cartesian": masked_fourier("cartesian", each=True),
     "fourier random": masked_fourier("random", each=True),
+    "blur": blur(1, each=False),
+    "blurs": blur(1, each=True),
+    "masking": masking,
+    "radon": radon,
 }
+
+# Decimation by s needs sizes that s divides.
+DECIMATING = {f"blur, every {s}": (s, blur(s, each=s != 3)) for s in (2, 3, 4)}
 
 NETWORKS = {
     "dncnn": {"name": "dncnn", "width": 4, "depth": 3},
-    "dncnn deep": {"name": "dncnn", "width": 3, "depth": 5},
+    "drunet": {"name": "drunet", "widths": (3, 4, 3, 4), "blocks": 1},
 }
 
-REGULARIZERS = list(regularizers.REGULARIZERS)
+ENERGIES = [(kind, name) for kind in regularizers.OVER_A_NETWORK for name in NETWORKS]
+ENERGIES += [(kind, "") for kind in regularizers.OF_FILTERS]
 
 
 def network(name: str, channels: int = 1) -> networks.Network:
@@ -54,5 +79,8 @@ def network(name: str, channels: int = 1) -> networks.Network:
     return made
 
 
-def regularizer(kind: str, name: str, channels: int = 1) -> regularizers.Energy:
-    return regularizers.REGULARIZERS[kind](network(name, channels))
+def regularizer(kind: str, name: str = "dncnn", channels: int = 1) -> regularizers.Energy:
+    if kind in regularizers.OVER_A_NETWORK:
+        return regularizers.OVER_A_NETWORK[kind](network(name, channels))
+    torch.manual_seed(5)
+    return regularizers.make(kind, channels=channels, filters=4, size=3, knees=3).double()

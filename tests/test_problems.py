@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import h5py
 import numpy as np
 import pytest
 import scipy.io
 import torch
 
-from elder import UserError, files, problems
+from elder import UserError, files, measurements, problems
 from elder.measurements import measure
-from elder.problems import masks
+from elder.metrics import psnr
+from elder.problems import kernels, masks
+from elder.problems.superres import shifted_bicubic
 
 
 @pytest.mark.parametrize("size", [(64, 64), (48, 65), (33, 20)], ids=str)
@@ -100,3 +105,94 @@ def test_settings_from_a_command_line_are_typed():
 def test_an_unknown_problem_is_named():
     with pytest.raises(UserError, match="unknown problem 'mri': there are csmri"):
         problems.make("mri")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", problems.PROBLEMS)
+class TestEveryProblem:
+    def images(self, channels: int, rng: torch.Generator) -> list[torch.Tensor]:
+        return [torch.rand((1, channels, 36, 28), generator=rng) for _ in range(2)]
+
+    def test_a_measurement_comes_back_from_disk(self, name, channels, rng, tmp_path):
+        problem, images = problems.make(name), self.images(channels, rng)
+        for m in measure(problem, ["a", "b"], images):
+            measurements.save(tmp_path / f"{m.name}.npz", problem, m)
+            again = measurements.read(tmp_path / f"{m.name}.npz", problem, m.truth)
+            assert torch.equal(again.y, m.y)
+            torch.testing.assert_close(again.operator.A(m.truth), m.operator.A(m.truth))
+
+    def test_the_initial_guess_is_a_picture_near_the_truth(self, name, channels, rng):
+        problem = problems.make(name)
+        x = torch.nn.functional.interpolate(self.images(channels, rng)[0][..., ::6, ::6], size=(36, 28), mode="bicubic")
+        operator, y = problem.simulate(x.clamp(0, 1), rng)
+        start = problem.initial(operator, y)
+        assert start.shape == x.shape
+        assert float(psnr(start, x.clamp(0, 1))) > float(psnr(torch.full_like(x, 0.5), x.clamp(0, 1)))
+
+
+@pytest.mark.parametrize("name", problems.PROBLEMS)
+def test_a_model_reconstructs_every_problem(name, rng, small_model):
+    model = replace(small_model, problem=problems.make(name))
+    m = measure(model.problem, ["a"], [torch.rand((1, 1, 36, 28), generator=rng)])[0]
+    x, info = model.reconstruct(m.y.numpy(), **model.problem.arguments(m.operator))
+    assert x.shape == (1, 1, 36, 28)
+    assert np.isfinite(x).all()
+    assert info.status[0] in ("converged", "precision", "max_steps")
+
+
+def test_inpainting_without_noise_keeps_the_pixels_that_are_there(small_model, rng):
+    model = replace(small_model, problem=problems.make("inpaint", {"missing": 0.3}))
+    m = measure(model.problem, ["a"], [torch.rand((1, 1, 20, 18), generator=rng)])[0]
+    x, _ = model.reconstruct(m.y, mask=m.operator.mask.numpy())
+    known = m.operator.mask > 0
+    assert torch.equal(x[known], m.truth[known])
+
+
+def test_bicubic_stands_where_decimation_took_its_pixels():
+    """On a smooth picture the guess agrees with the truth; half a pixel of the small grid to the side it does not."""
+    rows, cols = torch.meshgrid(torch.arange(96.0), torch.arange(72.0), indexing="ij")
+    x = (torch.sin(2 * torch.pi * rows / 96) + torch.cos(2 * torch.pi * cols / 72)).view(1, 1, 96, 72)
+    for scale in (2, 3, 4):
+        guess = shifted_bicubic(x[..., ::scale, ::scale], scale)
+        torch.testing.assert_close(guess[..., ::scale, ::scale], x[..., ::scale, ::scale], rtol=0, atol=1e-5)
+        assert float((guess - x).abs().max()) < 0.03
+        wrong = torch.nn.functional.interpolate(x[..., ::scale, ::scale], size=x.shape[-2:], mode="bicubic")
+        assert float((wrong - x).abs().max()) > 0.05
+
+
+def test_kernels_are_not_negative_and_sum_to_one(rng):
+    for kernel in (kernels.gaussian(), kernels.motion(rng), kernels.motion(rng)):
+        assert kernel.shape == (25, 25)
+        assert float(kernel.min()) >= 0
+        assert float(kernel.sum()) == pytest.approx(1, abs=1e-5)
+    first, again = (kernels.motion(torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, kernels.motion(torch.Generator().manual_seed(4)))
+
+
+@pytest.mark.parametrize("form", [".npy", ".mat", "mat of version 7.3", ".png"])
+def test_kernels_from_files(form, tmp_path):
+    stack = [np.random.default_rng(i).random((5 + 2 * i, 7)) for i in range(3)]
+    path = tmp_path / f"kernels{'.mat' if 'mat' in form else form}"
+    if form == ".npy":
+        stack = [stack[0]] * 3
+        np.save(path, np.stack(stack))
+    elif form == ".mat":
+        cells = np.empty((1, 3), dtype=object)
+        cells[0] = stack
+        scipy.io.savemat(path, {"kernels": cells})
+    elif form == ".png":
+        stack = [np.round(stack[0] * 255) / 255]
+        files.write_image(path, stack[0])
+    else:
+        with h5py.File(path, "w", userblock_size=512) as file:
+            cells = [file.create_dataset(f"#refs#/{i}", data=kernel.T) for i, kernel in enumerate(stack)]
+            file.create_dataset("kernels", data=np.array([[c.ref] for c in cells], dtype=h5py.ref_dtype))
+        # MATLAB's header in front of the HDF5 file: a text, then version 0x0200 and the byte order.
+        with path.open("r+b") as file:
+            file.write(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM")
+    for index, expected in enumerate(stack):
+        found = kernels.load(f"{path}:{index}").numpy()
+        assert found == pytest.approx(expected / expected.sum(), rel=1e-5)
+    with pytest.raises(UserError, match="counted from 0"):
+        kernels.load(f"{path}:9")

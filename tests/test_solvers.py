@@ -16,9 +16,9 @@ from elder.objective import Objective
 from elder.operators import MaskedFourier
 from elder.problems import masks
 from elder.regularizers.base import Energy
-from elder.solvers import Anderson, ProximalGradient, Status, iterates, solve
+from elder.solvers import Anderson, Inertial, ProximalGradient, Status, iterates, solve
 
-METHODS = {"proximal gradient": ProximalGradient(), "anderson": Anderson()}
+METHODS = {"proximal gradient": ProximalGradient(), "inertial": Inertial(), "anderson": Anderson()}
 
 
 class Quadratic(Energy):
@@ -46,7 +46,7 @@ def problem(energy: Energy, batch: int, rng: torch.Generator, size=(9, 12)) -> t
 
 @pytest.fixture
 def learned(rng) -> tuple[Objective, Tensor]:
-    return problem(cases.regularizer("least_squares", "dncnn"), 3, rng)
+    return problem(cases.regularizer("least_squares"), 3, rng)
 
 
 @pytest.mark.parametrize("step", [0.25, 1.0, 4.0, 64.0])
@@ -124,11 +124,12 @@ def test_acceleration_saves_evaluations(rng):
     # Conditioned badly: the slowest direction is a hundred times flatter than the fastest.
     diagonal = torch.logspace(-2, 0, 108, dtype=torch.float64).view(1, 1, 9, 12)
     objective, x0 = problem(Quadratic(diagonal), 1, rng)
-    plain, fast = (
-        solve(method, objective, x0, torch.tensor(2.0), tol=1e-8, max_steps=3000) for method in METHODS.values()
+    plain, *accelerated = (
+        solve(method, objective, x0, torch.tensor(2.0), tol=1e-6, max_steps=3000) for method in METHODS.values()
     )
-    assert plain.status == fast.status == (Status.CONVERGED,)
-    assert int(fast.evaluations) <= int(plain.evaluations) // 2
+    for fast in accelerated:
+        assert plain.status == fast.status == (Status.CONVERGED,)
+        assert int(fast.evaluations) <= int(plain.evaluations) // 2
 
 
 def test_stopping_early_is_said(learned):

@@ -7,8 +7,9 @@ from typing import Any
 from elder.errors import UserError
 from elder.networks.base import Network
 from elder.networks.dncnn import DnCNN
+from elder.networks.drunet import DRUNet
 
-NETWORKS: dict[str, type[Network]] = {"dncnn": DnCNN}
+NETWORKS: dict[str, type[Network]] = {"dncnn": DnCNN, "drunet": DRUNet}
 
 
 def make(name: str, **settings: Any) -> Network:
@@ -21,4 +22,4 @@ def make(name: str, **settings: Any) -> Network:
         raise UserError(f"network {name}: {error}") from None
 
 
-__all__ = ["NETWORKS", "DnCNN", "Network", "make"]
+__all__ = ["NETWORKS", "DRUNet", "DnCNN", "Network", "make"]

@@ -8,9 +8,15 @@ from typing import Any
 from elder.errors import UserError
 from elder.problems.base import Problem
 from elder.problems.csmri import CSMRI
+from elder.problems.ct import CT
+from elder.problems.deblur import Deblur
 from elder.problems.denoise import Denoise
+from elder.problems.inpaint import Inpaint
+from elder.problems.superres import SuperResolution
 
-PROBLEMS: dict[str, type[Problem]] = {problem.name: problem for problem in (CSMRI, Denoise)}
+PROBLEMS: dict[str, type[Problem]] = {
+    problem.name: problem for problem in (CSMRI, CT, Deblur, Denoise, Inpaint, SuperResolution)
+}
 
 
 def make(name: str, settings: Mapping[str, Any] | None = None) -> Problem:
@@ -20,4 +26,4 @@ def make(name: str, settings: Mapping[str, Any] | None = None) -> Problem:
     return PROBLEMS[name]().override(settings or {})
 
 
-__all__ = ["CSMRI", "PROBLEMS", "Denoise", "Problem", "make"]
+__all__ = ["CSMRI", "CT", "PROBLEMS", "Deblur", "Denoise", "Inpaint", "Problem", "SuperResolution", "make"]

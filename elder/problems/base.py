@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from elder.errors import UserError
+from elder.fidelity import Fidelity, LeastSquares
 from elder.operators.base import Operator
 
 Size = tuple[int, int]
@@ -47,6 +48,10 @@ class Problem(ABC):
     @abstractmethod
     def arguments(self, operator: Operator) -> dict[str, np.ndarray]:
         """What `bind` needs besides y to make this operator again, as arrays."""
+
+    def fidelity(self, operator: Operator, y: Tensor) -> Fidelity:
+        """The data term of the measurement y. Raises `ValueError` when y does not fit the operator."""
+        return LeastSquares.of(operator, y)
 
     def initial(self, operator: Operator, y: Tensor) -> Tensor:
         """Where a reconstruction starts: Aᵀy, (b, c, h, w)."""

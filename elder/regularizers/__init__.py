@@ -1,4 +1,4 @@
-"""Regularisers: explicit ones with a value and a true gradient, by name."""
+"""Regularisers by name: explicit ones with a value and a true gradient, and the implicit residual."""
 
 from __future__ import annotations
 
@@ -8,20 +8,50 @@ from elder import networks
 from elder.errors import UserError
 from elder.regularizers.base import Energy, Regularizer
 from elder.regularizers.least_squares import LeastSquaresResidual
+from elder.regularizers.red import REDPotential
+from elder.regularizers.ridge import ConvexRidge, WeaklyConvexRidge
+from elder.regularizers.scalar import ScalarPotential
 
-REGULARIZERS: dict[str, type[LeastSquaresResidual]] = {"least_squares": LeastSquaresResidual}
+OVER_A_NETWORK: dict[str, type[Energy]] = {
+    "least_squares": LeastSquaresResidual,
+    "red": REDPotential,
+    "scalar": ScalarPotential,
+}
+OF_FILTERS: dict[str, type[Energy]] = {"convex_ridge": ConvexRidge, "weakly_convex_ridge": WeaklyConvexRidge}
+REGULARIZERS: dict[str, type[Energy]] = {**OVER_A_NETWORK, **OF_FILTERS}
 
 
-def make(name: str, network: dict[str, Any]) -> Energy:
-    """The regulariser `name` over the network described by its `name` and settings.
+def make(name: str, network: dict[str, Any] | None = None, **settings: Any) -> Energy:
+    """The regulariser `name`: over the network described by its `name` and settings, or of filters with `settings`.
 
     Raises `UserError` for an unknown name or setting.
     """
-    if name not in REGULARIZERS:
+    if name in OVER_A_NETWORK:
+        if not network or "name" not in network:
+            raise UserError(f"regularizer {name}: needs a network with a name")
+        if settings:
+            raise UserError(f"regularizer {name}: takes a network alone; got {', '.join(settings)}")
+        return OVER_A_NETWORK[name](networks.make(**network))  # pyright: ignore[reportCallIssue]
+    if name not in OF_FILTERS:
         raise UserError(f"unknown regularizer {name!r}: there are {', '.join(sorted(REGULARIZERS))}")
-    if "name" not in network:
-        raise UserError("network: needs a name")
-    return REGULARIZERS[name](networks.make(**network))
+    if network:
+        raise UserError(f"regularizer {name}: has filters of its own and takes no network")
+    try:
+        return OF_FILTERS[name](**settings)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"regularizer {name}: {error}") from None
 
 
-__all__ = ["REGULARIZERS", "Energy", "LeastSquaresResidual", "Regularizer", "make"]
+__all__ = [
+    "OF_FILTERS",
+    "OVER_A_NETWORK",
+    "REGULARIZERS",
+    "ConvexRidge",
+    "Energy",
+    "LeastSquaresResidual",
+    "REDPotential",
+    "Regularizer",
+    "ScalarPotential",
+    "WeaklyConvexRidge",
+    "make",
+]

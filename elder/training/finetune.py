@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from elder.errors import UserError
-from elder.fidelity import LeastSquares
+from elder.fidelity import Fidelity
 from elder.images import Patches
 from elder.implicit import ImplicitGradient
 from elder.measurements import Measured
@@ -62,7 +62,7 @@ class Parameters(nn.Module):
         self.log_weight = nn.Parameter(torch.tensor(math.log(model.tuning.weight), dtype=torch.float64))
         self.log_sigma = nn.Parameter(torch.tensor(math.log(model.tuning.sigma), dtype=torch.float64))
 
-    def objective(self, fidelity: LeastSquares) -> Objective:
+    def objective(self, fidelity: Fidelity) -> Objective:
         return Objective(fidelity, self.regularizer, self.log_weight.exp(), self.log_sigma.exp())
 
     def model(self, before: Model, scale: float) -> Model:
@@ -98,7 +98,7 @@ def finetune(
         x = patches.draw(settings.batch, generator)
         operator, y = before.problem.simulate(x, generator)
         start = before.problem.initial(operator, y)
-        figures, scale = _update(theta, optimizer, LeastSquares.of(operator, y), start, x, scale, settings)
+        figures, scale = _update(theta, optimizer, before.problem.fidelity(operator, y), start, x, scale, settings)
         if "loss" in figures:
             schedule.step()
         failures = failures + 1 if "loss" not in figures else 0
@@ -119,7 +119,7 @@ def finetune(
 def _update(
     theta: Parameters,
     optimizer: torch.optim.Optimizer,
-    fidelity: LeastSquares,
+    fidelity: Fidelity,
     start: Tensor,
     x: Tensor,
     scale: float,

@@ -1,0 +1,57 @@
+"""Layers with their vector-Jacobian products, as (output, pullback) pairs; shapes are (b, channels, h, w)."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from elder.networks.base import Pullback, elu, elu_pullback
+
+
+def convolve(conv: nn.Conv2d, u: Tensor) -> tuple[Tensor, Pullback]:
+    """A convolution, and its transpose."""
+    stride, padding = conv.stride, cast("tuple[int, int]", conv.padding)
+    return conv(u), lambda v: F.conv_transpose2d(v, conv.weight, stride=stride, padding=padding)
+
+
+def upsample(conv: nn.ConvTranspose2d, u: Tensor) -> tuple[Tensor, Pullback]:
+    """A transposed convolution, and the convolution that it transposes."""
+    stride, padding = conv.stride, cast("tuple[int, int]", conv.padding)
+    return conv(u), lambda v: F.conv2d(v, conv.weight, stride=stride, padding=padding)
+
+
+class ResidualBlock(nn.Module):
+    """u + conv(ELU(conv(u))), 3x3, without biases."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.second = nn.Conv2d(width, width, 3, padding=1, bias=False)
+
+    def linearize(self, u: Tensor) -> tuple[Tensor, Pullback]:
+        inner, first = convolve(self.first, u)
+        a = elu(inner)
+        outer, second = convolve(self.second, a)
+        return u + outer, lambda v: v + first(elu_pullback(second(v), a))
+
+
+class Stack(nn.ModuleList):
+    """Residual blocks, one after the other."""
+
+    def __init__(self, width: int, blocks: int) -> None:
+        super().__init__(ResidualBlock(width) for _ in range(blocks))
+
+    def linearize(self, u: Tensor) -> tuple[Tensor, Pullback]:
+        pullbacks = []
+        for block in cast("list[ResidualBlock]", self):
+            u, pullback = block.linearize(u)
+            pullbacks.append(pullback)
+
+        def back(v: Tensor) -> Tensor:
+            for pullback in reversed(pullbacks):
+                v = pullback(v)
+            return v
+
+        return u, back

@@ -1,0 +1,77 @@
+"""Circular blur, with or without decimation: deblurring and super-resolution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from elder.operators.base import Operator
+
+
+@dataclass(frozen=True, eq=False)
+class Blur(Operator):
+    """A = S_s K: circular convolution, then every s-th pixel from [0, 0], (b, c, h, w) -> (b, c, h/s, w/s).
+
+    The shifted solve is in closed form for every s (Zhao et al. 2016): decimation folds the spectrum onto s² aliases,
+    so that A Aᵀ is diagonal in the Fourier basis of the small picture, and the Woodbury identity does the rest.
+    """
+
+    kernel: Tensor  # (k, l) or (b, 1, k, l), its middle pixel the origin
+    response: Tensor  # fft2 of the kernel on the picture's grid, (h, w) or (b, 1, h, w), complex
+    scale: int = 1
+
+    @classmethod
+    def of(cls, kernel: Tensor, size: tuple[int, int], scale: int = 1) -> Blur:
+        """The blur of pictures of `size` by `kernel`, (k, l) or (b, 1, k, l), whose middle pixel is the origin.
+
+        Raises `ValueError` when the kernel does not sum to 1 or is larger than the picture, or s does not divide it.
+        """
+        sums = kernel.sum((-2, -1))
+        if not torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
+            raise ValueError(f"Blur(kernel=...) must sum to 1; got {float(sums.flatten()[0]):.3f}")
+        if kernel.shape[-2] > size[0] or kernel.shape[-1] > size[1]:
+            raise ValueError(f"the kernel is {_size(kernel)}, larger than the image {size[0]}x{size[1]}")
+        if size[0] % scale or size[1] % scale:
+            raise ValueError(f"scale={scale} must divide the image's size; got {size[0]}x{size[1]}")
+        padded = kernel.new_zeros((*kernel.shape[:-2], *size))
+        padded[..., : kernel.shape[-2], : kernel.shape[-1]] = kernel
+        origin = (-(kernel.shape[-2] // 2), -(kernel.shape[-1] // 2))
+        return cls(kernel, torch.fft.fft2(padded.roll(origin, (-2, -1))), scale)
+
+    def check(self, y: Tensor) -> None:
+        h, w = (n // self.scale for n in self.response.shape[-2:])
+        if y.ndim != 4 or y.is_complex() or tuple(y.shape[-2:]) != (h, w):
+            raise ValueError(f"the measurement must be real (b, c, {h}, {w}); got {y.dtype} {tuple(y.shape)}")
+
+    def A(self, x: Tensor) -> Tensor:
+        if x.shape[-2:] != self.response.shape[-2:]:
+            raise ValueError(f"the operator is for images {_size(self.response)}; got {_size(x)}")
+        blurred = torch.fft.ifft2(self.response * torch.fft.fft2(x)).real
+        return blurred[..., :: self.scale, :: self.scale]
+
+    def AT(self, y: Tensor) -> Tensor:
+        if self.scale > 1:
+            full = y.new_zeros((*y.shape[:-2], *(n * self.scale for n in y.shape[-2:])))
+            full[..., :: self.scale, :: self.scale] = y
+            y = full
+        return torch.fft.ifft2(self.response.conj() * torch.fft.fft2(y)).real
+
+    def shifted_solve(self, v: Tensor, step: Tensor, *, tol: float = 0.0, max_steps: int = 1) -> Tensor:
+        """(I + τAᵀA)⁻¹v = v − τAᵀ(I + τAAᵀ)⁻¹Av, with AAᵀ a convolution of the small picture."""
+        folded = self._fold(self.response.abs().square()) / self.scale**2
+        small = torch.fft.fft2(self.A(v)) / (1 + step * folded)
+        return v - step * self.AT(torch.fft.ifft2(small).real)
+
+    def select(self, index: Tensor) -> Blur:
+        return self if self.kernel.ndim == 2 else Blur(self.kernel[index], self.response[index], self.scale)
+
+    def _fold(self, spectrum: Tensor) -> Tensor:
+        """The sum over aliases, (..., h, w) -> (..., h/s, w/s)."""
+        h, w = (n // self.scale for n in spectrum.shape[-2:])
+        return spectrum.unflatten(-1, (self.scale, w)).unflatten(-3, (self.scale, h)).sum((-4, -2))
+
+
+def _size(a: Tensor) -> str:
+    return f"{a.shape[-2]}x{a.shape[-1]}"

@@ -1,0 +1,40 @@
+"""Missing pixels: inpainting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from elder.operators.base import Operator
+
+
+@dataclass(frozen=True, eq=False)
+class Masking(Operator):
+    """A x = M ⊙ x, zero where a pixel is missing, (b, c, h, w) -> (b, c, h, w). mask: 0/1, (h, w) or (b, 1, h, w)."""
+
+    mask: Tensor
+
+    def __post_init__(self) -> None:
+        if self.mask.ndim not in (2, 4) or not bool(((self.mask == 0) | (self.mask == 1)).all()):
+            raise ValueError("Masking(mask=...) must be (h, w) or (b, 1, h, w) and hold 0 and 1 only")
+
+    def check(self, y: Tensor) -> None:
+        if y.ndim != 4 or y.is_complex() or y.shape[-2:] != self.mask.shape[-2:]:
+            h, w = self.mask.shape[-2:]
+            raise ValueError(f"the measurement must be real (b, c, {h}, {w}), as the mask; got {tuple(y.shape)}")
+
+    def A(self, x: Tensor) -> Tensor:
+        if x.shape[-2:] != self.mask.shape[-2:]:
+            (h, w), (k, m) = self.mask.shape[-2:], x.shape[-2:]
+            raise ValueError(f"mask is {h}x{w} but the image is {k}x{m}: they must be of one size")
+        return self.mask * x
+
+    def AT(self, y: Tensor) -> Tensor:
+        return self.mask * y
+
+    def shifted_solve(self, v: Tensor, step: Tensor, *, tol: float = 0.0, max_steps: int = 1) -> Tensor:
+        return v / (1 + step * self.mask)
+
+    def select(self, index: Tensor) -> Masking:
+        return self if self.mask.ndim == 2 else Masking(self.mask[index])

@@ -1,0 +1,62 @@
+"""Inpainting: y = M x + e."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from elder.errors import UserError
+from elder.fidelity import Fidelity, HardConstraint
+from elder.operators.base import Operator
+from elder.operators.masking import Masking
+from elder.problems.base import Problem, Size
+
+
+@dataclass(frozen=True)
+class Inpaint(Problem):
+    """y = M x + e, with single pixels missing at random. missing: their share, in [0, 1).
+
+    Without noise the pixels that are there are kept as they are: a hard constraint takes the place of ½‖A x − y‖².
+    """
+
+    name: ClassVar[str] = "inpaint"
+    initial_name: ClassVar[str] = "local mean"
+    missing: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.missing < 1:
+            raise UserError(f"missing={self.missing}: the share of missing pixels must be in [0, 1)")
+
+    def operator(self, size: Size, batch: int, generator: torch.Generator) -> Masking:
+        return Masking((torch.rand(batch, 1, *size, generator=generator) >= self.missing).float())
+
+    def draw_noise(self, operator: Operator, y: Tensor, generator: torch.Generator) -> Tensor:
+        return cast(Masking, operator).mask * super().draw_noise(operator, y, generator)
+
+    def bind(self, y: Tensor, **arguments: Any) -> Masking:
+        if "mask" not in arguments:
+            raise UserError("an inpaint measurement needs its mask, 1 where a pixel is there: an .npz with `mask`")
+        return Masking(torch.from_numpy((np.asarray(arguments["mask"]) > 0).astype(np.float32)))
+
+    def fidelity(self, operator: Operator, y: Tensor) -> Fidelity:
+        return HardConstraint.of(cast(Masking, operator), y) if self.noise == 0 else super().fidelity(operator, y)
+
+    def arguments(self, operator: Operator) -> dict[str, np.ndarray]:
+        return {"mask": cast(Masking, operator).mask.numpy().astype(np.uint8)}
+
+    def initial(self, operator: Operator, y: Tensor) -> Tensor:
+        """Missing pixels from the known ones about them, weighted by a Gaussian of 2 pixels."""
+        mask = cast(Masking, operator).mask.to(y.dtype)
+        weight = smooth(mask.expand(y.shape[0], 1, *y.shape[-2:])).clamp(min=1e-6)
+        return torch.where(mask > 0, y, smooth(y) / weight)
+
+
+def smooth(x: Tensor, sigma: float = 2.0) -> Tensor:
+    """Circular Gaussian blur, (b, c, h, w)."""
+    transfer = [torch.exp(-2 * (torch.pi * sigma * torch.fft.fftfreq(n, dtype=x.dtype)) ** 2) for n in x.shape[-2:]]
+    return torch.fft.ifft2(torch.fft.fft2(x) * transfer[0].unsqueeze(1) * transfer[1]).real

@@ -1,0 +1,62 @@
+"""Blur kernels: Gaussian, camera shake, or from a file; non-negative, summing to 1."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from elder import files
+from elder.errors import UserError
+
+
+def gaussian(size: int = 25, sigma: float = 1.6) -> Tensor:
+    """An isotropic Gaussian of standard deviation `sigma` pixels, (size, size)."""
+    t = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
+    profile = torch.exp(-(t**2) / (2 * sigma**2))
+    kernel = torch.outer(profile, profile)
+    return (kernel / kernel.sum()).float()
+
+
+def motion(generator: torch.Generator, size: int = 25) -> Tensor:
+    """The trace of a random camera shake, (size, size): a smooth random walk with inertia, scaled to fit.
+
+    After Boracchi & Foi 2012: a velocity that is damped and pushed at random, its path drawn with bilinear weights.
+    """
+    steps = 256
+    push = torch.randn(steps, 2, generator=generator, dtype=torch.float64)
+    velocity = torch.zeros(2, dtype=torch.float64)
+    path = torch.zeros(steps, 2, dtype=torch.float64)
+    for k in range(1, steps):
+        velocity = 0.97 * velocity + 0.1 * push[k]
+        path[k] = path[k - 1] + velocity
+    path = path - (path.amax(0) + path.amin(0)) / 2
+    reach = (0.35 + 0.6 * float(torch.rand((), generator=generator, dtype=torch.float64))) * (size - 3) / 2
+    path = path / path.abs().max() * reach + (size - 1) / 2
+    lower = path.floor().long()
+    share = path - lower
+    kernel = torch.zeros(size, size, dtype=torch.float64)
+    for i in (0, 1):
+        for j in (0, 1):
+            weight = (share[:, 0] if i else 1 - share[:, 0]) * (share[:, 1] if j else 1 - share[:, 1])
+            kernel.index_put_((lower[:, 0] + i, lower[:, 1] + j), weight, accumulate=True)
+    return (kernel / kernel.sum()).float()
+
+
+def load(name: str) -> Tensor:
+    """The kernel of FILE, or of FILE:INDEX where the file holds several, (k, l), made to sum to 1.
+
+    .mat (a cell array or a stack, in both formats), .npy, .png. Raises `UserError` for anything else.
+    """
+    path, _, index = name.rpartition(":") if ":" in name and not Path(name).exists() else (name, "", "0")
+    if not index.isdigit():
+        raise UserError(f"kernel={name}: the part after the colon must be a whole number")
+    found = files.read_stack(path)
+    if int(index) >= len(found):
+        raise UserError(f"kernel={name}: {path} holds {len(found)} kernels, counted from 0")
+    kernel = torch.from_numpy(np.ascontiguousarray(found[int(index)], dtype=np.float64))
+    if kernel.ndim != 2 or not bool(kernel.isfinite().all()) or float(kernel.min()) < 0 or float(kernel.sum()) <= 0:
+        raise UserError(f"kernel={name}: must be two-dimensional, finite, not negative and not zero")
+    return (kernel / kernel.sum()).float()

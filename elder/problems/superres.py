@@ -1,0 +1,52 @@
+"""Super-resolution: y = S_s K x + e with circular boundaries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from elder.errors import UserError
+from elder.operators.base import Operator
+from elder.problems.deblur import Deblur
+
+
+@dataclass(frozen=True)
+class SuperResolution(Deblur):
+    """y = S_s K x + e: blur, then every s-th pixel from [0, 0]. scale s: 2, 3 or 4; kernel as for `deblur`.
+
+    The initial guess is bicubic, moved by half the difference of the pixel grids: pixel i of y stands at s·i of x,
+    whereas interpolation takes it for the middle of its s pixels, (s − 1)/2 further on.
+    """
+
+    name: ClassVar[str] = "superres"
+    initial_name: ClassVar[str] = "bicubic"
+    kernel: str = "gaussian"
+    noise: float = 0.0
+    scale: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scale not in (2, 3, 4):
+            raise UserError(f"scale={self.scale} of superres must be 2, 3 or 4")
+
+    @property
+    def factor(self) -> int:
+        return self.scale
+
+    def initial(self, operator: Operator, y: Tensor) -> Tensor:
+        return shifted_bicubic(y, self.scale)
+
+
+def shifted_bicubic(y: Tensor, scale: int) -> Tensor:
+    """Bicubic interpolation whose pixel (s·i, s·j) is pixel (i, j) of y, (b, c, h, w) -> (b, c, s·h, s·w), circular."""
+    margin = 3
+    wide = F.pad(y, (margin,) * 4, mode="circular")
+    h, w = (n * scale for n in y.shape[-2:])
+    # With corners aligned, the sample at s·i of the result is exactly sample i.
+    size = tuple((n - 1) * scale + 1 for n in wide.shape[-2:])
+    up = F.interpolate(wide, size=size, mode="bicubic", align_corners=True)
+    start = margin * scale
+    return up[..., start : start + h, start : start + w]

@@ -1,0 +1,95 @@
+"""Ridge regularisers: sums of learned profiles of learned filters, convex or weakly convex by construction."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from elder.regularizers.base import Energy
+
+
+class ConvexRidge(Energy):
+    """h(x) = Σ_c Σᵢ ψ_c((w_c * x)ᵢ), ψ_c(t) = Σ_k a_ck s_k² (√(1 + (t/s_k)²) − 1), a_ck >= 0.
+
+    Convex with a Lipschitz gradient, and twice differentiable, for any weights: each ψ_c is a non-negative combination
+    of smoothed absolute values at fixed scales s_k. After Goujon et al. 2023, with smooth profiles in place of linear
+    splines. Filters have zero mean, zero padding at the border; σ has no part, being absorbed in the learned scales.
+
+    filters: how many; size: odd side of a filter; knees: how many scales s_k, from 1e-3 to 1 in equal ratios.
+    """
+
+    scales: Tensor  # s_k, (knees, 1, 1)
+
+    def __init__(self, channels: int = 1, filters: int = 32, size: int = 7, knees: int = 7) -> None:
+        super().__init__()
+        if min(channels, filters, knees) < 1 or size < 3 or size % 2 == 0:
+            raise ValueError(
+                "ridge needs channels, filters, knees >= 1 and an odd size >= 3; "
+                f"got {channels}, {filters}, {knees}, {size}"
+            )
+        self.channels = channels
+        self.register_buffer("scales", torch.logspace(-3, 0, knees).view(-1, 1, 1))
+        self.filters = nn.Parameter(torch.randn(filters, channels, size, size) / size)
+        # Near total variation: most of the weight on a knee well below the contrast of an edge.
+        start = torch.full((knees, filters, 1), -4.0)
+        start[knees // 3] = 1.0
+        self.log_amplitudes = nn.Parameter(start)
+
+    def value(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self.value_and_grad(x, sigma)[0]
+
+    def value_and_grad(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        w = self.centred()
+        u = F.conv2d(x, w, padding=w.shape[-1] // 2)
+        value, slope = self.profile(u.flatten(2))
+        gradient = F.conv_transpose2d(slope.view_as(u), w, padding=w.shape[-1] // 2)
+        return value.flatten(1).sum(1, dtype=torch.float64), gradient
+
+    def centred(self) -> Tensor:
+        """The filters less their mean: a constant picture costs nothing."""
+        return self.filters - self.filters.mean((1, 2, 3), keepdim=True)
+
+    def profile(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """ψ(u) and ψ'(u), (b, filters, pixels) each."""
+        value, slope = torch.zeros_like(u), torch.zeros_like(u)
+        for s, a in zip(self.scales, F.softplus(self.log_amplitudes), strict=True):
+            root = torch.sqrt(1 + (u / s) ** 2)
+            value = value + a * s**2 * (root - 1)
+            slope = slope + a * u / root
+        return value, slope
+
+
+class WeaklyConvexRidge(ConvexRidge):
+    """ψ_c(t) as for `ConvexRidge`, plus Σ_k b_ck ½ s_k² u²/(1 + u²), u = t/s_k, b_ck >= 0: edges cost a bounded amount.
+
+    Each added term has a second derivative of at least −1/4, so h + ρ/2 ‖·‖² is convex for ρ = `weak_convexity()`,
+    whatever the weights: λρ < 1 keeps x ↦ ½‖x − y‖² + λh(x) convex. After Goujon et al. 2024.
+    """
+
+    def __init__(self, channels: int = 1, filters: int = 32, size: int = 7, knees: int = 7) -> None:
+        super().__init__(channels, filters, size, knees)
+        self.log_bumps = nn.Parameter(torch.full((knees, filters, 1), -2.0))
+
+    def profile(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        value, slope = super().profile(u)
+        for s, b in zip(self.scales, F.softplus(self.log_bumps), strict=True):
+            square = (u / s) ** 2
+            value = value + b * s**2 / 2 * square / (1 + square)
+            slope = slope + b * u / (1 + square) ** 2
+        return value, slope
+
+    @torch.no_grad()
+    def weak_convexity(self) -> float:
+        """ρ such that h + ρ/2 ‖·‖² is convex: ¼ max_ω Σ_c β_c |ŵ_c(ω)|², with β_c = Σ_k b_ck.
+
+        Zero padding is a restriction of the convolution on the plane, whose norm the transfer functions bound; they
+        are sampled on a grid far finer than the filters, and the bound is raised by the grid's error.
+        """
+        w, grid = self.centred().double(), 64
+        beta = F.softplus(self.log_bumps).double().sum(0).view(-1, 1, 1, 1)
+        transfer = torch.fft.fft2(beta.sqrt() * w, s=(grid, grid)).flatten(2).permute(2, 0, 1)
+        largest = float(torch.linalg.matrix_norm(transfer, ord=2).max())
+        # A trigonometric polynomial of degree n, sampled at m points, exceeds its samples by at most 1/cos(πn/m).
+        slack = torch.cos(torch.tensor(torch.pi * (w.shape[-1] // 2) / grid)) ** -2
+        return (largest * float(slack)) ** 2 / 4

@@ -1,0 +1,28 @@
+"""A network summed to a number."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from elder.networks.base import Network
+from elder.regularizers.base import Energy
+
+
+class ScalarPotential(Energy):
+    """h(x, σ) = Σᵢ (x − N_θ(x, σ))ᵢ: the network's last layer summed, with ∇h = 1 − Jᵀ1.
+
+    Energy-based models (Salimans & Ho 2021; Zach et al. 2023). h may be unbounded below for an arbitrary network.
+    """
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def value(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return (x - self.network(x, sigma)).flatten(1).sum(1, dtype=torch.float64)
+
+    def value_and_grad(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        output, pullback = self.network.linearize(x, sigma)
+        ones = torch.ones_like(x)
+        return (x - output).flatten(1).sum(1, dtype=torch.float64), ones - pullback(ones)

@@ -1,0 +1,45 @@
+"""Inertial proximal gradient descent, restarted when the energy would rise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from elder.objective import Objective
+from elder.solvers.proximal_gradient import Iterate, ProximalGradient
+from elder.tensors import per_image
+
+
+@dataclass(frozen=True, eq=False)
+class Momentum:
+    """What the last step leaves: its proximal point and Nesterov's counter."""
+
+    last: Tensor  # (b, c, h, w)
+    t: Tensor  # (b,) float64
+
+    def select(self, index: Tensor) -> Momentum:
+        return Momentum(self.last[index], self.t[index])
+
+
+@dataclass(frozen=True)
+class Inertial(ProximalGradient):
+    """z = p + β(p − p_last), with p the proximal step and β from Nesterov's sequence t⁺ = (1 + √(1 + 4t²))/2.
+
+    z is taken only where the energy falls as much as the sufficient-decrease condition asks of p; else p is, and the
+    momentum starts anew (O'Donoghue & Candès 2015). So the guarantee of `ProximalGradient` holds. Beck & Teboulle 2009.
+    """
+
+    def start(self, objective: Objective, x: Tensor, step: Tensor) -> Iterate:
+        s = super().start(objective, x, step)
+        return replace(s, memory=Momentum(s.x, torch.ones_like(s.energy)))
+
+    def advance(self, objective: Objective, s: Iterate) -> Iterate:
+        memory: Momentum = s.memory
+        t = (1 + (1 + 4 * memory.t**2).sqrt()) / 2
+        beta = per_image((memory.t - 1) / t, s.x)
+        candidate = s.proposal + beta * (s.proposal - memory.last)
+        new = self.descend(objective, s, candidate)
+        kept = (new.x == candidate).flatten(1).all(1)
+        return replace(new, memory=Momentum(s.proposal, torch.where(kept, t, 1.0)))

@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
 from pathlib import Path
 
 from elder import evaluation, files, problems
-from elder.errors import UserError
 from elder.images import to_array
 from elder.measurements import read_all
 from elder.model import load
 from pipeline import pictures, tracking
 from stages import prepared, settings
+from stages.params import Evaluation
 
 TITLES = {
     "total_variation": "total variation",
     "pretrained": "before DEQ",
     "finetuned": "after DEQ",
 }
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Settings of the stage."""
-
-    curve_steps: int
-    tv_weights: list[float]
-
-    def __post_init__(self) -> None:
-        if self.curve_steps < 1 or not self.tv_weights or min(self.tv_weights) <= 0:
-            raise UserError("params.yaml: evaluate.curve_steps and evaluate.tv_weights must be positive")
 
 
 def main(arguments: argparse.Namespace) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from skimage.transform import resize
 from elder import files
 from elder.errors import UserError
 from stages import settings
+from stages.params import Preparation
 
 SPLITS = ("train", "validation", "test")
 # One photograph in one split; the right half of the motorcycle's stereo pair is left out for that reason.
@@ -26,29 +26,6 @@ BUILTIN = {
     "validation": ("coins.png", "gravel.png", "rocket.jpg"),
     "test": ("camera.png", "chelsea.png", "astronaut.png", "coffee.png"),
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """Settings of the stage."""
-
-    source: str
-    folder: str
-    size: int
-    train_scales: list[float]
-    validation_share: float
-    test_share: float
-    seed: int
-
-    def __post_init__(self) -> None:
-        if self.source not in ("builtin", "folder"):
-            raise UserError(f"prepare.source={self.source!r} must be builtin or folder")
-        if self.size < 0 or not self.train_scales or min(self.train_scales) <= 0:
-            raise UserError("prepare.size must not be negative, and prepare.train_scales must hold positive numbers")
-        if not (0 < self.validation_share < 1 and 0 < self.test_share < 1):
-            raise UserError("prepare.validation_share and prepare.test_share must be in (0, 1)")
-        if self.validation_share + self.test_share >= 1:
-            raise UserError("prepare.validation_share and prepare.test_share leave nothing to train on")
 
 
 def main(arguments: argparse.Namespace) -> None:

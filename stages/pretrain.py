@@ -10,7 +10,7 @@ from elder import bundle, files, regularizers
 from elder.images import Patches
 from elder.training.pretrain import Pretraining, denoising_psnr, pretrain
 from pipeline import tracking
-from stages import prepared, settings
+from stages import params, prepared, settings
 
 LEVELS = (0.02, 0.06, 0.1, 0.2)
 
@@ -18,16 +18,15 @@ LEVELS = (0.02, 0.06, 0.1, 0.2)
 def main(arguments: argparse.Namespace) -> None:
     """Fit D = I − ∇h to the training images under Gaussian noise; write a bundle and its curve."""
     chosen = settings.typed(Pretraining, "pretrain")
-    network = settings.section("network")
     names, images = prepared.images(arguments.images, "train")
     patches = Patches(images, chosen.patch, names)
     _, validation = prepared.images(arguments.images, "validation")
     torch.manual_seed(chosen.seed)
-    description = {"name": arguments.regularizer, "network": {"channels": images[0].shape[1], **network}}
+    description = params.description(arguments.regularizer, images[0].shape[1])
     regularizer = regularizers.make(**description)
-    params = {"pretrain": settings.section("pretrain"), "network": network, "regularizer": arguments.regularizer}
+    logged = {"pretrain": settings.section("pretrain"), "regularizer": description}
     cell = f"pretrain {arguments.regularizer}"
-    with tracking.run(cell, params, [arguments.images]) as log, tracking.Curve(log, chosen.steps, cell) as curve:
+    with tracking.run(cell, logged, [arguments.images]) as log, tracking.Curve(log, chosen.steps, cell) as curve:
         pretrain(regularizer, patches, chosen, curve)
         scores = {f"{level:g}": denoising_psnr(regularizer, validation, level) for level in LEVELS}
         log.metrics({f"denoising_psnr_{level}": score for level, score in scores.items()})

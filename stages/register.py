@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from elder import files, problems
 from elder.measurements import read_all
 from pipeline import registry, tracking
 from stages import prepared, settings
-
-
-@dataclass(frozen=True)
-class Registration:
-    """Settings of the stage."""
-
-    margin: float
+from stages.params import Registration
 
 
 def main(arguments: argparse.Namespace) -> None:

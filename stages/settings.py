@@ -34,6 +34,14 @@ def section(*path: str) -> dict[str, Any]:
     return dict(node)
 
 
+def names(key: str) -> list[str]:
+    """The list of names at the top of params.yaml. Raises `UserError` when it is not one."""
+    found = section().get(key)
+    if not isinstance(found, list) or not found or not all(isinstance(name, str) for name in found):
+        raise UserError(f"params.yaml: {key} must be a list of names; got {found!r}")
+    return found
+
+
 def typed(cls: type[T], name: str) -> T:
     """The section `name` as the dataclass `cls`. Raises `UserError` for an unknown or missing key, or a wrong type."""
     given = section(*name.split("."))
@@ -51,14 +59,21 @@ def typed(cls: type[T], name: str) -> T:
 
 
 def run(main: Callable[[argparse.Namespace], None], *paths: str, **choices: str) -> None:
-    """Parse `--PATH VALUE` for each of `paths`, run the stage, and end with one line and exit code 1 on an error."""
+    """Parse `--PATH VALUE` for each of `paths`, run the stage, and end with one line and exit code 1 on an error.
+
+    All of params.yaml is checked first, whatever the stage.
+    """
+    from stages import params
+
     parser = argparse.ArgumentParser(description=main.__doc__)
     for path in paths:
         parser.add_argument(f"--{path}", type=Path, required=True)
     for name, text in choices.items():
         parser.add_argument(f"--{name}", required=True, help=text)
     try:
-        main(parser.parse_args())
+        arguments = parser.parse_args()
+        params.check()
+        main(arguments)
     except (UserError, OSError, ArithmeticError) as error:
         sys.exit(f"{Path(sys.argv[0]).stem}: {error}")
 

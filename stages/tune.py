@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from elder import files, problems
-from elder.errors import UserError
 from elder.measurements import read_all
 from elder.model import Tuning, load
 from elder.training.tune import Trial, tune
 from pipeline import tracking
 from stages import prepared, settings
-
-
-@dataclass(frozen=True)
-class Search:
-    """Settings of the stage."""
-
-    weight: float
-    sigma: float
-    tol: float
-    max_steps: int
+from stages.params import Search
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -30,8 +20,6 @@ def main(arguments: argparse.Namespace) -> None:
     problem = problems.make(arguments.problem, settings.section("simulate", arguments.problem))
     _, images = prepared.images(arguments.images, "validation")
     validation = read_all(arguments.measurements / "validation", problem, images)
-    if not 1 / 255 <= search.sigma <= 1:
-        raise UserError(f"params.yaml: tune.sigma={search.sigma} must be in [1/255, 1]")
     start = Tuning(search.weight, search.sigma, 1 / search.weight, search.tol, search.max_steps)
     params = {"tune": settings.section("tune"), "problem": problem.settings}
     cell = f"tune {arguments.problem}-{arguments.regularizer}"

@@ -131,6 +131,8 @@ def test_the_same_settings_give_the_same_figures(finished, project):
         ("prepare", {"source": "web"}, "prepare.source='web'"),
         ("prepare", {"source": "folder"}, "holds no picture"),
         ("simulate", {"csmri": {"ratio": 0.3, "angle": 4}}, "unknown setting 'angle'"),
+        ("network", {"widht": 4}, "network dncnn"),
+        ("register", {"margin": "much"}, "register.margin='much' must be a number"),
     ],
 )
 def test_bad_params_end_in_one_line(section, values, message, project):
@@ -139,6 +141,7 @@ def test_bad_params_end_in_one_line(section, values, message, project):
     assert done.returncode != 0
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+    # Whichever stage comes first, it trains nothing and writes nothing of its own.
     assert not (project.folder / "models").exists()
 
 

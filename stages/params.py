@@ -1,0 +1,112 @@
+"""params.yaml as a whole: the settings of every stage, all of them checked before any stage starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from elder.errors import UserError
+from stages import settings
+
+SECTIONS = ("prepare", "simulate", "network", "ridge", "pretrain", "tune", "finetune", "evaluate", "register")
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Settings of `prepare`."""
+
+    source: str
+    folder: str
+    size: int
+    train_scales: list[float]
+    validation_share: float
+    test_share: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.source not in ("builtin", "folder"):
+            raise UserError(f"prepare.source={self.source!r} must be builtin or folder")
+        if self.size < 0 or not self.train_scales or min(self.train_scales) <= 0:
+            raise UserError("prepare.size must not be negative, and prepare.train_scales must hold positive numbers")
+        if not (0 < self.validation_share < 1 and 0 < self.test_share < 1):
+            raise UserError("prepare.validation_share and prepare.test_share must be in (0, 1)")
+        if self.validation_share + self.test_share >= 1:
+            raise UserError("prepare.validation_share and prepare.test_share leave nothing to train on")
+
+
+@dataclass(frozen=True)
+class Search:
+    """Settings of `tune`."""
+
+    weight: float
+    sigma: float
+    tol: float
+    max_steps: int
+
+    def __post_init__(self) -> None:
+        if not 1 / 255 <= self.sigma <= 1:
+            raise UserError(f"params.yaml: tune.sigma={self.sigma} must be in [1/255, 1]")
+        if min(self.weight, self.tol, self.max_steps) <= 0:
+            raise UserError("params.yaml: tune.weight, tune.tol and tune.max_steps must be positive")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Settings of `evaluate`."""
+
+    curve_steps: int
+    tv_weights: list[float]
+
+    def __post_init__(self) -> None:
+        if self.curve_steps < 1 or not self.tv_weights or min(self.tv_weights) <= 0:
+            raise UserError("params.yaml: evaluate.curve_steps and evaluate.tv_weights must be positive")
+
+
+@dataclass(frozen=True)
+class Registration:
+    """Settings of `register`."""
+
+    margin: float
+
+
+def check() -> None:
+    """Raise `UserError` for the first setting of params.yaml that no stage could use.
+
+    Every stage calls this, so that a mistake in the last one's settings ends the pipeline before hours of training.
+    """
+    # Imported here: a stage that reads its settings does not depend on the files that only check those of the others.
+    import torch
+
+    from elder import problems, regularizers
+    from elder.training.finetune import Finetuning
+    from elder.training.pretrain import Pretraining
+
+    whole = settings.section()
+    for name in whole:
+        if name not in ("problems", "regularizers", *SECTIONS):
+            known = ", ".join(("problems", "regularizers", *SECTIONS))
+            raise UserError(f"params.yaml: unknown section {name}; known are {known}")
+    typed = {
+        "prepare": Preparation,
+        "pretrain": Pretraining,
+        "tune": Search,
+        "finetune": Finetuning,
+        "evaluate": Evaluation,
+        "register": Registration,
+    }
+    for name, cls in typed.items():
+        settings.typed(cls, name)
+    for name in settings.names("problems"):
+        problems.make(name, settings.section("simulate", name))
+    with torch.device("meta"):
+        for name in settings.names("regularizers"):
+            regularizers.make(**description(name, 1))
+
+
+def description(regularizer: str, channels: int) -> dict[str, Any]:
+    """What `regularizers.make` takes for the regulariser of that name in params.yaml."""
+    from elder import regularizers
+
+    if regularizer in regularizers.OF_FILTERS:
+        return {"name": regularizer, "channels": channels, **settings.section("ridge")}
+    return {"name": regularizer, "network": {"channels": channels, **settings.section("network")}}

@@ -51,6 +51,7 @@ def finetuning_step(iterations: int, size: int, batch: int) -> int:
     from elder import problems, regularizers
     from elder.fidelity import LeastSquares
     from elder.implicit import ImplicitGradient
+    from elder.linear import MINRES
     from elder.objective import Objective
     from elder.solvers import ProximalGradient, solve
 
@@ -65,7 +66,7 @@ def finetuning_step(iterations: int, size: int, batch: int) -> int:
     # A short step keeps every iterate moving: no solve ends early.
     method, step = ProximalGradient(), torch.tensor(0.5)
     solution = solve(method, objective, operator.AT(y), step, tol=1e-30, max_steps=iterations)
-    fixed_point, _ = ImplicitGradient(tol=1e-6, max_steps=30).attach(objective, solution.x)
+    fixed_point, _ = ImplicitGradient(MINRES(tol=1e-6, max_steps=30)).attach(objective, solution.x, solution.step)
     (fixed_point - x).square().mean().backward(inputs=[*energy.parameters(), weight])
     return int(solution.steps.min())
 

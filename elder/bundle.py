@@ -10,12 +10,12 @@ import safetensors.torch
 
 from elder import files, regularizers
 from elder.errors import UserError
-from elder.regularizers.base import Energy
+from elder.regularizers.base import Regularizer
 
 FORMAT = 1
 
 
-def write(folder: str | Path, regularizer: Energy, config: Mapping[str, Any]) -> None:
+def write(folder: str | Path, regularizer: Regularizer, config: Mapping[str, Any]) -> None:
     """Write the weights, then the configuration, each whole or not at all.
 
     config: `problem` (name, settings), `regularizer` (what `regularizers.make` takes), `tuning` and `metadata`.
@@ -26,7 +26,7 @@ def write(folder: str | Path, regularizer: Energy, config: Mapping[str, Any]) ->
     files.write_json(Path(folder) / "config.json", {"format": FORMAT, **config})
 
 
-def read(folder: str | Path) -> tuple[Energy, dict[str, Any]]:
+def read(folder: str | Path) -> tuple[Regularizer, dict[str, Any]]:
     """The frozen regulariser and the configuration of a bundle. Raises `UserError` when it is missing or broken."""
     folder = Path(folder)
     if not (folder / "config.json").is_file():

@@ -15,7 +15,7 @@ from elder.measurements import Measured
 from elder.metrics import psnr, ssim
 from elder.model import Model
 from elder.problems.base import Problem
-from elder.solvers import Anderson, iterates
+from elder.solvers import path
 from elder.total_variation import reconstruct_tv
 
 
@@ -28,7 +28,7 @@ class Result:
     x: Tensor  # (1, c, h, w)
     steps: int
     status: str
-    monotone: bool  # the energy rose at no accepted step
+    monotone: bool | None  # the energy rose at no accepted step; None where there is no energy
     seconds: float
 
     @property
@@ -58,8 +58,8 @@ def evaluate(model: Model, measured: Sequence[Measured], report: Report = lambda
         s = model.solve(m.operator, m.y)
         seconds = time.perf_counter() - start
         initial = model.problem.initial(m.operator, m.y)
-        status, monotone = s.status[0].name.lower(), bool(s.monotone.all())
-        results.append(Result(m, initial, s.x, int(s.steps), status, monotone, seconds))
+        monotone = None if s.monotone is None else bool(s.monotone.all())
+        results.append(Result(m, initial, s.x, int(s.steps), s.status[0].name.lower(), monotone, seconds))
         report(results[-1])
     return results
 
@@ -67,7 +67,7 @@ def evaluate(model: Model, measured: Sequence[Measured], report: Report = lambda
 def evaluate_initial(problem: Problem, measured: Sequence[Measured]) -> list[Result]:
     """Every measurement's initial guess."""
     guesses = [problem.initial(m.operator, m.y) for m in measured]
-    return [Result(m, x, x, 0, "initial", True, 0.0) for m, x in zip(measured, guesses, strict=True)]
+    return [Result(m, x, x, 0, "initial", None, 0.0) for m, x in zip(measured, guesses, strict=True)]
 
 
 def evaluate_tv(problem: Problem, measured: Sequence[Measured], weight: float) -> list[Result]:
@@ -77,8 +77,8 @@ def evaluate_tv(problem: Problem, measured: Sequence[Measured], weight: float) -
         start = time.perf_counter()
         initial = problem.initial(m.operator, m.y)
         x, steps = reconstruct_tv(problem.fidelity(m.operator, m.y), initial, weight)
-        # The primal-dual method is no descent method: its energy may rise on the way.
-        results.append(Result(m, initial, x, int(steps), "converged", False, time.perf_counter() - start))
+        # The primal-dual method is no descent method: its energy may rise on the way, and is not looked at.
+        results.append(Result(m, initial, x, int(steps), "converged", None, time.perf_counter() - start))
     return results
 
 
@@ -106,16 +106,16 @@ def summary(model: Model, results: Sequence[Result]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def convergence(model: Model, measured: Measured, steps: int) -> list[dict[str, float]]:
-    """Energy f(x), PSNR and residual along the first `steps` steps of a reconstruction."""
+def convergence(model: Model, measured: Measured, steps: int) -> list[dict[str, float | None]]:
+    """Energy f(x), where there is one, PSNR and residual along the first `steps` steps of a reconstruction."""
     start = model.problem.initial(measured.operator, measured.y)
-    path = iterates(Anderson(), model.objective(measured.operator, measured.y), start, torch.tensor(model.tuning.step))
+    states = path(model.objective(measured.operator, measured.y), start, torch.tensor(model.tuning.step))
     return [
         {
             "step": k,
-            "energy": float(s.energy),
+            "energy": None if s.energy is None else float(s.energy),
             "psnr": float(psnr(s.x, measured.truth)),
             "residual": float(s.residual),
         }
-        for k, s in enumerate(islice(path, steps + 1))
+        for k, s in enumerate(islice(states, steps + 1))
     ]

@@ -1,4 +1,4 @@
-"""The gradient of a loss through a minimiser, by the implicit function theorem: its memory ignores the iterations."""
+"""The gradient of a loss through a fixed point, by the implicit function theorem: its memory ignores the iterations."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from elder.linear import LinearSolution, minres
-from elder.objective import Objective
-from elder.tensors import dot, per_image
+from elder.linear import MINRES, LinearSolution, LinearSolver
+from elder.objective import Equilibrium
+from elder.tensors import per_image
 
 
 @dataclass(eq=False)
@@ -31,49 +31,39 @@ class Backward:
 
 @dataclass(frozen=True)
 class ImplicitGradient:
-    """dL/dθ = −⟨v, ∂_θ(λ∇h_θ)(x)⟩ with H v = ∂L/∂x and H = ∇²g + λ∇²h, at a minimiser x of f = g + λh.
+    """dL/dθ = −⟨v, ∂_θ(λR_θ)(x)⟩ with Hᵀv = ∂L/∂x and H = ∇²g + λR', at an x with ∇g(x) + λR_θ(x, σ) = 0.
 
-    From ∇g(x) + λ∇h_θ(x, σ) = 0 differentiated in θ (ELDER, Section 3.2; Bai et al. 2019). θ: the network, λ and σ.
-    H is symmetric because h is an energy, so MINRES applies, preconditioned by (AᵀA + c I)⁻¹, c the curvature of λh
-    along the gradient ∂L/∂x. One record of ∇h at x serves all products with H and the last product with v.
-
-    tol: relative residual of the linear solve; max_steps: products with H at most.
+    That equation differentiated in θ: the network, λ and σ (ELDER, Section 3.2; Bai et al. 2019). For an energy
+    R = ∇h, and H = ∇²g + λ∇²h is symmetric, so that MINRES applies; for an implicit regulariser take GMRES or a
+    solver of `elder.adjoint`. Preconditioned by (AᵀA + I/τ)⁻¹, with the step τ of the forward solve, which the line
+    search fits to the curvature of λh. One record of R at x serves all products with Hᵀ and the last one with v.
     """
 
-    tol: float = 1e-3
-    max_steps: int = 100
+    solver: LinearSolver = field(default_factory=MINRES)
 
-    def __post_init__(self) -> None:
-        if self.tol <= 0 or self.max_steps < 1:
-            raise ValueError(
-                f"ImplicitGradient needs tol > 0 and max_steps >= 1; got tol={self.tol}, max_steps={self.max_steps}"
-            )
-
-    def attach(self, objective: Objective, x: Tensor) -> tuple[Tensor, Backward]:
+    def attach(self, problem: Equilibrium, x: Tensor, step: Tensor) -> tuple[Tensor, Backward]:
         """x again, (b, c, h, w), now a function of θ; and the report that its backward pass will fill in.
 
-        x: a minimiser of `objective`. A failed linear solve leaves its image out of the gradient, and is counted.
+        x: a fixed point of `problem`. step τ: (b,) or scalar. A failed linear solve leaves its image out of the
+        gradient, and is counted.
         """
         report = Backward()
         x = x.detach().requires_grad_()
         with torch.enable_grad():
-            slope = objective.weight * objective.regularizer.grad(x, objective.sigma)
+            slope = problem.slope(x)
 
-        def hessian(v: Tensor) -> Tensor:
+        def transposed(v: Tensor) -> Tensor:
             (product,) = torch.autograd.grad(slope, x, v, retain_graph=True)
-            return objective.fidelity.hessian(v) + objective.fidelity.free(product)
+            return problem.fidelity.hessian(v) + problem.fidelity.free(product)
 
         def solve_adjoint(loss_gradient: Tensor) -> Tensor:
-            u = objective.fidelity.free(loss_gradient.detach())
-            data = objective.fidelity.hessian(u)
-            scale = dot(u, u).clamp(min=torch.finfo(torch.float64).tiny)
-            curvature = ((dot(u, hessian(u)) - dot(u, data)) / scale).clamp(min=1e-6)
-            c = per_image(curvature, u)
+            u = problem.fidelity.free(loss_gradient.detach())
+            c = per_image(1 / step.expand(len(u)), u)
 
             def precondition(r: Tensor) -> Tensor:
-                return objective.fidelity.precondition(r, c)
+                return problem.fidelity.precondition(r, c)
 
-            report.solution = minres(hessian, u, precondition, tol=self.tol, max_steps=self.max_steps)
+            report.solution = self.solver(transposed, u, precondition)
             return torch.where(per_image(report.solution.converged, u) > 0, report.solution.v, 0.0)
 
         # The value is x; the derivative in θ is −∂_θ slope, applied to what the hook makes of ∂L/∂x.

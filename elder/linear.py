@@ -1,9 +1,10 @@
-"""Symmetric linear systems, one an image, solved in a batch."""
+"""Linear systems H v = b, one an image, solved in a batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,49 +20,119 @@ class LinearSolution:
 
     v: Tensor  # (b, c, h, w)
     residual: Tensor  # (b,) float64
-    converged: Tensor  # (b,) bool
+    converged: Tensor  # (b,) bool: v may be used
     products: int  # products with H
 
 
-@torch.no_grad()
-def minres(H: Map, b: Tensor, precondition: Map, *, tol: float = 1e-3, max_steps: int = 100) -> LinearSolution:
-    """Solve H v = b for symmetric H, definite or not, image by image (Paige & Saunders 1975, preconditioned).
+class LinearSolver(Protocol):
+    """v with H v = b, image by image.
 
-    H: (b, c, h, w) -> (b, c, h, w), acting on each image alone; precondition: likewise, symmetric positive definite,
-    near H⁻¹. An image stops when its preconditioned residual is within `tol` of the start. `converged` asks the true
-    residual to be within 10 tol: the two norms differ by the conditioning of the preconditioner.
+    H: (b, c, h, w) -> (b, c, h, w), linear, on each image alone; precondition: likewise, symmetric positive definite
+    and near H⁻¹.
     """
-    eps = torch.finfo(torch.float64).eps
-    v, w, w_old = torch.zeros_like(b), torch.zeros_like(b), torch.zeros_like(b)
-    r_old, r = b, b
-    z = precondition(b)
-    beta1 = dot(b, z).clamp(min=0).sqrt()
-    beta, beta_old = beta1.clone(), torch.ones_like(beta1)
-    dbar, epsilon = torch.zeros_like(beta1), torch.zeros_like(beta1)
-    phi_bar, cs, sn = beta1.clone(), -torch.ones_like(beta1), torch.zeros_like(beta1)
-    products = 0
-    for k in range(max_steps):
-        live = (phi_bar > tol * beta1) & (beta > 0)
-        if not bool(live.any()):
-            break
-        q = z / per_image(beta.where(live, torch.ones_like(beta)), b)
-        z = H(q)
-        products += 1
-        if k > 0:
-            z = z - per_image((beta / beta_old).where(live, torch.zeros_like(beta)), b) * r_old
-        alpha = dot(q, z)
-        z = z - per_image((alpha / beta).where(live, torch.zeros_like(beta)), b) * r
-        r_old, r = r, z
-        z = precondition(r)
-        beta_old, beta = beta, dot(r, z).clamp(min=0).sqrt()
-        # The last Givens rotation, then the next one.
-        epsilon_old, delta = epsilon, cs * dbar + sn * alpha
-        g_bar, epsilon, dbar = sn * dbar - cs * alpha, sn * beta, -cs * beta
-        gamma = torch.hypot(g_bar, beta).clamp(min=eps)
-        cs, sn = g_bar / gamma, beta / gamma
-        phi, phi_bar = cs * phi_bar, torch.where(live, sn * phi_bar, phi_bar)
-        w_older, w_old = w_old, w
-        w = (q - per_image(epsilon_old, b) * w_older - per_image(delta, b) * w_old) / per_image(gamma, b)
-        v = v + per_image(phi.where(live, torch.zeros_like(phi)), b) * w
+
+    def __call__(self, H: Map, b: Tensor, precondition: Map) -> LinearSolution: ...
+
+
+@dataclass(frozen=True)
+class Krylov:
+    """tol: relative residual to stop at; max_steps: products with H at most, but for the last, which checks."""
+
+    tol: float = 1e-3
+    max_steps: int = 100
+
+    def __post_init__(self) -> None:
+        if self.tol <= 0 or self.max_steps < 1:
+            name = type(self).__name__
+            raise ValueError(f"{name} needs tol > 0 and max_steps >= 1; got tol={self.tol}, max_steps={self.max_steps}")
+
+
+@dataclass(frozen=True)
+class MINRES(Krylov):
+    """Minimum residual for symmetric H, definite or not (Paige & Saunders 1975), preconditioned.
+
+    An image stops when its residual in the norm of the preconditioner is within `tol` of the start. `converged` asks
+    the true residual to be within 10 tol: the two norms differ by the conditioning of the preconditioner.
+    """
+
+    @torch.no_grad()
+    def __call__(self, H: Map, b: Tensor, precondition: Map) -> LinearSolution:
+        eps = torch.finfo(torch.float64).eps
+        v, w, w_old = torch.zeros_like(b), torch.zeros_like(b), torch.zeros_like(b)
+        r_old, r = b, b
+        z = precondition(b)
+        beta1 = dot(b, z).clamp(min=0).sqrt()
+        beta, beta_old = beta1.clone(), torch.ones_like(beta1)
+        dbar, epsilon = torch.zeros_like(beta1), torch.zeros_like(beta1)
+        phi_bar, cs, sn = beta1.clone(), -torch.ones_like(beta1), torch.zeros_like(beta1)
+        products = 0
+        for k in range(self.max_steps):
+            live = (phi_bar > self.tol * beta1) & (beta > 0)
+            if not bool(live.any()):
+                break
+            q = z / per_image(beta.where(live, torch.ones_like(beta)), b)
+            z = H(q)
+            products += 1
+            if k > 0:
+                z = z - per_image((beta / beta_old).where(live, torch.zeros_like(beta)), b) * r_old
+            alpha = dot(q, z)
+            z = z - per_image((alpha / beta).where(live, torch.zeros_like(beta)), b) * r
+            r_old, r = r, z
+            z = precondition(r)
+            beta_old, beta = beta, dot(r, z).clamp(min=0).sqrt()
+            # The last Givens rotation, then the next one.
+            epsilon_old, delta = epsilon, cs * dbar + sn * alpha
+            g_bar, epsilon, dbar = sn * dbar - cs * alpha, sn * beta, -cs * beta
+            gamma = torch.hypot(g_bar, beta).clamp(min=eps)
+            cs, sn = g_bar / gamma, beta / gamma
+            phi, phi_bar = cs * phi_bar, torch.where(live, sn * phi_bar, phi_bar)
+            w_older, w_old = w_old, w
+            w = (q - per_image(epsilon_old, b) * w_older - per_image(delta, b) * w_old) / per_image(gamma, b)
+            v = v + per_image(phi.where(live, torch.zeros_like(phi)), b) * w
+        return report(H, b, v, products, self.tol)
+
+
+@dataclass(frozen=True)
+class GMRES(Krylov):
+    """Generalised minimum residual for any H (Saad & Schultz 1986), without restarts.
+
+    Flexible (Saad 1993): the preconditioner may be inexact, as one by conjugate gradients is. Keeps two pictures a
+    step: memory grows with `max_steps`.
+    """
+
+    @torch.no_grad()
+    def __call__(self, H: Map, b: Tensor, precondition: Map) -> LinearSolution:
+        scale = norm(b)
+        safe = scale.clamp(min=torch.finfo(torch.float64).tiny)
+        basis, directions = [b / per_image(safe, b)], []
+        hessenberg = b.new_zeros(len(b), self.max_steps + 1, self.max_steps, dtype=torch.float64)
+        weights = hessenberg.new_zeros(len(b), self.max_steps, 1)
+        for k in range(self.max_steps):
+            directions.append(precondition(basis[k]))
+            w = H(directions[k])
+            # Twice is enough for orthogonality in this precision (Giraud et al. 2005).
+            for _ in range(2):
+                for j, q in enumerate(basis):
+                    share = dot(q, w)
+                    hessenberg[:, j, k] += share
+                    w = w - per_image(share, w) * q
+            length = norm(w)
+            hessenberg[:, k + 1, k] = length
+            basis.append(w / per_image(length.clamp(min=torch.finfo(torch.float64).tiny), w))
+            corner = hessenberg[:, : k + 2, : k + 1]
+            target = hessenberg.new_zeros(len(b), k + 2, 1)
+            target[:, 0, 0] = scale
+            weights[:, : k + 1] = torch.linalg.pinv(corner) @ target
+            left = (corner @ weights[:, : k + 1] - target).norm(dim=(1, 2))
+            if bool((left <= self.tol * scale).all()):
+                break
+        v = torch.zeros_like(b)
+        for j, z in enumerate(directions):
+            v = v + per_image(weights[:, j, 0], b) * z
+        return report(H, b, v, len(directions), self.tol)
+
+
+def report(H: Map, b: Tensor, v: Tensor, products: int, tol: float) -> LinearSolution:
+    """The solution v with its true residual; one more product."""
     residual = norm(b - H(v)) / norm(b).clamp(min=torch.finfo(torch.float64).tiny)
     return LinearSolution(v, residual, residual <= 10 * tol, products + 1)

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from elder import bundle, problems
 from elder.errors import UserError
-from elder.objective import Objective
+from elder.objective import Equilibrium, pose
 from elder.operators.base import Operator
 from elder.problems.base import Problem
-from elder.regularizers.base import Energy
-from elder.solvers import Anderson, Solution, solve
+from elder.regularizers.base import Regularizer
+from elder.solvers import Solution, fixed_point
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Info:
 
     status: Any  # converged, precision, max_steps or not_finite
     steps: Any
-    energy: Any  # f(x) at the end
+    energy: Any  # f(x) at the end; None where the regulariser is no energy
     residual: Any  # ‖proposal − x‖ / ‖x‖ at the end
     seconds: float  # for all of them
 
@@ -53,21 +53,20 @@ class Model:
     """A problem, a regulariser trained for it, and the numbers between them."""
 
     problem: Problem
-    regularizer: Energy
+    regularizer: Regularizer
     tuning: Tuning
     description: Mapping[str, Any]  # how `regularizers.make` builds the regulariser: name and network
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
-    def objective(self, operator: Operator, y: Tensor) -> Objective:
-        """f(x) = g(x; y) + λ h(x, σ) for the measurement y."""
+    def objective(self, operator: Operator, y: Tensor) -> Equilibrium:
+        """What to solve for the measurement y: f(x) = g(x; y) + λ h(x, σ), an `Objective`, if h is an energy."""
         weight = torch.tensor(self.tuning.weight, dtype=torch.float64, device=y.device)
         sigma = torch.tensor(self.tuning.sigma, dtype=torch.float64, device=y.device)
-        return Objective(self.problem.fidelity(operator, y), self.regularizer, weight, sigma)
+        return pose(self.problem.fidelity(operator, y), self.regularizer, weight, sigma)
 
     def solve(self, operator: Operator, y: Tensor) -> Solution:
-        """Minimise f from the problem's initial guess."""
-        return solve(
-            Anderson(),
+        """The fixed point that the problem's initial guess leads to: for an energy, a minimum of f."""
+        return fixed_point(
             self.objective(operator, y),
             self.problem.initial(operator, y),
             torch.tensor(self.tuning.step),
@@ -96,7 +95,7 @@ class Model:
         columns = {
             "status": [status.name.lower() for status in solution.status],
             "steps": solution.steps.tolist(),
-            "energy": solution.energy.tolist(),
+            "energy": [None] * len(tensor) if solution.energy is None else solution.energy.tolist(),
             "residual": solution.residual.tolist(),
         }
         info = Info(**{k: v[0] if single else v for k, v in columns.items()}, seconds=time.perf_counter() - start)

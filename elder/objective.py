@@ -1,23 +1,46 @@
-"""The energy that a reconstruction minimises."""
+"""What a reconstruction solves: an equation of data and regulariser, and where there is one, the energy behind it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 from torch import Tensor
 
 from elder.fidelity import Fidelity
-from elder.regularizers.base import Energy
+from elder.regularizers.base import Energy, Regularizer
 
 
 @dataclass(frozen=True, eq=False)
-class Objective:
-    """f(x) = g(x; y) + λ h_θ(x, σ); weight λ >= 0 and sigma σ are scalars."""
+class Equilibrium:
+    """∇g(x; y) + λ R_θ(x, σ) = 0, with R the regulariser's direction; weight λ >= 0 and sigma σ are scalars.
+
+    Its solutions are the fixed points of x ↦ prox_{τg}(x − τλR(x)), for every τ > 0.
+    """
 
     fidelity: Fidelity
-    regularizer: Energy
+    regularizer: Regularizer
     weight: Tensor
     sigma: Tensor
+
+    def slope(self, x: Tensor) -> Tensor:
+        """λR(x), (b, c, h, w): one network evaluation; differentiable when the caller records."""
+        return self.weight * self.regularizer.direction(x, self.sigma)
+
+    def grad(self, x: Tensor) -> Tensor:
+        """∇g(x) + λR(x), (b, c, h, w): zero at a solution."""
+        return self.fidelity.grad(x) + self.slope(x)
+
+    def select(self, index: Tensor) -> Self:
+        """The equation of the images `index` of the batch alone."""
+        return replace(self, fidelity=self.fidelity.select(index))
+
+
+@dataclass(frozen=True, eq=False)
+class Objective(Equilibrium):
+    """f(x) = g(x; y) + λ h_θ(x, σ), whose critical points solve ∇g(x) + λ∇h(x) = 0."""
+
+    regularizer: Energy
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """f(x), (b,) in float64, and λ∇h(x), (b, c, h, w): one network evaluation."""
@@ -28,10 +51,8 @@ class Objective:
         """f(x), (b,) in float64."""
         return self.fidelity.value(x) + self.weight.double() * self.regularizer.value(x, self.sigma)
 
-    def grad(self, x: Tensor) -> Tensor:
-        """∇f(x) = ∇g(x) + λ∇h(x), (b, c, h, w); zero at a fixed point of the proximal gradient step."""
-        return self.fidelity.grad(x) + self.weight * self.regularizer.grad(x, self.sigma)
 
-    def select(self, index: Tensor) -> Objective:
-        """The objective of the images `index` of the batch alone."""
-        return replace(self, fidelity=self.fidelity.select(index))
+def pose(fidelity: Fidelity, regularizer: Regularizer, weight: Tensor, sigma: Tensor) -> Equilibrium:
+    """An `Objective` where the regulariser is an energy, else an `Equilibrium`, which has no value to descend."""
+    kind = Objective if isinstance(regularizer, Energy) else Equilibrium
+    return kind(fidelity, regularizer, weight, sigma)  # pyright: ignore[reportArgumentType]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from elder.differences import gradient, gradient_adjoint
 from elder.fidelity import Fidelity
 from elder.tensors import norm
 
@@ -42,21 +43,3 @@ def reconstruct_tv(
 def total_variation(x: Tensor) -> Tensor:
     """Σ ‖(∇x)ᵢ‖₂ of each image, (b, c, h, w) -> (b,) in float64."""
     return gradient(x).square().sum(0).sqrt().flatten(1).sum(1, dtype=torch.float64)
-
-
-def gradient(x: Tensor) -> Tensor:
-    """Forward differences down and to the right, zero at the far border, (b, c, h, w) -> (2, b, c, h, w)."""
-    d = x.new_zeros(2, *x.shape)
-    d[0, ..., :-1, :] = x.diff(dim=-2)
-    d[1, ..., :, :-1] = x.diff(dim=-1)
-    return d
-
-
-def gradient_adjoint(p: Tensor) -> Tensor:
-    """The adjoint of `gradient`, (2, b, c, h, w) -> (b, c, h, w)."""
-    x = torch.zeros_like(p[0])
-    x[..., :-1, :] -= p[0, ..., :-1, :]
-    x[..., 1:, :] += p[0, ..., :-1, :]
-    x[..., :, :-1] -= p[1, ..., :, :-1]
-    x[..., :, 1:] += p[1, ..., :, :-1]
-    return x

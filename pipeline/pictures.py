@@ -32,15 +32,20 @@ def panel(path: Path, columns: Mapping[str, Sequence[Captioned]]) -> None:
     _save(figure, path)
 
 
-def curves(path: Path, methods: Mapping[str, Sequence[Mapping[str, float]]], image: str) -> None:
-    """Energy above its minimum and PSNR against steps."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
+def curves(path: Path, methods: Mapping[str, Sequence[Mapping[str, float | None]]], image: str) -> None:
+    """Energy above its minimum, where there is one, fixed-point residual and PSNR against steps."""
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.4))
     for name, rows in methods.items():
-        steps, energy = [row["step"] for row in rows], np.array([row["energy"] for row in rows])
-        left.semilogy(steps[:-1], (energy[:-1] - energy.min()).clip(min=1e-12) / abs(energy.min()), label=name)
+        steps = [row["step"] for row in rows]
+        values = [row["energy"] for row in rows]
+        if None not in values:
+            energy = np.array(values, dtype=float)
+            left.semilogy(steps[:-1], (energy[:-1] - energy.min()).clip(min=1e-12) / abs(energy.min()), label=name)
+        middle.semilogy(steps, [row["residual"] for row in rows], label=name)
         right.plot(steps, [row["psnr"] for row in rows], label=name)
-    left.set(xlabel="step", ylabel="(f − min f) / min f", title=f"energy, {image}")
-    right.set(xlabel="step", ylabel="PSNR (dB)", title=f"quality, {image}")
+    left.set(xlabel="step", ylabel="(f − min f) / |min f|", title=f"energy, {image}")
+    middle.set(xlabel="step", ylabel="‖p − x‖ / ‖x‖", title="fixed-point residual")
+    right.set(xlabel="step", ylabel="PSNR (dB)", title="quality")
     right.legend()
     _save(figure, path)
 

@@ -65,7 +65,7 @@ NETWORKS = {
     "drunet": {"name": "drunet", "widths": (3, 4, 3, 4), "blocks": 1},
 }
 
-ENERGIES = [(kind, name) for kind in regularizers.OVER_A_NETWORK for name in NETWORKS]
+ENERGIES = [(k, name) for k in regularizers.OVER_A_NETWORK if k in regularizers.EXPLICIT for name in NETWORKS]
 ENERGIES += [(kind, "") for kind in regularizers.OF_FILTERS]
 
 
@@ -79,8 +79,10 @@ def network(name: str, channels: int = 1) -> networks.Network:
     return made
 
 
-def regularizer(kind: str, name: str = "dncnn", channels: int = 1) -> regularizers.Energy:
+def regularizer(kind: str, name: str = "dncnn", channels: int = 1) -> regularizers.Regularizer:
     if kind in regularizers.OVER_A_NETWORK:
         return regularizers.OVER_A_NETWORK[kind](network(name, channels))
     torch.manual_seed(5)
+    if kind == "total_variation":
+        return regularizers.make(kind, epsilon=0.1).double()
     return regularizers.make(kind, channels=channels, filters=4, size=3, knees=3).double()

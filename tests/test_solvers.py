@@ -10,13 +10,25 @@ import pytest
 import torch
 from torch import Tensor
 
+from elder.adjoint import JACOBIAN_FREE, AndersonFixedPoint, FixedPoint, Neumann
 from elder.fidelity import LeastSquares
-from elder.linear import minres
-from elder.objective import Objective
+from elder.linear import GMRES, MINRES
+from elder.objective import Equilibrium, Objective, pose
 from elder.operators import MaskedFourier
 from elder.problems import masks
-from elder.regularizers.base import Energy
-from elder.solvers import Anderson, Inertial, ProximalGradient, Status, iterates, solve
+from elder.regularizers.base import Energy, Regularizer
+from elder.solvers import (
+    Anderson,
+    AndersonMixing,
+    Inertial,
+    Picard,
+    ProximalGradient,
+    Status,
+    fixed_point,
+    iterates,
+    path,
+    solve,
+)
 
 METHODS = {"proximal gradient": ProximalGradient(), "inertial": Inertial(), "anderson": Anderson()}
 
@@ -156,6 +168,82 @@ def test_a_non_finite_energy_is_said(rng):
     assert set(solve(Anderson(), objective, x0, torch.tensor(1.0)).status) == {Status.NOT_FINITE}
 
 
+class Twisted(Regularizer):
+    """R(x) = D x + a rotation of neighbouring pixels: the gradient of no function. It counts its evaluations."""
+
+    def __init__(self, twist: float) -> None:
+        super().__init__()
+        self.twist = twist
+        self.calls = 0
+
+    def direction(self, x: Tensor, sigma: Tensor) -> Tensor:
+        self.calls += 1
+        return x + self.twist * (x.roll(1, -1) - x.roll(-1, -1))
+
+
+@pytest.fixture
+def twisted(rng) -> tuple[Equilibrium, Tensor]:
+    objective, x0 = problem(Quadratic(torch.tensor(1.0, dtype=torch.float64)), 3, rng)
+    return Equilibrium(objective.fidelity, Twisted(0.4), objective.weight, objective.sigma), x0
+
+
+@pytest.mark.parametrize("method", [Picard(), AndersonMixing()], ids=["picard", "anderson mixing"])
+class TestWithoutAnEnergy:
+    def test_it_finds_the_solution_and_claims_no_energy(self, method, twisted):
+        equation, x0 = twisted
+        solution = solve(method, equation, x0, torch.tensor(1.0), tol=1e-11, max_steps=500)
+        assert set(solution.status) == {Status.CONVERGED}
+        assert float(equation.grad(solution.x).abs().max()) < 1e-9
+        assert solution.energy is None
+        assert solution.monotone is None
+
+    def test_a_batch_gives_its_images_one_by_one(self, method, twisted):
+        equation, x0 = twisted
+        together = solve(method, equation, x0, torch.tensor(1.0), tol=1e-7, max_steps=500)
+        for i in range(len(x0)):
+            index = torch.tensor([i])
+            alone = solve(method, equation.select(index), x0[index], torch.tensor(1.0), tol=1e-7, max_steps=500)
+            torch.testing.assert_close(alone.x, together.x[index])
+            assert alone.steps == together.steps[i]
+
+    def test_a_step_costs_one_evaluation(self, method, twisted):
+        equation, x0 = twisted
+        solution = solve(method, equation.select(torch.tensor([0])), x0[:1], torch.tensor(1.0), tol=1e-7)
+        assert equation.regularizer.calls == int(solution.evaluations) == int(solution.steps) + 1
+
+    def test_divergence_is_said(self, method, twisted):
+        equation, x0 = twisted
+        wild = replace(equation, regularizer=Twisted(1e200))
+        assert set(solve(method, wild, x0, torch.tensor(1.0), max_steps=9).status) == {Status.NOT_FINITE}
+
+
+def test_mixing_saves_evaluations(twisted):
+    equation, x0 = twisted
+    plain, mixed = (
+        solve(method, equation, x0, torch.tensor(0.3), tol=1e-8, max_steps=2000)
+        for method in (Picard(), AndersonMixing())
+    )
+    assert (mixed.evaluations <= plain.evaluations // 2).all()
+
+
+def test_the_method_follows_from_what_there_is(twisted, learned):
+    equation, x0 = twisted
+    posed = pose(equation.fidelity, equation.regularizer, equation.weight, equation.sigma)
+    assert type(posed) is Equilibrium
+    assert fixed_point(posed, x0, torch.tensor(1.0)).energy is None
+    assert next(path(posed, x0, torch.tensor(1.0))).energy is None
+    objective, x0 = learned
+    posed = pose(objective.fidelity, objective.regularizer, objective.weight, objective.sigma)
+    assert type(posed) is Objective
+    assert fixed_point(posed, x0, torch.tensor(8.0)).monotone.all()
+
+
+@pytest.mark.parametrize("method", [Anderson, AndersonMixing])
+def test_a_depth_that_remembers_nothing_is_refused(method):
+    with pytest.raises(ValueError, match=r"depth=.*at least 2; got 1"):
+        method(depth=1)
+
+
 @pytest.mark.parametrize("options", [{"decrease": 0.0}, {"decrease": 1.0}, {"shrink": 1.5}])
 def test_bad_hyperparameters_name_themselves(options):
     with pytest.raises(ValueError, match=next(iter(options))):
@@ -180,7 +268,7 @@ def test_minres_solves_each_system_of_a_batch(signs, rng):
     def product(v: Tensor) -> Tensor:
         return (matrices @ v.flatten(1).unsqueeze(2)).view_as(v)
 
-    found = minres(product, b, lambda r: r / diagonal.view_as(r), tol=1e-10, max_steps=200)
+    found = MINRES(tol=1e-10, max_steps=200)(product, b, lambda r: r / diagonal.view_as(r))
     exact = torch.linalg.solve(matrices, b.flatten(1).unsqueeze(2)).view_as(b)
     assert found.converged.all()
     torch.testing.assert_close(found.v, exact, rtol=1e-6, atol=1e-6)
@@ -189,6 +277,54 @@ def test_minres_solves_each_system_of_a_batch(signs, rng):
 def test_minres_says_when_it_did_not_converge(rng):
     matrix = symmetric(24, torch.logspace(-6, 1, 24, dtype=torch.float64), rng)
     b = cases.randn((1, 1, 4, 6), rng)
-    found = minres(lambda v: (matrix @ v.flatten()).view_as(v), b, lambda r: r, tol=1e-10, max_steps=4)
+    found = MINRES(tol=1e-10, max_steps=4)(lambda v: (matrix @ v.flatten()).view_as(v), b, lambda r: r)
     assert not found.converged.any()
     assert found.residual > 1e-3
+
+
+@pytest.fixture
+def unsymmetric(rng) -> tuple[Tensor, Tensor]:
+    """Two well-posed matrices near the identity that are not symmetric, and a right-hand side."""
+    return torch.eye(24, dtype=torch.float64) + 0.12 * cases.randn((2, 24, 24), rng), cases.randn((2, 1, 4, 6), rng)
+
+
+@pytest.mark.parametrize("solver", [GMRES(1e-10), FixedPoint(1e-10, 500), AndersonFixedPoint(1e-10, 200)], ids=str)
+def test_unsymmetric_systems_are_solved(solver, unsymmetric):
+    matrices, b = unsymmetric
+    calls = []
+
+    def product(v: Tensor) -> Tensor:
+        calls.append(1)
+        return (matrices @ v.flatten(1).unsqueeze(2)).view_as(v)
+
+    found = solver(product, b, lambda r: 0.9 * r)
+    exact = torch.linalg.solve(matrices, b.flatten(1).unsqueeze(2)).view_as(b)
+    assert found.converged.all()
+    torch.testing.assert_close(found.v, exact, rtol=1e-7, atol=1e-7)
+    assert len(calls) == found.products
+
+
+def test_minres_is_no_solver_of_unsymmetric_systems(unsymmetric):
+    matrices, b = unsymmetric
+    found = MINRES(1e-10, 200)(lambda v: (matrices @ v.flatten(1).unsqueeze(2)).view_as(v), b, lambda r: r)
+    assert not found.converged.any()
+
+
+@pytest.mark.parametrize("terms", [0, 1, 4])
+def test_the_neumann_series_is_cut_off_where_it_says(terms, unsymmetric):
+    matrices, b = unsymmetric
+    found = Neumann(terms)(lambda v: (matrices @ v.flatten(1).unsqueeze(2)).view_as(v), b, lambda r: 0.9 * r)
+    rest = torch.eye(24, dtype=torch.float64) - 0.9 * matrices
+    series = sum(torch.linalg.matrix_power(rest, k) for k in range(terms + 1))
+    torch.testing.assert_close(found.v, 0.9 * (series @ b.flatten(1).unsqueeze(2)).view_as(b))
+    assert found.converged.all()
+    assert (found.residual > 1e-3).all()
+    assert Neumann(0) == JACOBIAN_FREE
+
+
+@pytest.mark.parametrize("solver", [GMRES, FixedPoint, AndersonFixedPoint, MINRES])
+def test_bad_tolerances_name_themselves(solver):
+    with pytest.raises(ValueError, match=f"{solver.__name__} needs tol > 0"):
+        solver(tol=0.0)
+    with pytest.raises(ValueError, match="must not be negative"):
+        Neumann(-1)

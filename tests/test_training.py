@@ -93,12 +93,44 @@ def test_finetuning_gives_up_with_advice(tuned, patches):
         finetune(before, patches, validation, hopeless, silent)
 
 
+@pytest.mark.parametrize("adjoint", ["anderson", "fixed_point", "neumann", "jacobian_free"])
+def test_other_adjoint_solvers_train_too(adjoint, tuned, patches):
+    before, validation = tuned
+    settings = Finetuning(
+        steps=3, batch=2, patch=24, validate_every=3, adjoint=adjoint, adjoint_steps=4 if adjoint == "neumann" else 60
+    )
+    rows = []
+    finetune(before, patches, validation, settings, lambda step, figures: rows.append(figures))
+    assert sum("loss" in row for row in rows) == 3
+    products = {row["backward_products"] for row in rows[1:]}
+    if adjoint in ("neumann", "jacobian_free"):
+        assert products == {5.0 if adjoint == "neumann" else 1.0}
+    else:
+        assert min(products) > 3
+
+
+def test_the_implicit_counterpart_is_trained_by_the_same_loop(patches, images):
+    description = {**DESCRIPTION, "name": "implicit"}
+    torch.manual_seed(1)
+    denoiser = regularizers.make(**description)
+    pretrain(denoiser, patches, Pretraining(steps=150, batch=8, patch=24, learning_rate=5e-3), silent)
+    problem = problems.make("csmri", {"ratio": 0.4, "seed": 5})
+    validation = measure(problem, ["brick", "camera"], images[:2])
+    mistuned = Tuning(1.0, 0.4, 1.0, tol=1e-4, max_steps=100)
+    before = Model(problem, denoiser.eval().requires_grad_(False), mistuned, description)
+    settings = Finetuning(steps=20, batch=4, patch=24, learning_rate=5e-4, tuning_rate=0.1, validate_every=5)
+    after = finetune(before, patches, validation, settings, silent)
+    score, solutions = reconstruct_all(after, validation)
+    assert score > reconstruct_all(before, validation)[0] + 0.3
+    assert all(solution.energy is None for solution in solutions)
+
+
 def test_an_image_smaller_than_the_patch_is_named(images):
     with pytest.raises(UserError, match="coin is 40x48, smaller than patch=64"):
         Patches(images[:1], 64, ["coin"])
 
 
-@pytest.mark.parametrize("settings", [{"steps": 0}, {"loss": "l1"}, {"tol": -1.0}])
+@pytest.mark.parametrize("settings", [{"steps": 0}, {"loss": "l1"}, {"tol": -1.0}, {"adjoint": "exact"}])
 def test_bad_settings_name_themselves(settings):
     with pytest.raises(UserError, match=f"finetune.{next(iter(settings))}"):
         Finetuning(**settings)

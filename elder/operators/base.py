@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor
 
 from elder.tensors import dot
@@ -35,11 +36,13 @@ class Operator(ABC):
         """AᵀA x, (b, c, h, w) -> (b, c, h, w)."""
         return self.AT(self.A(x))
 
-    def shifted_solve(self, v: Tensor, step: Tensor, *, tol: float = 1e-6, max_steps: int = 200) -> Tensor:
-        """(I + τ AᵀA)⁻¹ v by conjugate gradients to a relative residual of `tol`.
+    def shifted_solve(self, v: Tensor, step: Tensor, *, tol: float | None = None, max_steps: int = 200) -> Tensor:
+        """(I + τ AᵀA)⁻¹ v by conjugate gradients to a relative residual of `tol`: 1e-6 in float32, 1e-12 in float64.
 
         v: (b, c, h, w); step τ > 0: (b, 1, 1, 1). Raises `ArithmeticError` when `max_steps` do not reach `tol`.
         """
+        if tol is None:
+            tol = 1e-12 if v.dtype == torch.float64 else 1e-6
         z = v / (1 + step)
         r = v - (z + step * self.normal(z))
         p, rr = r, dot(r, r)

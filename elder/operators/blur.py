@@ -58,7 +58,7 @@ class Blur(Operator):
             y = full
         return torch.fft.ifft2(self.response.conj() * torch.fft.fft2(y)).real
 
-    def shifted_solve(self, v: Tensor, step: Tensor, *, tol: float = 0.0, max_steps: int = 1) -> Tensor:
+    def shifted_solve(self, v: Tensor, step: Tensor, *, tol: float | None = None, max_steps: int = 1) -> Tensor:
         """(I + τAᵀA)⁻¹v = v − τAᵀ(I + τAAᵀ)⁻¹Av, with AAᵀ a convolution of the small picture."""
         folded = self._fold(self.response.abs().square()) / self.scale**2
         small = torch.fft.fft2(self.A(v)) / (1 + step * folded)

@@ -50,7 +50,7 @@ class MaskedFourier(Operator):
     def normal(self, x: Tensor) -> Tensor:
         return self._filter(x, self.eigenvalues)
 
-    def shifted_solve(self, v: Tensor, step: Tensor, *, tol: float = 0.0, max_steps: int = 1) -> Tensor:
+    def shifted_solve(self, v: Tensor, step: Tensor, *, tol: float | None = None, max_steps: int = 1) -> Tensor:
         """(I + τ AᵀA)⁻¹ v in closed form."""
         return self._filter(v, 1 / (1 + step * self.eigenvalues))
 

@@ -22,5 +22,5 @@ class Identity(Operator):
     def select(self, index: Tensor) -> Identity:
         return self
 
-    def shifted_solve(self, v: Tensor, step: Tensor, *, tol: float = 0.0, max_steps: int = 1) -> Tensor:
+    def shifted_solve(self, v: Tensor, step: Tensor, *, tol: float | None = None, max_steps: int = 1) -> Tensor:
         return v / (1 + step)

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from elder import networks
 from elder.errors import UserError
+from elder.networks.base import Network
 from elder.regularizers.base import Energy, Regularizer
+from elder.regularizers.implicit import ImplicitResidual
 from elder.regularizers.least_squares import LeastSquaresResidual
 from elder.regularizers.red import REDPotential
 from elder.regularizers.ridge import ConvexRidge, WeaklyConvexRidge
 from elder.regularizers.scalar import ScalarPotential
+from elder.regularizers.total_variation import SmoothedTotalVariation
 
-OVER_A_NETWORK: dict[str, type[Energy]] = {
+OVER_A_NETWORK: dict[str, Callable[[Network], Regularizer]] = {
+    "implicit": ImplicitResidual,
     "least_squares": LeastSquaresResidual,
     "red": REDPotential,
     "scalar": ScalarPotential,
 }
-OF_FILTERS: dict[str, type[Energy]] = {"convex_ridge": ConvexRidge, "weakly_convex_ridge": WeaklyConvexRidge}
-REGULARIZERS: dict[str, type[Energy]] = {**OVER_A_NETWORK, **OF_FILTERS}
+OF_FILTERS: dict[str, Callable[..., Regularizer]] = {
+    "convex_ridge": ConvexRidge,
+    "total_variation": SmoothedTotalVariation,
+    "weakly_convex_ridge": WeaklyConvexRidge,
+}
+EXPLICIT = sorted({*OVER_A_NETWORK, *OF_FILTERS} - {"implicit"})
 
 
-def make(name: str, network: dict[str, Any] | None = None, **settings: Any) -> Energy:
+def make(name: str, network: dict[str, Any] | None = None, **settings: Any) -> Regularizer:
     """The regulariser `name`: over the network described by its `name` and settings, or of filters with `settings`.
 
     Raises `UserError` for an unknown name or setting.
@@ -31,9 +40,9 @@ def make(name: str, network: dict[str, Any] | None = None, **settings: Any) -> E
             raise UserError(f"regularizer {name}: needs a network with a name")
         if settings:
             raise UserError(f"regularizer {name}: takes a network alone; got {', '.join(settings)}")
-        return OVER_A_NETWORK[name](networks.make(**network))  # pyright: ignore[reportCallIssue]
+        return OVER_A_NETWORK[name](networks.make(**network))
     if name not in OF_FILTERS:
-        raise UserError(f"unknown regularizer {name!r}: there are {', '.join(sorted(REGULARIZERS))}")
+        raise UserError(f"unknown regularizer {name!r}: there are {', '.join(sorted({*OVER_A_NETWORK, *OF_FILTERS}))}")
     if network:
         raise UserError(f"regularizer {name}: has filters of its own and takes no network")
     try:
@@ -43,15 +52,17 @@ def make(name: str, network: dict[str, Any] | None = None, **settings: Any) -> E
 
 
 __all__ = [
+    "EXPLICIT",
     "OF_FILTERS",
     "OVER_A_NETWORK",
-    "REGULARIZERS",
     "ConvexRidge",
     "Energy",
+    "ImplicitResidual",
     "LeastSquaresResidual",
     "REDPotential",
     "Regularizer",
     "ScalarPotential",
+    "SmoothedTotalVariation",
     "WeaklyConvexRidge",
     "make",
 ]

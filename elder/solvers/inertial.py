@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from elder.objective import Objective
-from elder.solvers.proximal_gradient import Iterate, ProximalGradient
+from elder.solvers.iterate import Iterate
+from elder.solvers.proximal_gradient import ProximalGradient
 from elder.tensors import per_image
 
 
@@ -33,7 +34,7 @@ class Inertial(ProximalGradient):
 
     def start(self, objective: Objective, x: Tensor, step: Tensor) -> Iterate:
         s = super().start(objective, x, step)
-        return replace(s, memory=Momentum(s.x, torch.ones_like(s.energy)))
+        return replace(s, memory=Momentum(s.x, torch.ones_like(s.step)))
 
     def advance(self, objective: Objective, s: Iterate) -> Iterate:
         memory: Momentum = s.memory

@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from elder.objective import Objective
-from elder.solvers.proximal_gradient import Iterate
+from elder.objective import Equilibrium
+from elder.solvers.iterate import Iterate
+
+P = TypeVar("P", bound=Equilibrium)
+P_contra = TypeVar("P_contra", bound=Equilibrium, contravariant=True)
 
 
-class Method(Protocol):
-    """A pure step over a batch of iterates."""
+class Method(Protocol[P_contra]):
+    """A pure step over a batch of iterates: of any `Equilibrium`, or one that needs the energy of an `Objective`."""
 
-    def start(self, objective: Objective, x: Tensor, step: Tensor) -> Iterate: ...
+    def start(self, problem: P_contra, x: Tensor, step: Tensor, /) -> Iterate: ...
 
-    def advance(self, objective: Objective, s: Iterate) -> Iterate: ...
+    def advance(self, problem: P_contra, s: Iterate, /) -> Iterate: ...
 
 
 class Status(Enum):
@@ -28,7 +31,7 @@ class Status(Enum):
     CONVERGED = "the fixed-point residual is within the tolerance"
     PRECISION = "the energy can't be lowered further in this floating-point precision: use float64, or a larger tol"
     MAX_STEPS = "stopped before the tolerance was met: raise max_steps, or use a larger tol"
-    NOT_FINITE = "the energy is not finite: check the measurement, and lower the step or the weight"
+    NOT_FINITE = "the iterates left the finite numbers: check the measurement, and lower the step or the weight"
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,13 +43,14 @@ class Solution:
     steps: Tensor  # accepted steps, (b,) int
     residual: Tensor  # ‖proposal − x‖ / ‖x‖ at x, (b,) float64
     step: Tensor  # the last accepted τ, (b,) float64
-    evaluations: Tensor  # energy-and-gradient evaluations, (b,) int
-    energies: Tensor  # f along the solve, (b, max steps taken + 1) float64; NaN after an image has stopped
+    evaluations: Tensor  # network evaluations, (b,) int
+    # f along the solve, (b, max steps taken + 1) float64; NaN after an image has stopped. None without an energy.
+    energies: Tensor | None
 
     @property
-    def energy(self) -> Tensor:
-        """f(x) at the end, (b,)."""
-        return self.energies.gather(1, self.steps.view(-1, 1)).flatten()
+    def energy(self) -> Tensor | None:
+        """f(x) at the end, (b,); None where the regulariser is no energy."""
+        return None if self.energies is None else self.energies.gather(1, self.steps.view(-1, 1)).flatten()
 
     @property
     def usable(self) -> Tensor:
@@ -55,22 +59,22 @@ class Solution:
         return torch.tensor([s in good for s in self.status], device=self.x.device)
 
     @property
-    def monotone(self) -> Tensor:
-        """(b,) bool: the energy rose at no accepted step."""
-        return ~(self.energies.diff(dim=1) > 0).any(1)
+    def monotone(self) -> Tensor | None:
+        """(b,) bool: the energy rose at no accepted step; None where the regulariser is no energy."""
+        return None if self.energies is None else ~(self.energies.diff(dim=1) > 0).any(1)
 
 
-def iterates(method: Method, objective: Objective, x0: Tensor, step: Tensor) -> Iterator[Iterate]:
+def iterates(method: Method[P], problem: P, x0: Tensor, step: Tensor) -> Iterator[Iterate]:
     """The iterates of the method from x0, without end and without stopping rule; for curves."""
-    s = method.start(objective, x0, step)
+    s = method.start(problem, x0, step)
     while True:
         yield s
-        s = method.advance(objective, s)
+        s = method.advance(problem, s)
 
 
 @torch.no_grad()
 def solve(
-    method: Method, objective: Objective, x0: Tensor, step: Tensor, *, tol: float = 1e-4, max_steps: int = 300
+    method: Method[P], problem: P, x0: Tensor, step: Tensor, *, tol: float = 1e-4, max_steps: int = 300
 ) -> Solution:
     """Iterate from x0, (b, c, h, w), until ‖proposal − x‖ <= tol ‖x‖, image by image.
 
@@ -80,10 +84,10 @@ def solve(
     if tol <= 0 or max_steps < 1:
         raise ValueError(f"solve needs tol > 0 and max_steps >= 1; got tol={tol}, max_steps={max_steps}")
     active = torch.arange(len(x0), device=x0.device)
-    s = method.start(objective, x0, step)
+    s = method.start(problem, x0, step)
     final, status = s, [Status.MAX_STEPS] * len(x0)
     steps = torch.zeros(len(x0), dtype=torch.long, device=x0.device)
-    energies = [s.energy]
+    energies = [] if s.energy is None else [s.energy]
     for count in range(max_steps + 1):
         stop = _stops(s, tol)
         done = [i for i, why in enumerate(stop) if why is not None or count == max_steps]
@@ -98,24 +102,19 @@ def solve(
             )
             if not len(keep):
                 break
-            active, s, objective = active[keep], s.select(keep), objective.select(keep)
-        s = method.advance(objective, s)
-        energies.append(torch.full_like(energies[0], torch.nan).index_copy(0, active, s.energy))
-    return Solution(
-        final.x, tuple(status), steps, final.residual, final.step, final.evaluations, torch.stack(energies, 1)
-    )
+            active, s, problem = active[keep], s.select(keep), problem.select(keep)
+        s = method.advance(problem, s)
+        if s.energy is not None:
+            energies.append(torch.full_like(energies[0], torch.nan).index_copy(0, active, s.energy))
+    path = torch.stack(energies, 1) if energies else None
+    return Solution(final.x, tuple(status), steps, final.residual, final.step, final.evaluations, path)
 
 
 def _stops(s: Iterate, tol: float) -> list[Status | None]:
     """Why each image stops here, or None where it goes on."""
-    rows = zip(s.energy.isfinite().tolist(), s.residual.tolist(), s.stalled.tolist(), strict=True)
+    finite = (s.residual if s.energy is None else s.residual + s.energy).isfinite()
+    rows = zip(finite.tolist(), s.residual.tolist(), s.stalled.tolist(), strict=True)
     return [
-        Status.NOT_FINITE
-        if not finite
-        else Status.CONVERGED
-        if residual <= tol
-        else Status.PRECISION
-        if stalled
-        else None
-        for finite, residual, stalled in rows
+        Status.NOT_FINITE if not ok else Status.CONVERGED if residual <= tol else Status.PRECISION if stalled else None
+        for ok, residual, stalled in rows
     ]

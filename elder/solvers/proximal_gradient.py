@@ -2,42 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from elder.objective import Objective
-from elder.tensors import dot, norm, per_image
-
-
-@dataclass(frozen=True, eq=False)
-class Iterate:
-    """Where a batch of solves stands; every field has the batch as its first axis."""
-
-    x: Tensor  # (b, c, h, w)
-    energy: Tensor  # f(x), (b,) float64
-    slope: Tensor  # λ∇h(x), (b, c, h, w)
-    step: Tensor  # τ, (b,) float64
-    proposal: Tensor  # prox_{τg}(x − τλ∇h(x)), (b, c, h, w)
-    residual: Tensor  # ‖proposal − x‖ / ‖x‖, (b,) float64; zero at a fixed point
-    stalled: Tensor  # (b,) bool: no step that lowers the energy at this precision was found
-    evaluations: Tensor  # energy-and-gradient evaluations so far, (b,) int
-    memory: Any = None  # what an accelerated method remembers; it too selects by image
-
-    def select(self, index: Tensor) -> Iterate:
-        """The images `index` of the batch alone."""
-        parts = {f.name: getattr(self, f.name) for f in fields(self)}
-        memory = parts.pop("memory")
-        return Iterate(**{name: part[index] for name, part in parts.items()}, memory=memory and memory.select(index))
-
-    def put(self, index: Tensor, part: Iterate) -> Iterate:
-        """These iterates with the images `index` taken from `part`; the memory stays."""
-        if not len(index):
-            return self
-        parts = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "memory"}
-        return replace(self, **{name: old.index_copy(0, index, getattr(part, name)) for name, old in parts.items()})
+from elder.solvers.iterate import Iterate, propose, unsolved
+from elder.tensors import dot
 
 
 @dataclass(frozen=True)
@@ -64,20 +36,8 @@ class ProximalGradient:
 
     def start(self, objective: Objective, x: Tensor, step: Tensor) -> Iterate:
         """The iterate at x; step τ: scalar or (b,)."""
-        batch = x.shape[0]
         energy, slope = objective.evaluate(x)
-        tau = torch.as_tensor(step, dtype=torch.float64, device=x.device).expand(batch).clone()
-        blank = Iterate(
-            x=x,
-            energy=energy,
-            slope=slope,
-            step=tau,
-            proposal=x,
-            residual=torch.full_like(tau, torch.inf),
-            stalled=torch.zeros(batch, dtype=torch.bool, device=x.device),
-            evaluations=torch.ones(batch, dtype=torch.long, device=x.device),
-        )
-        return _propose(objective, blank)
+        return propose(objective, unsolved(x, slope, step, energy))
 
     def advance(self, objective: Objective, s: Iterate) -> Iterate:
         """One accepted step for every image, or the same place marked as stalled."""
@@ -95,7 +55,7 @@ class ProximalGradient:
         for _ in range(self.max_trials):
             required = self.decrease / origin.step * dot(origin.proposal - origin.x, origin.proposal - origin.x)
             # A decrease far below the rounding of the energy can't be seen, whatever the step.
-            seen = required > torch.finfo(s.x.dtype).eps / 16 * origin.energy.abs()
+            seen = required > torch.finfo(s.x.dtype).eps / 16 * _energy(origin).abs()
             if not bool(seen.all()):
                 settled = settled.put(pending[~seen], replace(origin, stalled=~seen).select(~seen))
                 pending, origin, point, shrink = pending[seen], origin.select(seen), point[seen], shrink[seen]
@@ -104,19 +64,18 @@ class ProximalGradient:
                 break
             energy, slope = (objective if len(pending) == len(s.x) else objective.select(pending)).evaluate(point)
             origin = replace(origin, evaluations=origin.evaluations + 1)
-            accepted = energy <= origin.energy - required
+            accepted = energy <= _energy(origin) - required
             moved = replace(origin, x=point, energy=energy, slope=slope)
             settled = settled.put(pending[accepted], moved.select(accepted))
             settled = settled.put(pending[~accepted], replace(origin, stalled=~accepted).select(~accepted))
             if bool(accepted.all()):
                 break
             pending, origin, shrink = pending[~accepted], origin.select(~accepted), shrink[~accepted]
-            origin = _propose(objective.select(pending), replace(origin, step=origin.step * shrink))
+            origin = propose(objective.select(pending), replace(origin, step=origin.step * shrink))
             point, shrink = origin.proposal, torch.full_like(shrink, self.shrink)
-        return _propose(objective, settled)
+        return propose(objective, settled)
 
 
-def _propose(objective: Objective, s: Iterate) -> Iterate:
-    """The proximal step from s.x, and its relative length."""
-    p = objective.fidelity.prox(s.x - per_image(s.step, s.x) * s.slope, s.step)
-    return replace(s, proposal=p, residual=norm(p - s.x) / norm(s.x).clamp(min=torch.finfo(s.x.dtype).tiny))
+def _energy(s: Iterate) -> Tensor:
+    assert s.energy is not None
+    return s.energy

@@ -10,14 +10,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from elder.adjoint import JACOBIAN_FREE, AndersonFixedPoint, FixedPoint, Neumann
 from elder.errors import UserError
 from elder.fidelity import Fidelity
 from elder.images import Patches
 from elder.implicit import ImplicitGradient
+from elder.linear import GMRES, MINRES, LinearSolver
 from elder.measurements import Measured
 from elder.model import Model
-from elder.objective import Objective
-from elder.solvers import Anderson, solve
+from elder.objective import Equilibrium, Objective, pose
+from elder.solvers import fixed_point
 from elder.training.validation import reconstruct_all
 
 Report = Callable[[int, dict[str, float]], None]
@@ -38,8 +40,9 @@ class Finetuning:
     clip: float = 3.0  # largest gradient norm
     tol: float = 3e-4  # of the forward solve
     max_steps: int = 60
+    adjoint: str = "krylov"  # how the backward pass solves its linear system, see `ADJOINTS`
     adjoint_tol: float = 5e-2  # of the linear solve of the backward pass
-    adjoint_steps: int = 40
+    adjoint_steps: int = 40  # products with the Hessian at most, terms of neumann
     validate_every: int = 40
     loss: str = "psnr"  # mse: mean squared error; psnr: its logarithm, image by image
     patience: int = 10  # steps in a row without any usable image before training gives up
@@ -47,10 +50,27 @@ class Finetuning:
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
-            if name not in ("seed", "loss") and not getattr(self, name) > 0:
+            if name not in ("seed", "loss", "adjoint") and not getattr(self, name) > 0:
                 raise UserError(f"finetune.{name}={getattr(self, name)} must be positive")
         if self.loss not in LOSSES:
             raise UserError(f"finetune.loss={self.loss!r} must be one of {', '.join(LOSSES)}")
+        if self.adjoint not in ADJOINTS:
+            raise UserError(f"finetune.adjoint={self.adjoint!r} must be one of {', '.join(ADJOINTS)}")
+
+
+def _krylov(problem: Equilibrium, tol: float, steps: int) -> LinearSolver:
+    # The Hessian of an energy is symmetric; the Jacobian of an implicit regulariser is not.
+    return MINRES(tol, steps) if isinstance(problem, Objective) else GMRES(tol, steps)
+
+
+# Solvers of the adjoint equation, from the problem, a tolerance and a number of steps.
+ADJOINTS: dict[str, Callable[[Equilibrium, float, int], LinearSolver]] = {
+    "krylov": _krylov,  # MINRES for an energy, GMRES without
+    "anderson": lambda problem, tol, steps: AndersonFixedPoint(tol, steps),
+    "fixed_point": lambda problem, tol, steps: FixedPoint(tol, steps),
+    "neumann": lambda problem, tol, steps: Neumann(steps),
+    "jacobian_free": lambda problem, tol, steps: JACOBIAN_FREE,
+}
 
 
 class Parameters(nn.Module):
@@ -62,8 +82,8 @@ class Parameters(nn.Module):
         self.log_weight = nn.Parameter(torch.tensor(math.log(model.tuning.weight), dtype=torch.float64))
         self.log_sigma = nn.Parameter(torch.tensor(math.log(model.tuning.sigma), dtype=torch.float64))
 
-    def objective(self, fidelity: Fidelity) -> Objective:
-        return Objective(fidelity, self.regularizer, self.log_weight.exp(), self.log_sigma.exp())
+    def objective(self, fidelity: Fidelity) -> Equilibrium:
+        return pose(fidelity, self.regularizer, self.log_weight.exp(), self.log_sigma.exp())
 
     def model(self, before: Model, scale: float) -> Model:
         """The model with these parameters, frozen, its first step τ = scale / λ."""
@@ -132,7 +152,7 @@ def _update(
     objective = theta.objective(fidelity)
     weight = float(objective.weight.detach())
     tau = torch.tensor(scale / weight)
-    solution = solve(Anderson(), objective, start, tau, tol=settings.tol, max_steps=settings.max_steps)
+    solution = fixed_point(objective, start, tau, tol=settings.tol, max_steps=settings.max_steps)
     scale = weight * float(solution.step.min())
     figures = {
         "weight": weight,
@@ -144,9 +164,10 @@ def _update(
     index = solution.usable.nonzero().flatten()
     if not len(index):
         return figures, scale
-    adjoint = ImplicitGradient(tol=settings.adjoint_tol, max_steps=settings.adjoint_steps)
-    fixed_point, backward = adjoint.attach(objective.select(index), solution.x[index])
-    error = (fixed_point - x[index]).square().flatten(1).mean(1)
+    solver = ADJOINTS[settings.adjoint](objective, settings.adjoint_tol, settings.adjoint_steps)
+    adjoint = ImplicitGradient(solver)
+    attached, backward = adjoint.attach(objective.select(index), solution.x[index], solution.step[index])
+    error = (attached - x[index]).square().flatten(1).mean(1)
     loss = LOSSES[settings.loss](error)
     optimizer.zero_grad()
     loss.backward(inputs=list(theta.parameters()))

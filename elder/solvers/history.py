@@ -1,0 +1,71 @@
+"""The last proximal steps of a solve, and the extrapolation that Anderson acceleration makes of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from elder.solvers.iterate import Iterate
+
+
+@dataclass(frozen=True, eq=False)
+class History:
+    """The last proximal steps: where they led and how long they were, newest in slot `count` modulo the depth."""
+
+    proposals: Tensor  # p_i, (b, depth, n)
+    residuals: Tensor  # p_i − x_i, (b, depth, n)
+    valid: Tensor  # (b, depth) bool
+    count: int
+
+    def select(self, index: Tensor) -> History:
+        return History(self.proposals[index], self.residuals[index], self.valid[index], self.count)
+
+
+class Remembering(Protocol):
+    @property
+    def depth(self) -> int: ...
+
+
+def check_depth(method: Remembering) -> None:
+    """Raise `ValueError` for a depth that remembers nothing."""
+    if method.depth < 2:
+        raise ValueError(f"{type(method).__name__}(depth=...) must be at least 2; got {method.depth}")
+
+
+def begin(s: Iterate, depth: int) -> Iterate:
+    """The iterate with a history that holds its own step alone."""
+    blank = s.x.new_zeros(len(s.x), depth, s.x[0].numel())
+    valid = torch.zeros(len(s.x), depth, dtype=torch.bool, device=s.x.device)
+    return remember(replace(s, memory=History(blank, blank.clone(), valid, 0)))
+
+
+def remember(s: Iterate) -> Iterate:
+    """The iterate with its step added to the history, in place of the oldest."""
+    memory: History = s.memory
+    slot = torch.tensor([memory.count % memory.valid.shape[1]], device=s.x.device)
+    memory = History(
+        proposals=memory.proposals.index_copy(1, slot, s.proposal.flatten(1).unsqueeze(1)),
+        residuals=memory.residuals.index_copy(1, slot, (s.proposal - s.x).flatten(1).unsqueeze(1)),
+        valid=memory.valid.index_fill(1, slot, True),
+        count=memory.count + 1,
+    )
+    return replace(s, memory=memory)
+
+
+def extrapolate(s: Iterate, regularization: float) -> Tensor:
+    """Σ αᵢ pᵢ with α minimising ‖Σ αᵢ (pᵢ − xᵢ)‖ and Σ αᵢ = 1, (b, c, h, w)."""
+    memory: History = s.memory
+    residual = (s.proposal - s.x).flatten(1)
+    # Constrained least squares in differences to the newest step: one unknown for each older step.
+    differences = (memory.residuals - residual.unsqueeze(1)) * memory.valid.unsqueeze(2)
+    gram = (differences @ differences.transpose(1, 2)).double()
+    target = -(differences @ residual.unsqueeze(2)).double()
+    # The first step has nothing to differ from; its ridge must not be subnormal.
+    trace = gram.diagonal(dim1=1, dim2=2).sum(1).clamp(min=1e-200)
+    ridge = torch.eye(memory.valid.shape[1], dtype=gram.dtype, device=gram.device) * regularization
+    alpha = torch.linalg.solve(gram + ridge * trace.view(-1, 1, 1), target).to(residual.dtype)
+    moves = (memory.proposals - s.proposal.flatten(1).unsqueeze(1)) * memory.valid.unsqueeze(2)
+    return s.proposal + (moves * alpha).sum(1).view_as(s.proposal)

@@ -1,0 +1,55 @@
+"""Plain fixed-point iteration, for regularisers that have no energy to descend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from elder.objective import Equilibrium
+from elder.solvers import history
+from elder.solvers.iterate import Iterate, propose, unsolved
+
+
+@dataclass(frozen=True)
+class Picard:
+    """x⁺ = T(x) = prox_{τg}(x − τλR(x)) with a fixed τ. Converges where T is a contraction, which nothing here ensures.
+
+    One network evaluation a step.
+    """
+
+    def start(self, problem: Equilibrium, x: Tensor, step: Tensor) -> Iterate:
+        """The iterate at x; step τ: scalar or (b,)."""
+        return propose(problem, unsolved(x, problem.slope(x), step))
+
+    def advance(self, problem: Equilibrium, s: Iterate) -> Iterate:
+        """One step for every image."""
+        return self.move(problem, s, s.proposal)
+
+    def move(self, problem: Equilibrium, s: Iterate, x: Tensor) -> Iterate:
+        """The iterate at x."""
+        moved = replace(s, x=x, slope=problem.slope(x), evaluations=s.evaluations + 1)
+        return propose(problem, moved)
+
+
+@dataclass(frozen=True)
+class AndersonMixing(Picard):
+    """x⁺ = Σ αᵢ T(xᵢ) with α minimising ‖Σ αᵢ (T(xᵢ) − xᵢ)‖ and Σ αᵢ = 1, over the last `depth` points, taken unseen.
+
+    The forward solver of deep equilibrium models (Bai et al. 2019; Gilton et al. 2021). Without an energy there is
+    nothing to check a step against: `Anderson` is the safeguarded one.
+
+    depth: 2 to 20 points remembered; regularization: of the normal equations, relative to their trace.
+    """
+
+    depth: int = 6
+    regularization: float = 1e-8
+
+    def __post_init__(self) -> None:
+        history.check_depth(self)
+
+    def start(self, problem: Equilibrium, x: Tensor, step: Tensor) -> Iterate:
+        return history.begin(super().start(problem, x, step), self.depth)
+
+    def advance(self, problem: Equilibrium, s: Iterate) -> Iterate:
+        return history.remember(self.move(problem, s, history.extrapolate(s, self.regularization)))

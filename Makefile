@@ -19,9 +19,9 @@ test: $(READY)  ## all tests but the slow ones
 lint: $(READY)  ## ruff and pyright
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
 
-bench: $(READY)  ## every benchmark, side by side
-	@$(BIN)/python -m benchmarks.memory
-	@$(BIN)/python -m benchmarks.gradient
+bench: $(READY)  ## every benchmark, side by side: about an hour; benchmarks/results.json
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@$(BIN)/python -m benchmarks
 
 flow: $(READY)  ## the same pipeline as a Prefect flow
 	@$(BIN)/python -m pipeline.flows

@@ -7,21 +7,16 @@ All variants take turns in one process; each figure is the median of the ratios 
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
 
+from benchmarks.common import NETWORKS, Row, main, paired, summarised
 from elder import networks
 from elder.regularizers import LeastSquaresResidual
 from elder.regularizers.base import Energy
 
-NETWORKS = {
-    "DnCNN 64x12": {"name": "dncnn", "width": 64, "depth": 12},
-    "DRUNet 32-64-128-256": {"name": "drunet", "widths": (32, 64, 128, 256), "blocks": 2},
-}
+SIZE, PATCH, BATCH = 256, 48, 8
 
 
 class AutogradResidual(LeastSquaresResidual):
@@ -30,26 +25,19 @@ class AutogradResidual(LeastSquaresResidual):
     value_and_grad = Energy.value_and_grad
 
 
-def main() -> None:
-    """Print one table for each network."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=256, help="side of the image for value and gradient")
-    parser.add_argument("--patch", type=int, default=48, help="side of the patches of a training step")
-    parser.add_argument("--batch", type=int, default=8, help="patches of a training step")
-    parser.add_argument("--runs", type=int, default=9, help="timed runs of each variant")
-    arguments = parser.parse_args()
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}; medians of {arguments.runs} paired ratios")
+def run(runs: int) -> list[Row]:
+    """Both figures for every network."""
+    rows = []
     for title, description in NETWORKS.items():
         torch.manual_seed(0)
         network = networks.make(**description)
-        print(title)
-        evaluation(network, arguments.size, arguments.runs)
-        training(network, arguments.patch, arguments.batch, arguments.runs)
+        rows += evaluation(title, network, runs) + training(title, network, runs)
+    return rows
 
 
-def evaluation(network: networks.Network, size: int, runs: int) -> None:
+def evaluation(title: str, network: networks.Network, runs: int) -> list[Row]:
     """Value and gradient over one forward pass, nothing recorded for training."""
-    x, sigma = torch.rand(1, 1, size, size), torch.tensor(0.1)
+    x, sigma = torch.rand(1, 1, SIZE, SIZE), torch.tensor(0.1)
     written, autograd = LeastSquaresResidual(network), AutogradResidual(network)
 
     @torch.no_grad()
@@ -64,54 +52,34 @@ def evaluation(network: networks.Network, size: int, runs: int) -> None:
     def by_autograd() -> None:
         autograd.value_and_grad(x, sigma)
 
-    report(f"value and gradient, {size}x{size}", "forward passes", forward, written_out, by_autograd, runs)
+    ours, theirs = paired(forward, written_out, by_autograd, runs=runs)
+    case = f"value and gradient {SIZE}x{SIZE}, {title}"
+    return [
+        summarised("gradient", case, ours, "forward passes", 2.2),
+        summarised("gradient", f"{case}, by autograd", theirs, "forward passes"),
+    ]
 
 
-def training(network: networks.Network, patch: int, batch: int, runs: int) -> None:
+def training(title: str, network: networks.Network, runs: int) -> list[Row]:
     """A pre-training step over that of a plain denoiser with the same network."""
-    clean = torch.rand(batch, 1, patch, patch)
+    clean = torch.rand(BATCH, 1, PATCH, PATCH)
     noisy, sigma = clean + 0.1 * torch.randn_like(clean), torch.tensor(0.1)
     written, autograd = LeastSquaresResidual(network), AutogradResidual(network)
 
     def step(denoise: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Callable[[], None]:
-        def run() -> None:
+        def take() -> None:
             network.zero_grad()
             (denoise(noisy, sigma) - clean).square().mean().backward()
 
-        return run
+        return take
 
-    title = f"pre-training step, {batch} patches of {patch}x{patch}"
-    report(title, "plain steps", step(network), step(written.denoise), step(autograd.denoise), runs)
-
-
-def report(
-    title: str,
-    unit: str,
-    reference: Callable[[], None],
-    written: Callable[[], None],
-    autograd: Callable[[], None],
-    runs: int,
-) -> None:
-    """Run the three in turn and print the medians of their ratios to the reference, with the spread."""
-    for warm in (reference, written, autograd):
-        warm()
-    ratios: dict[str, list[float]] = {"written out": [], "autograd": []}
-    for _ in range(runs):
-        base = timed(reference)
-        ratios["written out"].append(timed(written) / base)
-        ratios["autograd"].append(timed(autograd) / base)
-    print(f"  {title}")
-    for name, values in ratios.items():
-        low, high = min(values), max(values)
-        print(f"    {name:<12} {statistics.median(values):5.2f} {unit}  (from {low:.2f} to {high:.2f})")
-
-
-def timed(run: Callable[[], None]) -> float:
-    """Seconds of one call."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+    ours, theirs = paired(step(network), step(written.denoise), step(autograd.denoise), runs=runs)
+    case = f"pre-training step {BATCH} of {PATCH}x{PATCH}, {title}"
+    return [
+        summarised("gradient", case, ours, "plain steps", 2.6),
+        summarised("gradient", f"{case}, by autograd", theirs, "plain steps"),
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    main(run, __doc__, runs=15)

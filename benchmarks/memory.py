@@ -1,50 +1,39 @@
 """Peak memory of one fine-tuning step, at 40 and at 400 forward iterations: `python -m benchmarks.memory`.
 
-Each count runs in a process of its own, since a process's peak never falls. The tolerance is set out of reach, so that
-every image takes all its iterations.
+DnCNN 32x6, 4 pictures of 96x96. Each count runs in a process of its own, since a process's peak never falls. The
+tolerance is set out of reach, so that every image takes all its iterations.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import resource
 import subprocess
 import sys
+
+from benchmarks.common import Row, counted, main
 
 COUNTS = (40, 400)
 # glibc gives freed blocks of this size back at once: the peak is of what is in use, not of what the allocator hoards.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
-def main() -> None:
-    """Print the peak of each count and their ratio."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--iterations", type=int, help="measure one count, in this process")
-    parser.add_argument("--size", type=int, default=96, help="side of the images (default: 96)")
-    parser.add_argument("--batch", type=int, default=4, help="images in the step (default: 4)")
-    arguments = parser.parse_args()
-    if arguments.iterations:
-        steps = finetuning_step(arguments.iterations, arguments.size, arguments.batch)
-        print(steps, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-        return
-    peaks = []
-    print(f"one fine-tuning step, {arguments.batch} images of {arguments.size}x{arguments.size}, DnCNN 32x6")
+def run(runs: int) -> list[Row]:
+    """The peak at either count, and their ratio."""
+    peaks = {}
     for count in COUNTS:
-        options = ["--iterations", str(count), "--size", str(arguments.size), "--batch", str(arguments.batch)]
-        command = [sys.executable, "-m", "benchmarks.memory", *options]
-        steps, peak = map(
-            int,
-            subprocess.run(
-                command, check=True, capture_output=True, text=True, env={**os.environ, **ALLOCATOR}
-            ).stdout.split(),
-        )
-        peaks.append(peak)
-        print(f"  {steps:>4} forward iterations: peak {peak / 1024:8.1f} MiB")
-    print(f"  ratio {peaks[1] / peaks[0]:.3f}")
+        command = [sys.executable, "-m", "benchmarks.memory", "--iterations", str(count)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **ALLOCATOR})
+        steps, peaks[count] = map(int, done.stdout.split())
+        assert steps == count
+    rows = [
+        counted("memory", f"peak at {count} forward iterations", peak / 1024, "MiB") for count, peak in peaks.items()
+    ]
+    ratio = peaks[COUNTS[1]] / peaks[COUNTS[0]]
+    return [*rows, counted("memory", f"peak at {COUNTS[1]} over {COUNTS[0]} iterations", ratio, "", 1.05)]
 
 
-def finetuning_step(iterations: int, size: int, batch: int) -> int:
+def finetuning_step(iterations: int, size: int = 96, batch: int = 4) -> int:
     """Forward solve of exactly `iterations` steps, then the implicit gradient; the steps taken."""
     import torch
 
@@ -72,4 +61,7 @@ def finetuning_step(iterations: int, size: int, batch: int) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    if "--iterations" in sys.argv:
+        print(finetuning_step(int(sys.argv[-1])), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    else:
+        main(run, __doc__, runs=1)

@@ -21,7 +21,7 @@ def write(folder: str | Path, regularizer: Regularizer, config: Mapping[str, Any
     config: `problem` (name, settings), `regularizer` (what `regularizers.make` takes), `tuning` and `metadata`.
     """
     with files.replacing(Path(folder) / "weights.safetensors") as temporary:
-        weights = {name: value.detach().contiguous() for name, value in regularizer.state_dict().items()}
+        weights = {name: value.detach().cpu().contiguous() for name, value in regularizer.state_dict().items()}
         safetensors.torch.save_file(weights, temporary)
     files.write_json(Path(folder) / "config.json", {"format": FORMAT, **config})
 

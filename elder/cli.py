@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from elder.errors import UserError
 
@@ -36,6 +37,8 @@ Simulates a measurement of every picture, reconstructs it, and writes OUT/metric
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. 0: done; 1: an error, in one line on stderr; 2: wrong usage."""
     arguments = _parser().parse_args(argv)
+    # A problem of the user's own may lie where they work, as `python -m` would find it.
+    sys.path.append(str(Path.cwd()))
     try:
         arguments.run(arguments)
     except (UserError, OSError, ArithmeticError) as error:
@@ -72,7 +75,11 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--set", action="append", default=[], type=_pair, metavar="KEY=VALUE", help=text)
 
     sub = command("simulate", _simulate, "make measurements from clean pictures")
-    sub.add_argument("problem", metavar="PROBLEM", help="csmri, ct, deblur, denoise, inpaint or superres")
+    sub.add_argument(
+        "problem",
+        metavar="PROBLEM",
+        help="csmri, ct, deblur, denoise, inpaint or superres; or one of your own, with --set class=MODULE.CLASS",
+    )
     sub.add_argument("--images", type=Path, required=True, metavar="DIR", help="clean pictures, searched recursively")
     sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the measurements go")
     settings(sub)
@@ -123,14 +130,25 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
             f"{arguments.out}: can't write {arguments.out.suffix or 'without a suffix'}; use .png .tif .npy"
         )
     model = model.override(chosen)
-    arrays = files.read_arrays(arguments.measurement)
-    if "y" not in arrays:
-        raise UserError(f"{arguments.measurement}: holds {', '.join(sorted(arrays))} but no y, the measurement")
+    arrays = _measurement(arguments.measurement)
     # What the user sets by hand goes before what the file holds.
     given = {name: value for name, value in arrays.items() if name != "y" and name not in chosen}
     x, info = model.reconstruct(arrays["y"], **given)
-    files.write_image(arguments.out, x)
+    files.write_image(arguments.out, x if x.ndim == 2 else x.transpose(1, 2, 0))
     print(f"{arguments.out}: {info.status} after {info.steps} steps, {info.seconds:.1f} s")
+
+
+def _measurement(path: Path) -> dict[str, Any]:
+    """y and the operator's arguments: from arrays as they are, from a picture scaled to [0, 1], (h, w) or (c, h, w)."""
+    from elder import files
+
+    if path.suffix.lower() in files.PICTURES:
+        picture = files.read_image(path)
+        return {"y": picture if picture.ndim == 2 else picture.transpose(2, 0, 1)}
+    arrays = files.read_arrays(path)
+    if "y" not in arrays:
+        raise UserError(f"{path}: holds {', '.join(sorted(arrays))} but no y, the measurement")
+    return arrays
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from elder import bundle, problems
+from elder.compute import Compute
 from elder.errors import UserError
 from elder.objective import Equilibrium, pose
 from elder.operators.base import Operator
@@ -39,7 +41,7 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Info:
-    """How a reconstruction went: one entry an image, or plain values for a single picture (h, w)."""
+    """How a reconstruction went: one entry an image, or plain values for a single picture."""
 
     status: Any  # converged, precision, max_steps or not_finite
     steps: Any
@@ -57,35 +59,57 @@ class Model:
     tuning: Tuning
     description: Mapping[str, Any]  # how `regularizers.make` builds the regulariser: name and network
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    precision: str = "float32"  # of the rough part of a solve, see `elder.compute`
+
+    @property
+    def device(self) -> torch.device:
+        """Where the regulariser's weights are, and so where solves run."""
+        return next(self.regularizer.parameters()).device
+
+    def on(self, compute: Compute) -> Model:
+        """This model on the device of `compute`, its solves begun in the precision of `compute`."""
+        placed = copy.deepcopy(self.regularizer).to(compute.device)
+        return replace(self, regularizer=placed, precision=compute.precision)
+
+    @property
+    def channels(self) -> int:
+        """Of the pictures that the regulariser was trained on: 1 for grey, 3 for colour."""
+        part = self.description.get("network", self.description)
+        return int(part.get("channels", 1))
 
     def objective(self, operator: Operator, y: Tensor) -> Equilibrium:
-        """What to solve for the measurement y: f(x) = g(x; y) + λ h(x, σ), an `Objective`, if h is an energy."""
+        """What to solve for y, all on one device: f(x) = g(x; y) + λ h(x, σ), an `Objective`, if h is an energy."""
         weight = torch.tensor(self.tuning.weight, dtype=torch.float64, device=y.device)
         sigma = torch.tensor(self.tuning.sigma, dtype=torch.float64, device=y.device)
         return pose(self.problem.fidelity(operator, y), self.regularizer, weight, sigma)
 
     def solve(self, operator: Operator, y: Tensor) -> Solution:
-        """The fixed point that the problem's initial guess leads to: for an energy, a minimum of f."""
+        """The fixed point that the problem's initial guess leads to: for an energy, a minimum of f.
+
+        Computed on the model's device, and returned on that of y.
+        """
+        placed, there = operator.to(self.device), y.to(self.device)
         return fixed_point(
-            self.objective(operator, y),
-            self.problem.initial(operator, y),
+            self.objective(placed, there),
+            self.problem.initial(placed, there),
             torch.tensor(self.tuning.step),
             tol=self.tuning.tol,
             max_steps=self.tuning.max_steps,
-        )
+            precision=self.precision,
+        ).to(y.device)
 
     def reconstruct(self, y: Any, **operator_arguments: Any) -> tuple[Any, Info]:
         """The picture behind the measurement y, and how the solve went.
 
-        y: an array or tensor (h, w) or (b, c, h, w) in the problem's measurement space. operator_arguments: what the
-        problem needs besides, `mask` for csmri. x comes as an array for an array, with the rank of y.
+        y: an array or tensor (h, w), (c, h, w) or (b, c, h, w) in the problem's measurement space. operator_arguments:
+        what the problem needs besides, `mask` for csmri. x comes as an array for an array, with the rank of y.
         Raises `UserError` when y does not fit the problem.
         """
         tensor = y if isinstance(y, Tensor) else torch.from_numpy(np.ascontiguousarray(y))
-        if tensor.ndim not in (2, 4):
-            raise UserError(f"a measurement must be (h, w) or (b, c, h, w); got {tuple(tensor.shape)}")
-        single = tensor.ndim == 2
-        tensor = tensor[None, None] if single else tensor
+        if tensor.ndim not in (2, 3, 4):
+            raise UserError(f"a measurement must be (h, w), (c, h, w) or (b, c, h, w); got {tuple(tensor.shape)}")
+        added = 4 - tensor.ndim
+        tensor = tensor[(None,) * added]
         tensor = tensor.to(torch.complex64 if tensor.is_complex() else torch.float32)
         start = time.perf_counter()
         try:
@@ -98,8 +122,8 @@ class Model:
             "energy": [None] * len(tensor) if solution.energy is None else solution.energy.tolist(),
             "residual": solution.residual.tolist(),
         }
-        info = Info(**{k: v[0] if single else v for k, v in columns.items()}, seconds=time.perf_counter() - start)
-        x = solution.x[0, 0] if single else solution.x
+        info = Info(**{k: v[0] if added else v for k, v in columns.items()}, seconds=time.perf_counter() - start)
+        x = solution.x[(0,) * added]
         return (x if isinstance(y, Tensor) else x.numpy()), info
 
     def override(self, settings: Mapping[str, Any]) -> Model:

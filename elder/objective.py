@@ -7,6 +7,7 @@ from typing import Self
 
 from torch import Tensor
 
+from elder.compute import rounded
 from elder.fidelity import Fidelity
 from elder.regularizers.base import Energy, Regularizer
 
@@ -15,17 +16,21 @@ from elder.regularizers.base import Energy, Regularizer
 class Equilibrium:
     """∇g(x; y) + λ R_θ(x, σ) = 0, with R the regulariser's direction; weight λ >= 0 and sigma σ are scalars.
 
-    Its solutions are the fixed points of x ↦ prox_{τg}(x − τλR(x)), for every τ > 0.
+    Its solutions are the fixed points of x ↦ prox_{τg}(x − τλR(x)), for every τ > 0. precision: of the evaluations of
+    R, see `elder.compute`; everything else is in that of x.
     """
 
     fidelity: Fidelity
     regularizer: Regularizer
     weight: Tensor
     sigma: Tensor
+    precision: str = "float32"
 
     def slope(self, x: Tensor) -> Tensor:
         """λR(x), (b, c, h, w): one network evaluation; differentiable when the caller records."""
-        return self.weight * self.regularizer.direction(x, self.sigma)
+        with rounded(self.precision, x.device):
+            direction = self.regularizer.direction(x, self.sigma)
+        return self.weight * direction.to(x.dtype)
 
     def grad(self, x: Tensor) -> Tensor:
         """∇g(x) + λR(x), (b, c, h, w): zero at a solution."""
@@ -44,12 +49,15 @@ class Objective(Equilibrium):
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """f(x), (b,) in float64, and λ∇h(x), (b, c, h, w): one network evaluation."""
-        value, gradient = self.regularizer.value_and_grad(x, self.sigma)
-        return self.fidelity.value(x) + self.weight.double() * value, self.weight * gradient
+        with rounded(self.precision, x.device):
+            value, gradient = self.regularizer.value_and_grad(x, self.sigma)
+        return self.fidelity.value(x) + self.weight.double() * value, self.weight * gradient.to(x.dtype)
 
     def value(self, x: Tensor) -> Tensor:
         """f(x), (b,) in float64."""
-        return self.fidelity.value(x) + self.weight.double() * self.regularizer.value(x, self.sigma)
+        with rounded(self.precision, x.device):
+            value = self.regularizer.value(x, self.sigma)
+        return self.fidelity.value(x) + self.weight.double() * value
 
 
 def pose(fidelity: Fidelity, regularizer: Regularizer, weight: Tensor, sigma: Tensor) -> Equilibrium:

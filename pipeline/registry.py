@@ -43,7 +43,7 @@ def register(
     """
     client, name = MlflowClient(), f"elder-{problem.name}"
     example = served_inputs(problem, test[0])
-    version = _log_version(name, bundle, example)
+    version = _log_version(name, bundle, example, test[0].truth.shape[1])
     client.set_model_version_tag(name, str(version), "psnr", f"{psnr:.4f}")
     client.set_model_version_tag(name, str(version), "data", data_hash)
     client.set_registered_model_alias(name, "challenger", str(version))
@@ -69,23 +69,25 @@ def smoke(uri: str, inputs: dict[str, np.ndarray], size: Sequence[int]) -> bool:
 
 
 def served_inputs(problem: Problem, measured: Measured) -> dict[str, np.ndarray]:
-    """A measurement as the served model takes it: complex values as a last axis of two."""
-    y = measured.y[:, 0].numpy()
+    """A measurement as the served model takes it: grey without an axis for colour, complex as a last axis of two."""
+    y = (measured.y[:, 0] if measured.y.shape[1] == 1 else measured.y).numpy()
     measurement = np.stack([np.real(y), np.imag(y)], -1) if np.iscomplexobj(y) else y
     arguments = {name: value.squeeze() for name, value in problem.arguments(measured.operator).items()}
     return {"measurement": measurement.astype(np.float32), **arguments}
 
 
-def _log_version(name: str, bundle: Path, example: dict[str, np.ndarray]) -> int:
-    # Any batch, height and width; the rank and dtype are fixed.
+def _log_version(name: str, bundle: Path, example: dict[str, np.ndarray], channels: int) -> int:
+    # Any batch, height and width; the rank, colours, parts of a complex number and dtype are fixed.
     specs: list[ColSpec | TensorSpec] = [
-        TensorSpec(value.dtype, (-1,) * min(value.ndim, 3) + value.shape[3:], key) for key, value in example.items()
+        TensorSpec(value.dtype, tuple(n if n in (2, 3) else -1 for n in value.shape), key)
+        for key, value in example.items()
     ]
+    pictures = (-1,) * 3 if channels == 1 else (-1, channels, -1, -1)
     info = mlflow.pyfunc.log_model(
         name="model",
         python_model=str(CODE),
         artifacts={"bundle": str(bundle)},
-        signature=ModelSignature(Schema(specs), Schema([TensorSpec(np.dtype("float32"), (-1, -1, -1))])),
+        signature=ModelSignature(Schema(specs), Schema([TensorSpec(np.dtype("float32"), pictures)])),
         registered_model_name=name,
         pip_requirements=["elder"],
     )

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from elder import evaluation, files, problems
+from elder.compute import Compute
 from elder.images import to_array
 from elder.measurements import read_all
 from elder.model import load
@@ -28,7 +29,8 @@ def main(arguments: argparse.Namespace) -> None:
     for part in ("validation", "test"):
         _, truths = prepared.images(arguments.images, part)
         parts[part] = read_all(arguments.measurements / part, problem, truths)
-    before, after = load(arguments.tuned), load(arguments.finetuned)
+    compute = settings.typed(Compute, "compute")
+    before, after = load(arguments.tuned).on(compute), load(arguments.finetuned).on(compute)
     cell = f"evaluate {arguments.problem}-{arguments.regularizer}"
     inputs = [arguments.images, arguments.measurements, arguments.tuned, arguments.finetuned]
     out = arguments.out

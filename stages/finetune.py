@@ -6,6 +6,7 @@ import argparse
 from dataclasses import replace
 
 from elder import files
+from elder.compute import Compute
 from elder.images import Patches
 from elder.measurements import read_all
 from elder.model import load
@@ -17,7 +18,8 @@ from stages import prepared, settings
 def main(arguments: argparse.Namespace) -> None:
     """Minimise the squared error of the fixed points; write the bundle that is best on validation, and the curve."""
     chosen = settings.typed(Finetuning, "finetune")
-    before = load(arguments.tuned)
+    compute = settings.typed(Compute, "compute")
+    before = load(arguments.tuned).on(compute)
     names, images = prepared.images(arguments.images, "train")
     patches = Patches(images, chosen.patch, names)
     _, truths = prepared.images(arguments.images, "validation")

@@ -8,7 +8,18 @@ from typing import Any
 from elder.errors import UserError
 from stages import settings
 
-SECTIONS = ("prepare", "simulate", "network", "ridge", "pretrain", "tune", "finetune", "evaluate", "register")
+SECTIONS = (
+    "compute",
+    "prepare",
+    "simulate",
+    "network",
+    "ridge",
+    "pretrain",
+    "tune",
+    "finetune",
+    "evaluate",
+    "register",
+)
 
 
 @dataclass(frozen=True)
@@ -17,6 +28,7 @@ class Preparation:
 
     source: str
     folder: str
+    color: bool
     size: int
     train_scales: list[float]
     validation_share: float
@@ -78,6 +90,7 @@ def check() -> None:
     import torch
 
     from elder import problems, regularizers
+    from elder.compute import Compute
     from elder.training.finetune import Finetuning
     from elder.training.pretrain import Pretraining
 
@@ -87,6 +100,7 @@ def check() -> None:
             known = ", ".join(("problems", "regularizers", *SECTIONS))
             raise UserError(f"params.yaml: unknown section {name}; known are {known}")
     typed = {
+        "compute": Compute,
         "prepare": Preparation,
         "pretrain": Pretraining,
         "tune": Search,

@@ -29,7 +29,7 @@ BUILTIN = {
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Split the source's images, make them grey and of one size, and write them as float32 TIFF with a manifest."""
+    """Split the source's images, make them grey or coloured and of one size, and write float32 TIFF with a manifest."""
     chosen = settings.typed(Preparation, "prepare")
     sources = builtin() if chosen.source == "builtin" else split(files.list_images(arguments.folder), chosen)
     temporary = arguments.out.with_name(f".{arguments.out.name}-partial")
@@ -63,12 +63,12 @@ def split(paths: list[Path], chosen: Preparation) -> dict[str, list[Path]]:
 def write(path: Path, part: str, out: Path, chosen: Preparation) -> list[dict[str, object]]:
     """One source image: its training copies, or its central square."""
     image = files.read_image(path)
-    grey = rgb2gray(image) if image.ndim == 3 else image
-    digest = hashlib.sha256(np.ascontiguousarray(grey).tobytes()).hexdigest()
+    image = with_channels(image, color=chosen.color)
+    digest = hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
     scales = chosen.train_scales if part == "train" else [1.0]
     rows = []
     for scale in scales:
-        sized = shrink(grey, round(chosen.size * scale))
+        sized = shrink(image, round(chosen.size * scale))
         picture = sized if part == "train" else central_square(sized, chosen.size)
         name = "__".join(path.with_suffix("").parts[-1:]) + ("" if len(scales) == 1 else f"@{scale:g}")
         target = out / part / f"{name}.tif"
@@ -79,18 +79,25 @@ def write(path: Path, part: str, out: Path, chosen: Preparation) -> list[dict[st
     return rows
 
 
+def with_channels(image: np.ndarray, *, color: bool) -> np.ndarray:
+    """(h, w, 3) if colour is wanted, else (h, w)."""
+    if color:
+        return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=-1)
+    return rgb2gray(image) if image.ndim == 3 else image
+
+
 def shrink(image: np.ndarray, side: int) -> np.ndarray:
     """The image with its shorter side shrunk to `side`, anti-aliased; as it is where it is no larger, or side is 0."""
-    factor = side / min(image.shape)
+    factor = side / min(image.shape[:2])
     if not 0 < factor < 1:
         return image.astype(np.float32)
-    shape = tuple(max(side, round(n * factor)) for n in image.shape)
+    shape = (*(max(side, round(n * factor)) for n in image.shape[:2]), *image.shape[2:])
     return np.asarray(resize(image, shape, anti_aliasing=True), dtype=np.float32).clip(0, 1)
 
 
 def central_square(image: np.ndarray, size: int) -> np.ndarray:
     """The middle `size` x `size` pixels, or the whole image where it is smaller or size is 0."""
-    top, left = (max(0, (n - size) // 2) if size else 0 for n in image.shape)
+    top, left = (max(0, (n - size) // 2) if size else 0 for n in image.shape[:2])
     return image[top : top + size, left : left + size] if size else image
 
 

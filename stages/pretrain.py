@@ -7,6 +7,7 @@ import argparse
 import torch
 
 from elder import bundle, files, regularizers
+from elder.compute import Compute
 from elder.images import Patches
 from elder.training.pretrain import Pretraining, denoising_psnr, pretrain
 from pipeline import tracking
@@ -23,11 +24,12 @@ def main(arguments: argparse.Namespace) -> None:
     _, validation = prepared.images(arguments.images, "validation")
     torch.manual_seed(chosen.seed)
     description = params.description(arguments.regularizer, images[0].shape[1])
-    regularizer = regularizers.make(**description)
+    compute = settings.typed(Compute, "compute")
+    regularizer = regularizers.make(**description).to(compute.device)
     logged = {"pretrain": settings.section("pretrain"), "regularizer": description}
     cell = f"pretrain {arguments.regularizer}"
     with tracking.run(cell, logged, [arguments.images]) as log, tracking.Curve(log, chosen.steps, cell) as curve:
-        pretrain(regularizer, patches, chosen, curve)
+        pretrain(regularizer, patches, chosen, curve, compute.precision)
         scores = {f"{level:g}": denoising_psnr(regularizer, validation, level) for level in LEVELS}
         log.metrics({f"denoising_psnr_{level}": score for level, score in scores.items()})
         config = {

@@ -6,6 +6,7 @@ import argparse
 from dataclasses import replace
 
 from elder import files, problems
+from elder.compute import Compute
 from elder.measurements import read_all
 from elder.model import Tuning, load
 from elder.training.tune import Trial, tune
@@ -17,6 +18,7 @@ from stages.params import Search
 def main(arguments: argparse.Namespace) -> None:
     """Search λ and σ for the best validation PSNR; write the tuned bundle and every trial."""
     search = settings.typed(Search, "tune")
+    compute = settings.typed(Compute, "compute")
     problem = problems.make(arguments.problem, settings.section("simulate", arguments.problem))
     _, images = prepared.images(arguments.images, "validation")
     validation = read_all(arguments.measurements / "validation", problem, images)
@@ -31,7 +33,7 @@ def main(arguments: argparse.Namespace) -> None:
             log.step(len(trials), {"weight": trial.weight, "sigma": trial.sigma, "val_psnr": trial.psnr})
             print(f"λ = {trial.weight:.4g}, σ = {trial.sigma:.4g}: {trial.psnr:.2f} dB", flush=True)
 
-        pretrained = replace(load(arguments.pretrained), problem=problem)
+        pretrained = replace(load(arguments.pretrained).on(compute), problem=problem)
         model, _ = tune(pretrained, validation, start=start, report=report)
         best = max(trial.psnr for trial in trials)
         replace(model, metadata={"stage": "tune", "validation_psnr": best}).save(arguments.out)

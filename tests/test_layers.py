@@ -62,7 +62,8 @@ def test_a_change_of_the_solver_does_not_retrain_the_denoiser():
 def test_every_setting_is_watched_by_a_stage():
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     watched = {name.split(".")[0] for stage in STAGES.values() for name in stage["params"]}
-    assert params.keys() - {"problems", "regularizers"} == watched
+    # `compute` changes the time of a result, not the result.
+    assert params.keys() - {"problems", "regularizers", "compute"} == watched
 
 
 def test_importing_the_library_loads_no_heavy_extra():

@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import tifffile
+import yaml
 
 from elder import files
 
@@ -155,6 +156,32 @@ def test_a_folder_of_pictures_is_split_and_used(project, photographs):
     manifest = files.read_json(project.folder / "data" / "prepared" / "manifest.json")
     assert sorted(row["name"] for row in manifest["images"]) == sorted(p.stem for p in photographs.iterdir())
     assert {row["split"] for row in manifest["images"]} == {"train", "validation", "test"}
+
+
+def test_colour_goes_through_to_the_registry(project):
+    """Deblurring colour pictures, from their preparation to the served champion."""
+    params = yaml.safe_load((project.folder / "params.yaml").read_text())
+    params["problems"] = ["deblur"]
+    params["simulate"] = {"deblur": {"kernel": "gaussian", "noise": 0.02, "seed": 0}}
+    params["prepare"]["color"] = True
+    (project.folder / "params.yaml").write_text(yaml.safe_dump(params))
+    project.run("dvc", "repro")
+    out = project.python(
+        "import mlflow, numpy as np\n"
+        "mlflow.set_tracking_uri('sqlite:///mlflow.db')\n"
+        "model = mlflow.pyfunc.load_model('models:/elder-deblur@champion')\n"
+        "y = np.random.default_rng(0).random((2, 3, 30, 28)).astype('float32')\n"
+        "kernel = np.full((5, 5), 1 / 25, 'float32')\n"
+        "x = model.predict({'measurement': y, 'kernel': kernel})\n"
+        "print(x.shape, x.dtype, np.isfinite(x).all())"
+    )
+    assert out.strip().endswith("(2, 3, 30, 28) float32 True")
+    blurred = project.folder / "blurred.png"
+    files.write_image(blurred, np.random.default_rng(0).random((30, 28, 3)))
+    project.run(
+        "elder", "reconstruct", "models/deblur-least_squares", "--measurement", "blurred.png", "--out", "sharp.png"
+    )
+    assert files.read_image(project.folder / "sharp.png").shape == (30, 28, 3)
 
 
 @pytest.mark.parametrize("damage", ["corrupt", "nan", "twice"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from dataclasses import replace
 
 import h5py
@@ -9,12 +11,15 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
+from conftest import ROOT
 
 from elder import UserError, files, measurements, problems
 from elder.measurements import measure
 from elder.metrics import psnr
+from elder.model import load
 from elder.problems import kernels, masks
 from elder.problems.superres import shifted_bicubic
+from elder.testing import check_operator
 
 
 @pytest.mark.parametrize("size", [(64, 64), (48, 65), (33, 20)], ids=str)
@@ -105,6 +110,47 @@ def test_settings_from_a_command_line_are_typed():
 def test_an_unknown_problem_is_named():
     with pytest.raises(UserError, match="unknown problem 'mri': there are csmri"):
         problems.make("mri")
+
+
+@pytest.fixture
+def documented(tmp_path, monkeypatch):
+    """The module that docs/own-problem.md tells to write, importable."""
+    text = (ROOT / "docs" / "own-problem.md").read_text()
+    source = text.split("```python\n")[1].split("```")[0]
+    assert len([line for line in source.splitlines() if line.strip()]) <= 20
+    (tmp_path / "wide.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("wide")
+    sys.modules.pop("wide")
+
+
+class TestAProblemOfOnesOwn:
+    def test_it_obeys_the_laws(self, documented, rng):
+        check_operator(documented.Pairs(), torch.rand((2, 1, 9, 12), generator=rng, dtype=torch.float64))
+
+    def test_it_joins_by_its_dotted_path(self, documented, small_model, tmp_path, rng):
+        problem = problems.make("wide", {"class": "wide.Wide", "noise": 0.01})
+        m = measure(problem, ["a"], [torch.rand((1, 1, 12, 16), generator=rng)])[0]
+        assert m.y.shape == (1, 1, 12, 8)
+        replace(small_model, problem=problem).save(tmp_path / "bundle")
+        again = load(tmp_path / "bundle")
+        assert again.problem == problem
+        x, _ = again.reconstruct(m.y.numpy())
+        assert x.shape == m.truth.shape
+
+    @pytest.mark.parametrize(
+        ("name", "path", "message"),
+        [
+            ("wide", "nowhere.Wide", "can't be imported"),
+            ("wide", "wide.Narrow", "can't be imported"),
+            ("wide", "Wide", "must be the dotted path of a subclass"),
+            ("wide", "wide.Pairs", "must be the dotted path of a subclass"),
+            ("broad", "wide.Wide", "its name is 'wide', not 'broad'"),
+        ],
+    )
+    def test_a_wrong_path_is_named(self, name, path, message, documented):
+        with pytest.raises(UserError, match=message):
+            problems.make(name, {"class": path})
 
 
 @pytest.mark.parametrize("channels", [1, 3])

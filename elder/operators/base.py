@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Self
 
 import torch
 from torch import Tensor
 
+from elder.compute import moved
 from elder.tensors import dot
 
 
@@ -28,6 +30,10 @@ class Operator(ABC):
     @abstractmethod
     def select(self, index: Tensor) -> Operator:
         """The operator of the images `index` of the batch alone."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """This operator with its tensors on the device."""
+        return moved(self, device)
 
     def check(self, y: Tensor) -> None:
         """Raise `ValueError` when `y` can't be a measurement of this operator."""

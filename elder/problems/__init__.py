@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,10 +21,32 @@ PROBLEMS: dict[str, type[Problem]] = {
 
 
 def make(name: str, settings: Mapping[str, Any] | None = None) -> Problem:
-    """The problem `name` with `settings` over its defaults. Raises `UserError` for an unknown name or setting."""
-    if name not in PROBLEMS:
-        raise UserError(f"unknown problem {name!r}: there are {', '.join(sorted(PROBLEMS))}")
-    return PROBLEMS[name]().override(settings or {})
+    """The problem `name` with `settings` over its defaults.
+
+    A problem of your own is named by `class` among the settings: the dotted path of a subclass of `Problem` whose
+    `name` is `name`, in a module that can be imported. Raises `UserError` for an unknown name or setting.
+    """
+    given = dict(settings or {})
+    path = given.pop("class", None)
+    if path is None and name not in PROBLEMS:
+        raise UserError(
+            f"unknown problem {name!r}: there are {', '.join(sorted(PROBLEMS))}; one of your own needs the setting "
+            "class: the dotted path of its class"
+        )
+    return (PROBLEMS[name] if path is None else _own(name, path))().override(given)
+
+
+def _own(name: str, path: Any) -> type[Problem]:
+    module, _, attribute = str(path).rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attribute) if module else None
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"class={path} of {name}: can't be imported ({error})") from None
+    if not (isinstance(found, type) and issubclass(found, Problem)):
+        raise UserError(f"class={path} of {name}: must be the dotted path of a subclass of elder.problems.Problem")
+    if found.name != name:
+        raise UserError(f"class={path}: its name is {found.name!r}, not {name!r}; they must agree")
+    return found
 
 
 __all__ = ["CSMRI", "CT", "PROBLEMS", "Deblur", "Denoise", "Inpaint", "Problem", "SuperResolution", "make"]

@@ -65,7 +65,7 @@ class CSMRI(Problem):
         return _operator(array, str(mask) if isinstance(mask, str | Path) else "an array")
 
     def arguments(self, operator: Operator) -> dict[str, np.ndarray]:
-        return {"mask": cast(MaskedFourier, operator).mask.numpy().astype(np.uint8)}
+        return {"mask": cast(MaskedFourier, operator).mask.cpu().numpy().astype(np.uint8)}
 
 
 def _operator(mask: np.ndarray, source: str) -> MaskedFourier:

@@ -48,7 +48,7 @@ class CT(Problem):
     def initial(self, operator: Operator, y: Tensor) -> Tensor:
         """Back-projection of the ramp-filtered rays, its scale fitted to y."""
         n = 2 ** math.ceil(math.log2(2 * y.shape[-1]))
-        ramp = torch.fft.rfftfreq(n, dtype=y.dtype)
+        ramp = torch.fft.rfftfreq(n, dtype=y.dtype, device=y.device)
         filtered = torch.fft.irfft(torch.fft.rfft(y, n) * ramp, n)[..., : y.shape[-1]]
         x = operator.AT(filtered)
         forward = operator.A(x)

@@ -61,7 +61,7 @@ class Deblur(Problem):
         return Blur.of(kernel, size, self.factor)
 
     def arguments(self, operator: Operator) -> dict[str, np.ndarray]:
-        return {"kernel": cast(Blur, operator).kernel.numpy()}
+        return {"kernel": cast(Blur, operator).kernel.cpu().numpy()}
 
     def initial(self, operator: Operator, y: Tensor) -> Tensor:
         return y

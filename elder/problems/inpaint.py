@@ -47,7 +47,7 @@ class Inpaint(Problem):
         return HardConstraint.of(cast(Masking, operator), y) if self.noise == 0 else super().fidelity(operator, y)
 
     def arguments(self, operator: Operator) -> dict[str, np.ndarray]:
-        return {"mask": cast(Masking, operator).mask.numpy().astype(np.uint8)}
+        return {"mask": cast(Masking, operator).mask.cpu().numpy().astype(np.uint8)}
 
     def initial(self, operator: Operator, y: Tensor) -> Tensor:
         """Missing pixels from the known ones about them, weighted by a Gaussian of 2 pixels."""
@@ -58,5 +58,6 @@ class Inpaint(Problem):
 
 def smooth(x: Tensor, sigma: float = 2.0) -> Tensor:
     """Circular Gaussian blur, (b, c, h, w)."""
-    transfer = [torch.exp(-2 * (torch.pi * sigma * torch.fft.fftfreq(n, dtype=x.dtype)) ** 2) for n in x.shape[-2:]]
-    return torch.fft.ifft2(torch.fft.fft2(x) * transfer[0].unsqueeze(1) * transfer[1]).real
+    rows, columns = (torch.fft.fftfreq(n, dtype=x.dtype, device=x.device).square() for n in x.shape[-2:])
+    transfer = torch.exp(-2 * (torch.pi * sigma) ** 2 * (rows.unsqueeze(1) + columns))
+    return torch.fft.ifft2(torch.fft.fft2(x) * transfer).real

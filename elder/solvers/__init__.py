@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields, replace
 
+import torch
 from torch import Tensor
 
 from elder.objective import Equilibrium, Objective
@@ -14,12 +16,50 @@ from elder.solvers.loop import Solution, Status, iterates, solve
 from elder.solvers.picard import AndersonMixing, Picard
 from elder.solvers.proximal_gradient import ProximalGradient
 
+# Where a rough solve stops: below, what it finds is the rounding of its precision.
+ROUGH = 1e-2
 
-def fixed_point(problem: Equilibrium, x0: Tensor, step: Tensor, *, tol: float = 1e-4, max_steps: int = 300) -> Solution:
-    """`solve` by Anderson's method: safeguarded by the energy where there is one, plain where there is none."""
+
+def fixed_point(
+    problem: Equilibrium,
+    x0: Tensor,
+    step: Tensor,
+    *,
+    tol: float = 1e-4,
+    max_steps: int = 300,
+    precision: str = "float32",
+) -> Solution:
+    """`solve` by Anderson's method: safeguarded by the energy where there is one, plain where there is none.
+
+    With a lower precision, x0 is first brought near by plain mixing in that precision, and kept where this lowered the
+    energy; then the same solve as ever polishes it. Statistics are those of the polish, but for the evaluations.
+    """
+    start, spent = (x0, 0) if precision == "float32" else _rough(problem, x0, step, tol, max_steps, precision)
     if isinstance(problem, Objective):
-        return solve(Anderson(), problem, x0, step, tol=tol, max_steps=max_steps)
-    return solve(AndersonMixing(), problem, x0, step, tol=tol, max_steps=max_steps)
+        solution = solve(Anderson(), problem, start, step, tol=tol, max_steps=max_steps)
+    else:
+        solution = solve(AndersonMixing(), problem, start, step, tol=tol, max_steps=max_steps)
+    return replace(solution, evaluations=solution.evaluations + spent)
+
+
+@torch.no_grad()
+def _rough(
+    problem: Equilibrium, x0: Tensor, step: Tensor, tol: float, max_steps: int, precision: str
+) -> tuple[Tensor, Tensor]:
+    """Where the polish starts, and the evaluations spent on it."""
+    parts = {f.name: getattr(problem, f.name) for f in fields(problem)}
+    rough = solve(
+        AndersonMixing(),
+        Equilibrium(**{**parts, "precision": precision}),
+        x0,
+        step,
+        tol=max(tol, ROUGH),
+        max_steps=max_steps,
+    )
+    good = rough.x.flatten(1).isfinite().all(1)
+    if isinstance(problem, Objective):
+        good &= problem.value(rough.x) < problem.value(x0)
+    return torch.where(good.view(-1, 1, 1, 1), rough.x, x0), rough.evaluations
 
 
 def path(problem: Equilibrium, x0: Tensor, step: Tensor) -> Iterator[Iterate]:

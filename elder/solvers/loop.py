@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from elder.compute import moved
 from elder.objective import Equilibrium
 from elder.solvers.iterate import Iterate
 
@@ -51,6 +52,10 @@ class Solution:
     def energy(self) -> Tensor | None:
         """f(x) at the end, (b,); None where the regulariser is no energy."""
         return None if self.energies is None else self.energies.gather(1, self.steps.view(-1, 1)).flatten()
+
+    def to(self, device: torch.device | str) -> Solution:
+        """The solution with its tensors on the device."""
+        return moved(self, device)
 
     @property
     def usable(self) -> Tensor:

@@ -79,8 +79,9 @@ class Parameters(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.regularizer = copy.deepcopy(model.regularizer).train().requires_grad_()
-        self.log_weight = nn.Parameter(torch.tensor(math.log(model.tuning.weight), dtype=torch.float64))
-        self.log_sigma = nn.Parameter(torch.tensor(math.log(model.tuning.sigma), dtype=torch.float64))
+        log_weight, log_sigma = math.log(model.tuning.weight), math.log(model.tuning.sigma)
+        self.log_weight = nn.Parameter(torch.tensor(log_weight, dtype=torch.float64, device=model.device))
+        self.log_sigma = nn.Parameter(torch.tensor(log_sigma, dtype=torch.float64, device=model.device))
 
     def objective(self, fidelity: Fidelity) -> Equilibrium:
         return pose(fidelity, self.regularizer, self.log_weight.exp(), self.log_sigma.exp())
@@ -117,8 +118,10 @@ def finetune(
     for step in range(1, settings.steps + 1):
         x = patches.draw(settings.batch, generator)
         operator, y = before.problem.simulate(x, generator)
+        operator, y, x = operator.to(before.device), y.to(before.device), x.to(before.device)
         start = before.problem.initial(operator, y)
-        figures, scale = _update(theta, optimizer, before.problem.fidelity(operator, y), start, x, scale, settings)
+        fidelity = before.problem.fidelity(operator, y)
+        figures, scale = _update(theta, optimizer, fidelity, start, x, scale, settings, before.precision)
         if "loss" in figures:
             schedule.step()
         failures = failures + 1 if "loss" not in figures else 0
@@ -144,6 +147,7 @@ def _update(
     x: Tensor,
     scale: float,
     settings: Finetuning,
+    precision: str,
 ) -> tuple[dict[str, float], float]:
     """One step of the optimizer on the clean patches x; its figures, and the λτ that the line search left.
 
@@ -152,7 +156,7 @@ def _update(
     objective = theta.objective(fidelity)
     weight = float(objective.weight.detach())
     tau = torch.tensor(scale / weight)
-    solution = fixed_point(objective, start, tau, tol=settings.tol, max_steps=settings.max_steps)
+    solution = fixed_point(objective, start, tau, tol=settings.tol, max_steps=settings.max_steps, precision=precision)
     scale = weight * float(solution.step.min())
     figures = {
         "weight": weight,

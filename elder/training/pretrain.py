@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from elder.compute import rounded
 from elder.errors import UserError
 from elder.images import Patches
 from elder.metrics import psnr
@@ -34,13 +35,17 @@ class Pretraining:
                 raise UserError(f"pretrain.{name}={getattr(self, name)} must be positive")
 
 
-def pretrain(regularizer: Regularizer, patches: Patches, settings: Pretraining, report: Report) -> None:
+def pretrain(
+    regularizer: Regularizer, patches: Patches, settings: Pretraining, report: Report, precision: str = "float32"
+) -> None:
     """Minimise the mean of ‖x − D(x + σn, σ)‖² over patches x, noise n and levels σ, in place.
 
     One backward pass a step: ∇h is a forward computation, so training differentiates once. `report` gets each
-    step's number and its loss. Raises `FloatingPointError` when the loss stops being finite.
+    step's number and its loss. Runs where the weights are; precision: of the network, see `elder.compute`. Draws come
+    from the CPU, the same for every device. Raises `FloatingPointError` when the loss stops being finite.
     """
     generator = torch.Generator().manual_seed(settings.seed)
+    device = next(regularizer.parameters()).device
     regularizer.train().requires_grad_()
     optimizer = torch.optim.Adam(regularizer.parameters(), lr=settings.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -50,7 +55,9 @@ def pretrain(regularizer: Regularizer, patches: Patches, settings: Pretraining, 
         x = patches.draw(settings.batch, generator)
         sigma = settings.sigma_max * torch.rand(settings.batch, generator=generator)
         noisy = x + sigma.view(-1, 1, 1, 1) * torch.randn(x.shape, generator=generator)
-        loss = (regularizer.denoise(noisy, sigma) - x).square().mean()
+        with rounded(precision, device):
+            denoised = regularizer.denoise(noisy.to(device), sigma.to(device))
+        loss = (denoised - x.to(device)).square().mean()
         if not bool(loss.isfinite()):
             raise FloatingPointError(f"the loss is {float(loss)} at step {step}: lower pretrain.learning_rate")
         optimizer.zero_grad()
@@ -66,8 +73,10 @@ def denoising_psnr(regularizer: Regularizer, images: Sequence[Tensor], sigma: fl
     """Mean PSNR in dB of D(x + σn, σ) over images (1, c, h, w), with noise from `seed`."""
     generator = torch.Generator().manual_seed(seed)
     level = torch.tensor(sigma)
+    device = next(regularizer.parameters()).device
+    noisy = [(x + sigma * torch.randn(x.shape, generator=generator)).to(device) for x in images]
     scores = [
-        float(psnr(regularizer.denoise(x + sigma * torch.randn(x.shape, generator=generator), level), x))
-        for x in images
+        float(psnr(regularizer.denoise(y, level.to(device)).to(x.device), x))
+        for y, x in zip(noisy, images, strict=True)
     ]
     return sum(scores) / len(scores)

@@ -1,0 +1,28 @@
+"""Every benchmark in turn, each in a process of its own: `python -m benchmarks`, or `make bench`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from benchmarks.common import RESULTS
+
+NAMES = ("gradient", "memory", "solvers", "adjoint", "batch", "peer")
+
+
+def main() -> None:
+    """Run them, then print all rows as the Markdown table of benchmarks/README.md."""
+    for name in NAMES:
+        print(f"\n{name}", flush=True)
+        subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=True)
+    found = json.loads(RESULTS.read_text())
+    print(f"\n{found['machine']}\n\n| benchmark | case | figure | range | at most |\n|---|---|---|---|---|")
+    for row in found["rows"]:
+        spread = "" if row["low"] == row["high"] else f"{row['low']:.3g} to {row['high']:.3g}"
+        aim = "" if row["target"] is None else f"{row['target']:.3g}"
+        print(f"| {row['benchmark']} | {row['case']} | {row['figure']:.3g} {row['unit']} | {spread} | {aim} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""What the benchmarks share: two networks trained for a few minutes, real pictures, paired timings and their table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import skimage
+import torch
+from torch import Tensor
+
+from elder import bundle, files, problems, regularizers
+from elder.images import Patches, to_tensor
+from elder.measurements import measure
+from elder.model import Model, Tuning
+from elder.regularizers import LeastSquaresResidual
+from elder.training.pretrain import Pretraining, pretrain
+
+NETWORKS = {
+    "DnCNN 64x12": {"name": "dncnn", "width": 64, "depth": 12},
+    "DRUNet 32-64-128-256": {"name": "drunet", "widths": (32, 64, 128, 256), "blocks": 2},
+}
+CACHE = Path(__file__).parent / ".cache"
+RESULTS = Path(__file__).parent / "results.json"
+TRAINING = (
+    "motorcycle_left.png",
+    "ihc.png",
+    "brick.png",
+    "grass.png",
+    "moon.png",
+    "gravel.png",
+    "hubble_deep_field.jpg",
+)
+TEST = ("camera.png", "coffee.png", "chelsea.png", "astronaut.png")
+# λ and σ near what tuning on validation gives for these problems without noise.
+WEIGHT, SIGMA = 1 / 300, 0.08
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure, with the range of the runs behind it; the target is what it must not exceed, where there is one."""
+
+    benchmark: str
+    case: str
+    figure: float
+    unit: str
+    low: float
+    high: float
+    target: float | None = None
+
+    def __str__(self) -> str:
+        spread = f"  ({self.low:.4g} to {self.high:.4g})" if self.low != self.high else ""
+        verdict = "ok" if self.target is None or self.figure <= self.target else "MISSED"
+        aim = "" if self.target is None else f"  {verdict}: at most {self.target:.3g}"
+        return f"{self.case:<62} {self.figure:7.4g} {self.unit}{spread}{aim}"
+
+
+def counted(benchmark: str, case: str, figure: float, unit: str, target: float | None = None) -> Row:
+    """A figure that is counted, not timed: it has no spread."""
+    return Row(benchmark, case, figure, unit, figure, figure, target)
+
+
+def paired(reference: Callable[[], object], *others: Callable[[], object], runs: int) -> list[list[float]]:
+    """For each of `others`, the ratios of its time to that of `reference`, in `runs` rounds in which all take turns."""
+    for warm in (reference, *others):
+        warm()
+    ratios: list[list[float]] = [[] for _ in others]
+    for _ in range(runs):
+        base = timed(reference)
+        for kept, other in zip(ratios, others, strict=True):
+            kept.append(timed(other) / base)
+    return ratios
+
+
+def timed(run: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def summarised(benchmark: str, case: str, ratios: Sequence[float], unit: str, target: float | None = None) -> Row:
+    """The median of the ratios."""
+    return Row(benchmark, case, statistics.median(ratios), unit, min(ratios), max(ratios), target)
+
+
+def pictures(names: Sequence[str], size: tuple[int, int]) -> list[Tensor]:
+    """The middle of photographs inside scikit-image's wheel, grey, (1, 1, h, w)."""
+    folder = Path(skimage.__file__).parent / "data"
+    found = []
+    for name in names:
+        x = to_tensor(files.read_image(folder / name)).mean(1, keepdim=True)
+        top, left = ((n - m) // 2 for n, m in zip(x.shape[-2:], size, strict=True))
+        found.append(x[..., top : top + size[0], left : left + size[1]])
+    return found
+
+
+def trained(title: str) -> LeastSquaresResidual:
+    """The least-squares residual over a network of `NETWORKS`, pre-trained once and then kept in `.cache`."""
+    folder = CACHE / title.lower().replace(" ", "-")
+    if not (folder / "config.json").exists():
+        print(f"pre-training {title}, once: some minutes", flush=True)
+        torch.manual_seed(0)
+        energy = regularizers.make("least_squares", NETWORKS[title])
+        patches = Patches(pictures(TRAINING, (256, 256)), 48, TRAINING)
+        pretrain(energy, patches, Pretraining(steps=300, batch=8), lambda step, figures: None)
+        bundle.write(folder, energy, {"regularizer": {"name": "least_squares", "network": NETWORKS[title]}})
+    energy, _ = bundle.read(folder)
+    assert isinstance(energy, LeastSquaresResidual)
+    return energy
+
+
+def model(title: str, problem: str, **settings: object) -> Model:
+    """The trained energy in a problem, with λ, σ and τ as pre-training leaves them."""
+    tuning = Tuning(WEIGHT, SIGMA, 1 / WEIGHT)
+    return Model(problems.make(problem, settings), trained(title), tuning, {})
+
+
+def measured(chosen: Model, size: tuple[int, int], names: Sequence[str] = TEST):
+    """Measurements of the test pictures."""
+    return measure(chosen.problem, names, pictures(names, size))
+
+
+def main(run: Callable[[int], list[Row]], text: str | None, runs: int = 9) -> None:
+    """The command of one benchmark: measure, print, and merge the rows into results.json."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=runs, help=f"timed runs of each variant (default: {runs})")
+    rows = run(parser.parse_args().runs)
+    record(rows)
+
+
+def record(rows: Sequence[Row]) -> None:
+    """Put the rows into results.json in the place of those of the same benchmark."""
+    old = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    fresh = {row.benchmark for row in rows}
+    kept = [row for row in old if row["benchmark"] not in fresh]
+    files.write_json(RESULTS, {"machine": machine(), "rows": kept + [asdict(row) for row in rows]})
+    for row in rows:
+        print(row, flush=True)
+
+
+def machine() -> dict[str, object]:
+    """Where the figures were measured."""
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }

@@ -1,0 +1,63 @@
+"""Where and how exactly to compute: the device, and the precision of the rough part of a solve."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from elder.errors import UserError
+
+PRECISIONS = ("float32", "tf32", "bf16")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Settings that change the time of a result, and the result itself no further than rounding does.
+
+    device: cpu, cuda, cuda:1, mps, or auto, the accelerator if there is one. precision: float32; or tf32 or bf16 for
+    the rough part of every solve, which float32 then polishes, and for pre-training.
+    """
+
+    device: str = "cpu"
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise UserError(f"compute.precision={self.precision!r} must be one of {', '.join(PRECISIONS)}")
+        if self.device == "auto":
+            found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+            object.__setattr__(self, "device", str(found))
+        try:
+            torch.zeros(1, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"compute.device={self.device!r} can't be used ({reason}): set cpu or auto") from None
+
+
+@contextmanager
+def rounded(precision: str, device: torch.device) -> Iterator[None]:
+    """Convolutions in the lower precision; float32 means all of its bits, on every device."""
+    matmul, cudnn = cast("list[Any]", [torch.backends.cuda.matmul, torch.backends.cudnn])
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = precision != "float32"
+    try:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+def moved(record: T, device: torch.device | str) -> T:
+    """A record with every tensor among its attributes on the device."""
+    placed = copy.copy(record)
+    for name, value in vars(record).items():
+        if isinstance(value, Tensor):
+            object.__setattr__(placed, name, value.to(device))
+    return placed

@@ -1,0 +1,109 @@
+"""Device and precision: settings that change the time of a result, not the result."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from elder import UserError, files, problems, regularizers
+from elder.compute import Compute, moved, rounded
+from elder.images import Patches, to_tensor
+from elder.measurements import measure
+from elder.model import Model, Tuning
+from elder.training.finetune import Finetuning, finetune
+from elder.training.pretrain import Pretraining, pretrain
+
+DESCRIPTION = {"name": "least_squares", "network": {"name": "dncnn", "channels": 1, "width": 8, "depth": 3}}
+CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA"))
+DEVICES = ["cpu", CUDA]
+
+
+@pytest.fixture(scope="module")
+def patches(photographs) -> Patches:
+    images = [to_tensor(files.read_image(path)) for path in files.list_images(photographs)]
+    return Patches(images, 24, [str(i) for i in range(len(images))])
+
+
+def silent(step: int, figures: dict[str, float]) -> None:
+    pass
+
+
+@pytest.fixture(scope="module", params=["least_squares", "implicit"])
+def model(request, patches) -> Model:
+    torch.manual_seed(0)
+    description = {**DESCRIPTION, "name": request.param}
+    regularizer = regularizers.make(**description)
+    pretrain(regularizer, patches, Pretraining(steps=60, batch=8, patch=24, learning_rate=5e-3), silent)
+    regularizer.eval().requires_grad_(False)
+    return Model(problems.make("csmri", {"ratio": 0.4}), regularizer, Tuning(0.1, 0.1, 10.0), description)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_the_answer_does_not_depend_on_the_precision(precision, device, model, patches):
+    m = measure(model.problem, ["a"], [patches.images[1]])[0]
+    tight = replace(model, tuning=replace(model.tuning, tol=1e-6, max_steps=400))
+    exact = tight.solve(m.operator, m.y)
+    polished = tight.on(Compute(device, precision)).solve(m.operator, m.y)
+    assert polished.usable.all()
+    assert polished.x.device == m.y.device
+    assert float((polished.x - exact.x).norm() / exact.x.norm()) < 1e-3
+    # The rough part was run: its evaluations are counted, and the energy starts where it led.
+    assert int(polished.evaluations) > int(polished.steps) + 1
+    if exact.energies is not None and polished.energies is not None:
+        assert float(polished.energies[0, 0]) < float(exact.energies[0, 0])
+
+
+@pytest.mark.parametrize("device", [CUDA])
+@pytest.mark.parametrize("name", problems.PROBLEMS)
+def test_every_problem_gives_on_a_device_what_it_gives_on_the_cpu(name, device, model, patches):
+    chosen = replace(model, problem=problems.make(name))
+    m = measure(chosen.problem, ["a"], [patches.images[0]])[0]
+    here, there = chosen.solve(m.operator, m.y), chosen.on(Compute(device)).solve(m.operator, m.y)
+    assert float((here.x - there.x).norm() / here.x.norm()) < 1e-2
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_training_runs_in_every_precision(precision, device, model, patches):
+    compute, rows = Compute(device, precision), []
+    regularizer = regularizers.make(**model.description).to(compute.device)
+    pretrain(regularizer, patches, Pretraining(steps=3, batch=4, patch=24), silent, precision)
+    settings = Finetuning(steps=2, batch=2, patch=24, validate_every=2)
+    validation = measure(model.problem, ["a"], patches.images[:1])
+    finetune(model.on(compute), patches, validation, settings, lambda step, figures: rows.append(figures))
+    assert sum("loss" in row for row in rows) == 2
+    assert all(parameter.dtype == torch.float32 for parameter in regularizer.parameters())
+
+
+def test_placing_leaves_the_original_where_it_was(model):
+    placed = model.on(Compute("meta"))
+    assert placed.device.type == "meta"
+    assert model.device.type == "cpu"
+
+
+def test_rounding_ends_with_its_block():
+    before = torch.backends.cudnn.allow_tf32
+    x = torch.rand(8, 8)
+    with rounded("bf16", torch.device("cpu")):
+        assert (x @ x).dtype == torch.bfloat16
+    assert (x @ x).dtype == torch.float32
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
+def test_a_record_moves_with_all_its_tensors(rng):
+    operator, _ = problems.make("csmri").simulate(torch.rand((1, 1, 9, 8), generator=rng), rng)
+    placed = moved(operator, "meta")
+    assert placed.mask.device.type == placed.eigenvalues.device.type == "meta"
+    assert operator.mask.device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"device": "gpu"}, r"compute.device='gpu' can't be used"), ({"precision": "fp8"}, r"compute.precision='fp8'")],
+)
+def test_bad_settings_name_themselves(settings, message):
+    with pytest.raises(UserError, match=message):
+        Compute(**settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -87,6 +88,12 @@ def tune_tv(problem: Problem, measured: Sequence[Measured], weights: Sequence[fl
     return max(weights, key=lambda weight: mean(evaluate_tv(problem, measured, weight))["psnr"])
 
 
+def deviation(results: Sequence[Result]) -> dict[str, float]:
+    """Standard deviation over the images of PSNR and SSIM, with n − 1; zero for one image."""
+    rows = [result.row for result in results]
+    return {key: statistics.stdev(row[key] for row in rows) if len(rows) > 1 else 0.0 for key in ("psnr", "ssim")}
+
+
 def mean(results: Sequence[Result]) -> dict[str, float]:
     """Mean PSNR in dB, SSIM, steps and seconds."""
     rows = [result.row for result in results]
@@ -100,6 +107,7 @@ def summary(model: Model, results: Sequence[Result]) -> dict[str, Any]:
         "problem": model.problem.name,
         "settings": model.problem.settings,
         "mean": mean(results),
+        "sd": deviation(results),
         "baseline": {"name": model.problem.initial_name, "psnr": baseline["psnr"], "ssim": baseline["ssim"]},
         "images": [result.row for result in results],
     }

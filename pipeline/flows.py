@@ -8,7 +8,12 @@ from pathlib import Path
 
 import yaml
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_markdown_artifact,
+    create_table_artifact,
+)
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
@@ -49,8 +54,9 @@ def reproduce(stage: str, folder: Path, timeout: float) -> None:
 
 @task(name="publish", cache_policy=NO_CACHE)
 def publish(folder: Path) -> None:
-    """The table, the verdict of the gate and the pictures of every cell, as artifacts."""
-    for registered in sorted((folder / "reports").glob("*/registered.json")):
+    """The table and the verdict of the gate of every cell, the figures of every problem, and the report."""
+    reports = folder / "reports"
+    for registered in sorted(reports.glob("cells/*/registered.json")):
         cell, key = registered.parent, registered.parent.name.replace("_", "-")
         metrics = json.loads((cell / "metrics.json").read_text())
         verdict = json.loads(registered.read_text())
@@ -58,9 +64,10 @@ def publish(folder: Path) -> None:
         alias = "champion" if verdict["promoted"] else "challenger"
         text = f"`{verdict['name']}` version {verdict['version']} is **{alias}**: {verdict['reason']}"
         create_markdown_artifact(text, key=f"{key}-verdict")
-        for picture in ("panel", "convergence"):
-            data = base64.b64encode((cell / f"{picture}.png").read_bytes()).decode()
-            create_image_artifact(f"data:image/png;base64,{data}", key=f"{key}-{picture}")
+    for picture in sorted((reports / "figures").glob("*.png")):
+        data = base64.b64encode(picture.read_bytes()).decode()
+        create_image_artifact(f"data:image/png;base64,{data}", key=picture.stem.replace("_", "-"))
+    create_link_artifact((reports / "index.html").resolve().as_uri(), link_text="the report", key="report")
 
 
 @flow(name="elder")

@@ -8,35 +8,33 @@ from pathlib import Path
 from elder import files
 from elder.errors import UserError
 from elder.problems import PROBLEMS
-
-NAMES = {
-    "total_variation": "total variation (tuned)",
-    "pretrained": "pre-trained (tuned)",
-    "finetuned": "DEQ fine-tuned",
-}
+from pipeline.comparison import Method, methods
+from stages import settings
 
 
-def table(metrics: dict[str, dict[str, float]], problem: str) -> list[str]:
-    """The rows of one cell's table."""
-    names = {"initial": PROBLEMS[problem].initial_name, **NAMES}
-    lines = [f"  {'':<26}{'PSNR':>9}{'SSIM':>9}{'steps':>8}"]
-    for key, row in metrics.items():
-        lines.append(f"  {names[key]:<26}{row['psnr']:>6.2f} dB{row['ssim']:>9.4f}{row['steps']:>8.1f}")
+def table(methods: list[Method]) -> list[str]:
+    """The rows of one problem's table."""
+    lines = [f"  {'':<34}{'PSNR':>9}{'SSIM':>9}{'steps':>8}  gain by DEQ training"]
+    for m in methods:
+        row = m.figures
+        text = f"  {m.title:<34}{row['psnr']:>6.2f} dB{row['ssim']:>9.4f}{row['steps']:>8.1f}  {m.gain}"
+        lines.append(text.rstrip())
     return lines
 
 
 def main() -> None:
-    """Print the table of every cell."""
-    found = sorted(Path("reports").glob("*/registered.json"))
-    if not found:
+    """Print the table of every problem."""
+    reports = Path("reports")
+    if not (reports / "index.html").exists():
         raise UserError("reports: no result yet; run dvc repro")
-    for registered in found:
-        folder, verdict = registered.parent, files.read_json(registered)
-        print(f"\n{folder.name}, means over the test images")
-        print("\n".join(table(files.read_json(folder / "metrics.json"), verdict["name"].removeprefix("elder-"))))
-        alias = "champion" if verdict["promoted"] else "challenger"
-        print(f"  {verdict['name']} version {verdict['version']} is {alias}: {verdict['reason']}")
-        print(f"  pictures: {folder}/panel.png, {folder}/convergence.png; model: models/{folder.name}")
+    cells = {name: settings.cell(name) for name in settings.section("cells")}
+    for problem in dict.fromkeys(cell.problem for cell in cells.values()):
+        mine = {name: cell.regularizer for name, cell in cells.items() if cell.problem == problem}
+        initial = PROBLEMS[problem].initial_name if problem in PROBLEMS else "initial guess"
+        print(f"\n{problem}, means over the test images; λ of total variation, λ and σ before DEQ tuned on validation")
+        print("\n".join(table(methods(problem, initial, mine, reports / "cells", reports / "baselines"))))
+    found = [reports / "cells" / name / "registered.json" for name in cells]
+    print("\nThe report, with pictures and curves: reports/index.html; the models: models/CELL")
     name = files.read_json(found[0])["name"]
     print(
         f"""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,8 @@ import mlflow
 from tqdm import tqdm
 
 from elder import files
+from elder.training.checkpoint import Checkpoint
+from pipeline import ROOT
 
 EXPERIMENT = "elder"
 
@@ -22,8 +26,9 @@ EXPERIMENT = "elder"
 class Log:
     """One MLflow run, open."""
 
-    def __init__(self, run_id: str) -> None:
+    def __init__(self, run_id: str, fingerprint: str) -> None:
         self.run_id = run_id
+        self.fingerprint = fingerprint
 
     def step(self, step: int, figures: Mapping[str, float]) -> None:
         """A point of every curve in `figures`."""
@@ -61,7 +66,24 @@ def run(cell: str, params: Mapping[str, Any], inputs: Sequence[Path]) -> Iterato
     with mlflow.start_run(run_id=existing, run_name=None if existing else cell, tags=tags) as active:
         if not existing:
             mlflow.log_params(flat)
-        yield Log(active.info.run_id)
+        yield Log(active.info.run_id, fingerprint)
+
+
+@contextmanager
+def training(
+    cell: str, params: Mapping[str, Any], inputs: Sequence[Path], settings: Any
+) -> Iterator[tuple[Log, Curve, Checkpoint]]:
+    """A run with its curve and its checkpoint, which belong to these params, these inputs and this code.
+
+    Killed and started again it goes on from the checkpoint; when the block ends well, the checkpoint goes.
+    """
+    with run(cell, params, inputs) as log:
+        key = hashlib.sha256(f"{log.fingerprint}{content_hash(ROOT / 'elder', '*.py')}".encode()).hexdigest()[:16]
+        folder = Path(".checkpoints") / f"{cell.replace(' ', '-')}-{key}"
+        checkpoint = Checkpoint(folder, settings.checkpoint_every)
+        with checkpoint.held(), Curve(log, settings.steps, cell, folder / "curve.jsonl") as curve:
+            yield log, curve, checkpoint
+        shutil.rmtree(folder)
 
 
 def connect() -> None:
@@ -72,11 +94,15 @@ def connect() -> None:
 
 
 class Curve:
-    """What a training loop reports: a progress bar on the terminal, points in MLflow, and rows for a CSV file."""
+    """What a training loop reports: a progress bar on the terminal, points in MLflow, and rows for a CSV file.
 
-    def __init__(self, log: Log, steps: int, title: str) -> None:
+    The rows are kept in a journal too: a training that goes on from a checkpoint finds those from before.
+    """
+
+    def __init__(self, log: Log, steps: int, title: str, journal: Path) -> None:
         self.rows: list[dict[str, float]] = []
         self._log = log
+        self._journal = journal
         self._bar = tqdm(total=steps, desc=title, mininterval=1.0, dynamic_ncols=True)
         self._every = max(1, steps // 50)
 
@@ -87,7 +113,12 @@ class Curve:
         self._bar.close()
 
     def __call__(self, step: int, figures: dict[str, float]) -> None:
+        if not self.rows:
+            self.rows = [row for row in self._kept() if row["step"] < step]
+            self._journal.write_text("".join(f"{json.dumps(row)}\n" for row in self.rows))
         self.rows.append({"step": step, **figures})
+        with self._journal.open("a") as journal:
+            journal.write(f"{json.dumps(self.rows[-1])}\n")
         if step % self._every == 0 or "val_psnr" in figures:
             self._log.step(step, figures)
         shown = {k: f"{v:.4g}" for k, v in figures.items() if k in ("loss", "val_psnr", "weight", "sigma")}
@@ -102,15 +133,25 @@ class Curve:
         """The largest value reported of the figure `name`."""
         return max(row[name] for row in self.rows if name in row)
 
+    def total(self, name: str) -> float:
+        """The sum of the figure `name`."""
+        return sum(row.get(name, 0.0) for row in self.rows)
+
     def write(self, path: Path) -> None:
         """All rows as CSV."""
         files.write_csv(path, self.rows)
 
+    def _kept(self) -> Iterator[dict[str, float]]:
+        """The journal's rows, but for one that was being written when the process died."""
+        for line in self._journal.read_text().splitlines() if self._journal.exists() else []:
+            with contextlib.suppress(ValueError):
+                yield json.loads(line)
 
-def content_hash(path: Path) -> str:
+
+def content_hash(path: Path, pattern: str = "*") -> str:
     """A hash of a file's bytes, or of all files below a folder with their names."""
     digest = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+    for file in sorted(p for p in path.rglob(pattern) if p.is_file()) if path.is_dir() else [path]:
         digest.update(file.relative_to(path).as_posix().encode() if path.is_dir() else b"")
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()

@@ -8,19 +8,6 @@ from typing import Any
 from elder.errors import UserError
 from stages import settings
 
-SECTIONS = (
-    "compute",
-    "prepare",
-    "simulate",
-    "network",
-    "ridge",
-    "pretrain",
-    "tune",
-    "finetune",
-    "evaluate",
-    "register",
-)
-
 
 @dataclass(frozen=True)
 class Preparation:
@@ -28,6 +15,9 @@ class Preparation:
 
     source: str
     folder: str
+    split: str
+    scaling: str
+    slices: int
     color: bool
     size: int
     train_scales: list[float]
@@ -38,6 +28,8 @@ class Preparation:
     def __post_init__(self) -> None:
         if self.source not in ("builtin", "folder"):
             raise UserError(f"prepare.source={self.source!r} must be builtin or folder")
+        if self.scaling not in ("range", "max") or self.slices < 0:
+            raise UserError("prepare.scaling must be range or max, and prepare.slices not negative")
         if self.size < 0 or not self.train_scales or min(self.train_scales) <= 0:
             raise UserError("prepare.size must not be negative, and prepare.train_scales must hold positive numbers")
         if not (0 < self.validation_share < 1 and 0 < self.test_share < 1):
@@ -52,12 +44,15 @@ class Search:
 
     weight: float
     sigma: float
+    factors: list[float]
     tol: float
     max_steps: int
 
     def __post_init__(self) -> None:
         if not 1 / 255 <= self.sigma <= 1:
             raise UserError(f"params.yaml: tune.sigma={self.sigma} must be in [1/255, 1]")
+        if not self.factors or min(self.factors) <= 1:
+            raise UserError("params.yaml: tune.factors must be a list of numbers above 1")
         if min(self.weight, self.tol, self.max_steps) <= 0:
             raise UserError("params.yaml: tune.weight, tune.tol and tune.max_steps must be positive")
 
@@ -68,6 +63,7 @@ class Evaluation:
 
     curve_steps: int
     tv_weights: list[float]
+    robustness: dict[str, list[dict[str, Any]]]
 
     def __post_init__(self) -> None:
         if self.curve_steps < 1 or not self.tv_weights or min(self.tv_weights) <= 0:
@@ -87,18 +83,11 @@ def check() -> None:
     Every stage calls this, so that a mistake in the last one's settings ends the pipeline before hours of training.
     """
     # Imported here: a stage that reads its settings does not depend on the files that only check those of the others.
-    import torch
-
     from elder import problems, regularizers
     from elder.compute import Compute
     from elder.training.finetune import Finetuning
     from elder.training.pretrain import Pretraining
 
-    whole = settings.section()
-    for name in whole:
-        if name not in ("problems", "regularizers", *SECTIONS):
-            known = ", ".join(("problems", "regularizers", *SECTIONS))
-            raise UserError(f"params.yaml: unknown section {name}; known are {known}")
     typed = {
         "compute": Compute,
         "prepare": Preparation,
@@ -108,19 +97,34 @@ def check() -> None:
         "evaluate": Evaluation,
         "register": Registration,
     }
+    known = ("cells", "problems", "regularizers", "network", *typed)
+    for name in settings.section():
+        if name not in known:
+            raise UserError(f"params.yaml: unknown section {name}; known are {', '.join(known)}")
     for name, cls in typed.items():
         settings.typed(cls, name)
-    for name in settings.names("problems"):
-        problems.make(name, settings.section("simulate", name))
-    with torch.device("meta"):
-        for name in settings.names("regularizers"):
-            regularizers.make(**description(name, 1))
+    for name in settings.section("problems"):
+        problems.make(name, settings.section("problems", name))
+    for name, changes in settings.typed(Evaluation, "evaluate").robustness.items():
+        for change in changes:
+            problems.make(name, {**settings.section("problems", name), **change})
+    for name in settings.section("regularizers"):
+        settings.typed(Pretraining, "pretrain", over=settings.section("regularizers", name).get("pretrain"))
+        regularizers.make(**description(name, 1))
+    for name in settings.section("cells"):
+        cell = settings.cell(name)
+        settings.typed(Finetuning, "finetune", over=cell.finetune)
+        settings.section("problems", cell.problem)
+        settings.section("regularizers", cell.regularizer)
 
 
 def description(regularizer: str, channels: int) -> dict[str, Any]:
     """What `regularizers.make` takes for the regulariser of that name in params.yaml."""
     from elder import regularizers
 
-    if regularizer in regularizers.OF_FILTERS:
-        return {"name": regularizer, "channels": channels, **settings.section("ridge")}
-    return {"name": regularizer, "network": {"channels": channels, **settings.section("network")}}
+    entry = settings.section("regularizers", regularizer)
+    chosen = {key: value for key, value in entry.items() if key not in ("pretrain", "network")}
+    if regularizer in regularizers.OVER_A_NETWORK:
+        network = {"channels": channels, **settings.section("network"), **entry.get("network", {})}
+        return {"name": regularizer, "network": network, **chosen}
+    return {"name": regularizer, "channels": channels, **chosen}

@@ -1,4 +1,4 @@
-"""Reading what `prepare` and `simulate` wrote."""
+"""Reading what `prepare` wrote."""
 
 from __future__ import annotations
 

@@ -18,18 +18,19 @@ LEVELS = (0.02, 0.06, 0.1, 0.2)
 
 def main(arguments: argparse.Namespace) -> None:
     """Fit D = I − ∇h to the training images under Gaussian noise; write a bundle and its curve."""
-    chosen = settings.typed(Pretraining, "pretrain")
+    over = settings.section("regularizers", arguments.regularizer).get("pretrain")
+    chosen = settings.typed(Pretraining, "pretrain", over=over)
+    compute = settings.typed(Compute, "compute")
     names, images = prepared.images(arguments.images, "train")
     patches = Patches(images, chosen.patch, names)
     _, validation = prepared.images(arguments.images, "validation")
     torch.manual_seed(chosen.seed)
     description = params.description(arguments.regularizer, images[0].shape[1])
-    compute = settings.typed(Compute, "compute")
     regularizer = regularizers.make(**description).to(compute.device)
-    logged = {"pretrain": settings.section("pretrain"), "regularizer": description}
+    logged = {"pretrain": vars(chosen), "regularizer": description}
     cell = f"pretrain {arguments.regularizer}"
-    with tracking.run(cell, logged, [arguments.images]) as log, tracking.Curve(log, chosen.steps, cell) as curve:
-        pretrain(regularizer, patches, chosen, curve, compute.precision)
+    with tracking.training(cell, logged, [arguments.images], chosen) as (log, curve, checkpoint):
+        pretrain(regularizer, patches, chosen, curve, precision=compute.precision, checkpoint=checkpoint)
         scores = {f"{level:g}": denoising_psnr(regularizer, validation, level) for level in LEVELS}
         log.metrics({f"denoising_psnr_{level}": score for level, score in scores.items()})
         config = {

@@ -6,24 +6,22 @@ import argparse
 import hashlib
 from dataclasses import asdict
 
-from elder import files, problems
-from elder.measurements import read_all
+from elder import files
 from pipeline import registry, tracking
-from stages import prepared, settings
+from stages import posed, settings
 from stages.params import Registration
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Make a version of `elder-<problem>`, challenger at once, champion if it passes the gate."""
     chosen = settings.typed(Registration, "register")
-    problem = problems.make(arguments.problem, settings.section("simulate", arguments.problem))
-    _, truths = prepared.images(arguments.images, "test")
-    test = read_all(arguments.measurements / "test", problem, truths)
+    problem = posed.problem(arguments.problem)
+    test = posed.measured(arguments.images, arguments.measurements, "test", problem)
     psnr = files.read_json(arguments.metrics)["finetuned"]["psnr"]
     parts = [tracking.content_hash(folder / "test") for folder in (arguments.images, arguments.measurements)]
     data = hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
-    cell = f"register {arguments.problem}-{arguments.regularizer}"
-    with tracking.run(cell, {"register": vars(chosen)}, [arguments.model, arguments.metrics]) as log:
+    inputs = [arguments.model, arguments.metrics]
+    with tracking.run(f"register {arguments.cell}", {"register": vars(chosen)}, inputs) as log:
         verdict = registry.register(problem, arguments.model, psnr, data, test, chosen.margin)
         log.metrics({"psnr": psnr, "promoted": float(verdict.promoted)})
     alias = "champion" if verdict.promoted else "challenger"
@@ -32,5 +30,13 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    choices = {"problem": "the inverse problem", "regularizer": "the parameterisation"}
-    settings.run(main, "images", "measurements", "model", "metrics", "out", **choices)
+    settings.run(
+        main,
+        "images",
+        "measurements",
+        "model",
+        "metrics",
+        "out",
+        problem="the inverse problem",
+        cell="what is registered",
+    )

@@ -7,6 +7,8 @@ import dataclasses
 import sys
 import typing
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,14 +19,18 @@ from elder.errors import UserError
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class Cell:
+    """What is trained and compared; finetune: settings of its own in that section."""
+
+    problem: str
+    regularizer: str
+    finetune: dict[str, Any] = field(default_factory=dict)
+
+
 def section(*path: str) -> dict[str, Any]:
     """The section of params.yaml at `path`. Raises `UserError` when it is missing or not a section."""
-    try:
-        node: Any = yaml.safe_load(Path("params.yaml").read_text())
-    except FileNotFoundError:
-        raise UserError("params.yaml: not here; run from the project's folder") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"params.yaml: not valid YAML ({str(error).splitlines()[0]})") from None
+    node: Any = _whole()
     for depth, key in enumerate(path):
         if not isinstance(node, Mapping) or key not in node:
             raise UserError(f"params.yaml: needs a section {'.'.join(path[: depth + 1])}")
@@ -34,17 +40,12 @@ def section(*path: str) -> dict[str, Any]:
     return dict(node)
 
 
-def names(key: str) -> list[str]:
-    """The list of names at the top of params.yaml. Raises `UserError` when it is not one."""
-    found = section().get(key)
-    if not isinstance(found, list) or not found or not all(isinstance(name, str) for name in found):
-        raise UserError(f"params.yaml: {key} must be a list of names; got {found!r}")
-    return found
+def typed(cls: type[T], *path: str, over: Mapping[str, Any] | None = None) -> T:
+    """The section at `path`, with the settings in `over` laid over it, as the dataclass `cls`.
 
-
-def typed(cls: type[T], name: str) -> T:
-    """The section `name` as the dataclass `cls`. Raises `UserError` for an unknown or missing key, or a wrong type."""
-    given = section(*name.split("."))
+    Raises `UserError` for an unknown or missing key, or a wrong type.
+    """
+    name, given = ".".join(path), {**section(*path), **(over or {})}
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key, value in given.items():
@@ -52,10 +53,18 @@ def typed(cls: type[T], name: str) -> T:
             raise UserError(f"params.yaml: unknown setting {name}.{key}; known are {', '.join(sorted(fields))}")
         if not _fits(value, hints[key]):
             raise UserError(f"params.yaml: {name}.{key}={value!r} must be {_spelled(hints[key])}")
-    missing = [key for key, f in fields.items() if key not in given and f.default is dataclasses.MISSING]
+    unset = dataclasses.MISSING
+    missing = [
+        key for key, f in fields.items() if key not in given and f.default is unset and f.default_factory is unset
+    ]
     if missing:
         raise UserError(f"params.yaml: {name} lacks {', '.join(missing)}")
     return cls(**given)
+
+
+def cell(name: str) -> Cell:
+    """The cell of that name."""
+    return typed(Cell, "cells", name)
 
 
 def run(main: Callable[[argparse.Namespace], None], *paths: str, **choices: str) -> None:
@@ -78,15 +87,34 @@ def run(main: Callable[[argparse.Namespace], None], *paths: str, **choices: str)
         sys.exit(f"{Path(sys.argv[0]).stem}: {error}")
 
 
+@lru_cache(maxsize=1)
+def _whole() -> Any:
+    # Read once: a stage's settings do not change under it.
+    try:
+        return yaml.load(Path("params.yaml").read_text(), yaml.CSafeLoader)
+    except FileNotFoundError:
+        raise UserError("params.yaml: not here; run from the project's folder") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"params.yaml: not valid YAML ({str(error).splitlines()[0]})") from None
+
+
 def _fits(value: Any, hint: Any) -> bool:
-    if typing.get_origin(hint) is list:
-        return isinstance(value, list) and all(_fits(item, typing.get_args(hint)[0]) for item in value)
+    if hint is Any:
+        return True
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(item, arguments[1]) for item in value.values())
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return type(value) is hint
 
 
 def _spelled(hint: Any) -> str:
-    if typing.get_origin(hint) is list:
-        return f"a list, each {_spelled(typing.get_args(hint)[0])}"
-    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[hint]
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is list:
+        return f"a list, each {_spelled(arguments[0])}"
+    if origin is dict:
+        return f"a section, each {_spelled(arguments[1])}"
+    return {int: "a whole number", float: "a number", str: "text", bool: "true or false", Any: "a value"}[hint]

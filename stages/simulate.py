@@ -7,15 +7,15 @@ import shutil
 
 import torch
 
-from elder import files, measurements, problems
+from elder import files, measurements
 from elder.images import Patches
 from elder.problems.base import Problem
-from stages import prepared, settings
+from stages import posed, prepared, settings
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Measure validation and test images with fixed seeds; describe how training measurements are drawn."""
-    problem = problems.make(arguments.problem, settings.section("simulate", arguments.problem))
+    problem = posed.problem(arguments.problem)
     temporary = arguments.out.with_name(f".{arguments.out.name}-partial")
     shutil.rmtree(temporary, ignore_errors=True)
     counts = {}

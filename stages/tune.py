@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from elder import files, problems
+from elder import files
 from elder.compute import Compute
-from elder.measurements import read_all
 from elder.model import Tuning, load
 from elder.training.tune import Trial, tune
 from pipeline import tracking
-from stages import prepared, settings
+from stages import posed, settings
 from stages.params import Search
 
 
@@ -19,13 +18,12 @@ def main(arguments: argparse.Namespace) -> None:
     """Search λ and σ for the best validation PSNR; write the tuned bundle and every trial."""
     search = settings.typed(Search, "tune")
     compute = settings.typed(Compute, "compute")
-    problem = problems.make(arguments.problem, settings.section("simulate", arguments.problem))
-    _, images = prepared.images(arguments.images, "validation")
-    validation = read_all(arguments.measurements / "validation", problem, images)
+    problem = posed.problem(arguments.problem)
+    validation = posed.measured(arguments.images, arguments.measurements, "validation", problem)
     start = Tuning(search.weight, search.sigma, 1 / search.weight, search.tol, search.max_steps)
-    params = {"tune": settings.section("tune"), "problem": problem.settings}
-    cell = f"tune {arguments.problem}-{arguments.regularizer}"
-    with tracking.run(cell, params, [arguments.measurements, arguments.pretrained]) as log:
+    params = {"tune": vars(search), "problem": problem.settings}
+    inputs = [arguments.measurements, arguments.pretrained]
+    with tracking.run(f"tune {arguments.cell}", params, inputs) as log:
         trials: list[Trial] = []
 
         def report(trial: Trial) -> None:
@@ -33,8 +31,8 @@ def main(arguments: argparse.Namespace) -> None:
             log.step(len(trials), {"weight": trial.weight, "sigma": trial.sigma, "val_psnr": trial.psnr})
             print(f"λ = {trial.weight:.4g}, σ = {trial.sigma:.4g}: {trial.psnr:.2f} dB", flush=True)
 
-        pretrained = replace(load(arguments.pretrained).on(compute), problem=problem)
-        model, _ = tune(pretrained, validation, start=start, report=report)
+        pretrained = replace(load(arguments.pretrained), problem=problem).on(compute)
+        model, _ = tune(pretrained, validation, start=start, factors=search.factors, report=report)
         best = max(trial.psnr for trial in trials)
         replace(model, metadata={"stage": "tune", "validation_psnr": best}).save(arguments.out)
         log.metrics({"validation_psnr": best})
@@ -42,5 +40,13 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    choices = {"problem": "the inverse problem", "regularizer": "the parameterisation"}
-    settings.run(main, "images", "measurements", "pretrained", "out", "trials", **choices)
+    settings.run(
+        main,
+        "images",
+        "measurements",
+        "pretrained",
+        "out",
+        "trials",
+        problem="the inverse problem",
+        cell="what is trained",
+    )

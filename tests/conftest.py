@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from elder import files, problems, regularizers  # noqa: E402
 from elder.model import Model, Tuning  # noqa: E402
+from pipeline import preset  # noqa: E402
 
 
 @pytest.fixture
@@ -54,25 +55,6 @@ def bundle(small_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-def tiny(params: dict) -> dict:
-    """params.yaml with every cost brought down to seconds."""
-    params["prepare"] |= {"size": 40, "train_scales": [1.0]}
-    params["network"] |= {"width": 6, "depth": 3}
-    params["pretrain"] |= {"steps": 30, "batch": 4, "patch": 24}
-    params["tune"] |= {"tol": 1e-3, "max_steps": 30}
-    params["finetune"] |= {
-        "steps": 3,
-        "batch": 2,
-        "patch": 24,
-        "tol": 1e-3,
-        "max_steps": 40,
-        "validate_every": 2,
-        "adjoint_steps": 20,
-    }
-    params["evaluate"] |= {"curve_steps": 5, "tv_weights": [0.001, 0.01]}
-    return params
-
-
 @dataclass(frozen=True)
 class Project:
     """A copy of the project in a folder of its own, with its own DVC, MLflow and Prefect state."""
@@ -96,6 +78,18 @@ class Project:
     def python(self, code: str) -> str:
         return self.run(sys.executable, "-c", code).stdout
 
+    def replace(self, **sections) -> None:
+        """Put whole sections of params.yaml in the place of what is there."""
+        path = self.folder / "params.yaml"
+        path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | sections))
+
+    def only_least_squares(self) -> None:
+        """Leave the implicit counterpart out."""
+        self.replace(
+            cells={"csmri-least_squares": {"problem": "csmri", "regularizer": "least_squares"}},
+            regularizers={"least_squares": {}},
+        )
+
     def change(self, section: str, **values) -> None:
         path = self.folder / "params.yaml"
         params = yaml.safe_load(path.read_text())
@@ -104,11 +98,11 @@ class Project:
 
 
 def copy_project(folder: Path) -> Project:
-    for name in ("elder", "stages", "pipeline", "data/raw"):
+    for name in ("elder", "stages", "pipeline", "presets", "data/raw"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.png"))
     for name in ("dvc.yaml", ".dvcignore"):
         shutil.copy(ROOT / name, folder)
-    (folder / "params.yaml").write_text(yaml.safe_dump(tiny(yaml.safe_load((ROOT / "params.yaml").read_text()))))
+    preset.apply("tiny", folder / "params.yaml")
     (folder / ".dvc").mkdir()
     (folder / ".dvc" / "config").write_text("[core]\n    analytics = false\n    no_scm = true\n")
     return Project(folder)

@@ -137,7 +137,7 @@ class TestRidge:
         with torch.no_grad():
             energy.log_bumps.fill_(2.0)
         eigenvalues = torch.linalg.eigvalsh(hessian(energy, scale * cases.randn((1, 1, 6, 7), rng)))
-        assert eigenvalues[0] >= -energy.weak_convexity()
+        assert eigenvalues[0] >= -energy.weak_convexity(0.1)
 
 
 def test_the_weak_convexity_constant_is_not_idle(rng):
@@ -150,4 +150,4 @@ def test_the_weak_convexity_constant_is_not_idle(rng):
     lowest = min(
         float(torch.linalg.eigvalsh(hessian(energy, s * cases.randn((1, 1, 8, 8), rng)))[0]) for s in (0.5, 1.0, 2.0)
     )
-    assert -energy.weak_convexity() <= lowest < -0.05 * energy.weak_convexity()
+    assert -energy.weak_convexity(0.1) <= lowest < -0.05 * energy.weak_convexity(0.1)

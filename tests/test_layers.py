@@ -11,10 +11,13 @@ import pytest
 import yaml
 from conftest import ROOT
 
-STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+from pipeline import preset
+
+PLAIN = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+STAGES = {name: stage.get("do", stage) for name, stage in PLAIN.items()}
 # What the library may import beyond the standard library; the second row inside functions only.
 LIBRARY = {"elder", "torch", "numpy", "skimage", "safetensors"}
-OPTIONAL = {"scipy", "h5py", "tifffile", "mlflow"}
+OPTIONAL = {"scipy", "h5py", "tifffile", "mlflow", "nibabel", "pydicom"}
 
 
 def imported(node: ast.AST) -> set[str]:
@@ -61,9 +64,28 @@ def test_a_change_of_the_solver_does_not_retrain_the_denoiser():
 
 def test_every_setting_is_watched_by_a_stage():
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    watched = {name.split(".")[0] for stage in STAGES.values() for name in stage["params"]}
+    watched = {name.split(".")[0] for name, stage in STAGES.items() if name != "report" for name in stage["params"]}
     # `compute` changes the time of a result, not the result.
-    assert params.keys() - {"problems", "regularizers", "compute"} == watched
+    assert params.keys() - {"compute"} == watched
+
+
+def test_the_presets_fit_the_default(tmp_path):
+    assert (ROOT / "presets" / "default.yaml").read_text() == (ROOT / "params.yaml").read_text()
+    for name in preset.names():
+        preset.apply(name, tmp_path / "params.yaml")
+        merged = yaml.safe_load((tmp_path / "params.yaml").read_text())
+        over = yaml.safe_load((ROOT / "presets" / f"{name}.yaml").read_text())
+        for section, values in over.items():
+            assert values.items() <= merged[section].items()
+
+
+def test_a_preset_of_another_name_is_named(project):
+    done = project.run(sys.executable, "-m", "pipeline.preset", "huge", check=False)
+    assert done.returncode == 1
+    assert "unknown preset 'huge': there are color, default, mri, tiny" in done.stderr
+    project.run(sys.executable, "-m", "pipeline.preset", "default")
+    before = yaml.safe_load((ROOT / "params.yaml").read_text())
+    assert yaml.safe_load((project.folder / "params.yaml").read_text()) == before
 
 
 def test_importing_the_library_loads_no_heavy_extra():

@@ -11,6 +11,7 @@ from elder import UserError, files, problems, regularizers
 from elder.images import Patches, to_tensor
 from elder.measurements import Measured, measure
 from elder.model import Model, Tuning
+from elder.training.checkpoint import Checkpoint
 from elder.training.finetune import Finetuning, finetune
 from elder.training.pretrain import Pretraining, denoising_psnr, pretrain
 from elder.training.tune import tune
@@ -46,7 +47,7 @@ def tuned(patches, images) -> tuple[Model, list[Measured]]:
     validation = measure(problem, ["brick", "camera"], images[:2])
     start = Tuning(0.1, 0.1, 10.0, tol=1e-4, max_steps=100)
     model = Model(problem, pretrained(patches, 150).eval().requires_grad_(False), start, DESCRIPTION)
-    return tune(model, validation, start=start)[0], validation
+    return tune(model, validation, start=start, factors=(3.0, 3.0**0.5))[0], validation
 
 
 def test_pretraining_denoises(patches, images):
@@ -72,7 +73,9 @@ def test_finetuning_lowers_the_error_of_the_fixed_points(tuned, patches):
     after = finetune(before, patches, validation, settings, lambda step, figures: rows.append(figures))
     assert reconstruct_all(after, validation)[0] > reconstruct_all(before, validation)[0] + 0.1
     assert len(rows) == 31
-    assert {"loss", "gradient_norm", "forward_steps", "backward_products", "weight", "sigma", "step"} <= rows[1].keys()
+    assert {"loss", "gradient_norm", "forward_steps", "backward_products", "weight", "sigma", "step_size"} <= rows[
+        1
+    ].keys()
     # The model it began with is as it was.
     assert not any(p.requires_grad for p in before.regularizer.parameters())
 
@@ -91,6 +94,104 @@ def test_finetuning_gives_up_with_advice(tuned, patches):
     hopeless = Finetuning(steps=9, batch=2, patch=24, tol=1e-13, max_steps=1, patience=3)
     with pytest.raises(FloatingPointError, match=r"no image was usable in 3 steps in a row.*max_steps"):
         finetune(before, patches, validation, hopeless, silent)
+
+
+class Killed(Exception):
+    pass
+
+
+def until(last: int):
+    """A report that ends the training at a step, as a kill would, with the checkpoint as it is."""
+
+    def report(step: int, figures: dict[str, float]) -> None:
+        if step > last:
+            raise Killed
+
+    return report
+
+
+@pytest.mark.parametrize("stops", [(4,), (2, 5, 6)], ids=str)
+def test_pretraining_goes_on_from_its_checkpoint(stops, patches, tmp_path):
+    checkpoint = Checkpoint(tmp_path, every=2)
+    settings = Pretraining(steps=8, batch=2, patch=24)
+
+    def train(report, checkpoint: Checkpoint | None) -> regularizers.Regularizer:
+        torch.manual_seed(1)
+        energy = regularizers.make(**DESCRIPTION)
+        pretrain(energy, patches, settings, report, checkpoint=checkpoint)
+        return energy
+
+    unbroken = train(silent, None)
+    for last in stops:
+        with pytest.raises(Killed):
+            train(until(last), checkpoint)
+    steps: list[int] = []
+    resumed = train(lambda step, figures: steps.append(step), checkpoint)
+    assert steps[0] == stops[-1] // 2 * 2 + 1
+    for a, b in zip(unbroken.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_finetuning_goes_on_from_its_checkpoint(tuned, patches, tmp_path):
+    before, validation = tuned
+    checkpoint = Checkpoint(tmp_path, every=1)
+    settings = Finetuning(steps=5, batch=2, patch=24, validate_every=2, learning_rate=5e-4)
+    rows, again = [], []
+    unbroken = finetune(before, patches, validation, settings, lambda step, figures: rows.append((step, figures)))
+    for last in (1, 3):
+        with pytest.raises(Killed):
+            finetune(before, patches, validation, settings, until(last), checkpoint=checkpoint)
+    resumed = finetune(
+        before,
+        patches,
+        validation,
+        settings,
+        lambda step, figures: again.append((step, figures)),
+        checkpoint=checkpoint,
+    )
+    assert again == rows[-len(again) :]
+    assert resumed.tuning == unbroken.tuning
+    for a, b in zip(unbroken.regularizer.parameters(), resumed.regularizer.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch):
+    checkpoint = Checkpoint(tmp_path, every=2)
+    checkpoint.save(1, {"step": 1})
+    assert checkpoint.load() is None
+    checkpoint.save(2, {"step": 2})
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(4, {"step": 4})
+    assert checkpoint.load() == {"step": 2}
+    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
+    checkpoint.path.write_bytes(checkpoint.path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"state.pt: corrupt checkpoint .*delete it"):
+        checkpoint.load()
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_counted(patches, monkeypatch):
+    torch.manual_seed(1)
+    energy = regularizers.make(**DESCRIPTION)
+    rows, broken = [], {3, 4}
+    draw = Patches.draw
+
+    def spoilt(self, batch: int, generator: torch.Generator) -> torch.Tensor:
+        x = draw(self, batch, generator)
+        return x * torch.nan if len(rows) + 1 in broken else x
+
+    monkeypatch.setattr(Patches, "draw", spoilt)
+    settings = Pretraining(steps=6, batch=2, patch=24, patience=3)
+    pretrain(energy, patches, settings, lambda step, figures: rows.append(figures))
+    assert [row["skipped"] for row in rows] == [0, 0, 1, 1, 0, 0]
+    assert all(bool(p.isfinite().all()) for p in energy.parameters())
+    rows, broken = [], {2, 3, 4}
+    with pytest.raises(FloatingPointError, match=r"3 steps in a row: lower pretrain.learning_rate"):
+        pretrain(energy, patches, settings, lambda step, figures: rows.append(figures))
 
 
 @pytest.mark.parametrize("adjoint", ["anderson", "fixed_point", "neumann", "jacobian_free"])

@@ -14,7 +14,8 @@ class ConvexRidge(Energy):
 
     Convex with a Lipschitz gradient, and twice differentiable, for any weights: each ψ_c is a non-negative combination
     of smoothed absolute values at fixed scales s_k. After Goujon et al. 2023, with smooth profiles in place of linear
-    splines. Filters have zero mean, zero padding at the border; σ has no part, being absorbed in the learned scales.
+    splines. Filters have zero mean, zero padding at the border. The noise level sets the strength of the whole,
+    (σ/0.1)^p with a learned p, 1 at the start; it is left out of the formulas here.
 
     filters: how many; size: odd side of a filter; knees: how many scales s_k, from 1e-3 to 1 in equal ratios.
     """
@@ -35,6 +36,7 @@ class ConvexRidge(Energy):
         start = torch.full((knees, filters, 1), -4.0)
         start[knees // 3] = 1.0
         self.log_amplitudes = nn.Parameter(start)
+        self.exponent = nn.Parameter(torch.tensor(1.0))
 
     def value(self, x: Tensor, sigma: Tensor) -> Tensor:
         return self.value_and_grad(x, sigma)[0]
@@ -44,7 +46,14 @@ class ConvexRidge(Energy):
         u = F.conv2d(x, w, padding=w.shape[-1] // 2)
         value, slope = self.profile(u.flatten(2))
         gradient = F.conv_transpose2d(slope.view_as(u), w, padding=w.shape[-1] // 2)
-        return value.flatten(1).sum(1, dtype=torch.float64), gradient
+        strength = self.strength(sigma, x)
+        return strength.flatten().double() * value.flatten(1).sum(1, dtype=torch.float64), strength * gradient
+
+    def strength(self, sigma: Tensor, x: Tensor) -> Tensor:
+        """(σ/0.1)^p, (b, 1, 1, 1) or (1, 1, 1, 1)."""
+        level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1, 1, 1, 1)
+        # A noise level of zero has no logarithm, and so no gradient in p.
+        return (level.clamp(min=1e-4) / 0.1) ** self.exponent
 
     def centred(self) -> Tensor:
         """The filters less their mean: a constant picture costs nothing."""
@@ -63,7 +72,7 @@ class ConvexRidge(Energy):
 class WeaklyConvexRidge(ConvexRidge):
     """ψ_c(t) as for `ConvexRidge`, plus Σ_k b_ck ½ s_k² u²/(1 + u²), u = t/s_k, b_ck >= 0: edges cost a bounded amount.
 
-    Each added term has a second derivative of at least −1/4, so h + ρ/2 ‖·‖² is convex for ρ = `weak_convexity()`,
+    Each added term has a second derivative of at least −1/4, so h + ρ/2 ‖·‖² is convex for ρ = `weak_convexity(σ)`,
     whatever the weights: λρ < 1 keeps x ↦ ½‖x − y‖² + λh(x) convex. After Goujon et al. 2024.
     """
 
@@ -80,8 +89,8 @@ class WeaklyConvexRidge(ConvexRidge):
         return value, slope
 
     @torch.no_grad()
-    def weak_convexity(self) -> float:
-        """ρ such that h + ρ/2 ‖·‖² is convex: ¼ max_ω Σ_c β_c |ŵ_c(ω)|², with β_c = Σ_k b_ck.
+    def weak_convexity(self, sigma: float) -> float:
+        """ρ such that h(·, σ) + ρ/2 ‖·‖² is convex: (σ/0.1)^p ¼ max_ω Σ_c β_c |ŵ_c(ω)|², with β_c = Σ_k b_ck.
 
         Zero padding is a restriction of the convolution on the plane, whose norm the transfer functions bound; they
         are sampled on a grid far finer than the filters, and the bound is raised by the grid's error.
@@ -92,4 +101,4 @@ class WeaklyConvexRidge(ConvexRidge):
         largest = float(torch.linalg.matrix_norm(transfer, ord=2).max())
         # A trigonometric polynomial of degree n, sampled at m points, exceeds its samples by at most 1/cos(πn/m).
         slack = torch.cos(torch.tensor(torch.pi * (w.shape[-1] // 2) / grid)) ** -2
-        return (largest * float(slack)) ** 2 / 4
+        return float(self.strength(torch.tensor(sigma), w)) * (largest * float(slack)) ** 2 / 4

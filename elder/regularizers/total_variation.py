@@ -14,13 +14,14 @@ class SmoothedTotalVariation(Energy):
 
     Rudin, Osher & Fatemi 1992, with a continuous gradient: convex, and within ε an image pixel of total variation.
     ∇ takes forward differences, zero at the far border; the norm is over both directions, colour by colour. σ has no
-    part. `elder.total_variation.reconstruct_tv` minimises the sharp one.
+    part. channels: any number is treated alike. `elder.total_variation.reconstruct_tv` minimises the sharp one.
     """
 
-    def __init__(self, epsilon: float = 0.01) -> None:
+    def __init__(self, channels: int = 1, epsilon: float = 0.01) -> None:
         super().__init__()
         if epsilon <= 0:
             raise ValueError(f"total_variation needs epsilon > 0; got {epsilon}")
+        self.channels = channels
         self.log_epsilon = nn.Parameter(torch.tensor(float(epsilon)).log())
 
     def value(self, x: Tensor, sigma: Tensor) -> Tensor:

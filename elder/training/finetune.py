@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,13 @@ from elder.images import Patches
 from elder.implicit import ImplicitGradient
 from elder.linear import GMRES, MINRES, LinearSolver
 from elder.measurements import Measured
-from elder.model import Model
+from elder.model import Model, Tuning
 from elder.objective import Equilibrium, Objective, pose
+from elder.operators.base import Operator
 from elder.solvers import fixed_point
+from elder.training.checkpoint import Checkpoint
+from elder.training.pretrain import SHORTEST, Report
 from elder.training.validation import reconstruct_all
-
-Report = Callable[[int, dict[str, float]], None]
 
 # ‖x − x̄‖² of each image to a loss. Its logarithm, PSNR but for the sign, weighs easy and hard images alike.
 LOSSES: dict[str, Callable[[Tensor], Tensor]] = {"mse": torch.mean, "psnr": lambda error: error.log().mean()}
@@ -46,6 +48,7 @@ class Finetuning:
     validate_every: int = 40
     loss: str = "psnr"  # mse: mean squared error; psnr: its logarithm, image by image
     patience: int = 10  # steps in a row without any usable image before training gives up
+    checkpoint_every: int = 20  # steps
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -93,8 +96,50 @@ class Parameters(nn.Module):
         return replace(before, regularizer=copy.deepcopy(self.regularizer).eval().requires_grad_(False), tuning=tuning)
 
 
+class Progress:
+    """Everything that a fine-tuning carries from one step to the next."""
+
+    def __init__(self, before: Model, settings: Finetuning) -> None:
+        self.theta = Parameters(before)
+        rates = [settings.learning_rate, settings.tuning_rate]
+        groups = [self.theta.regularizer.parameters(), [self.theta.log_weight, self.theta.log_sigma]]
+        self.optimizer = torch.optim.Adam([{"params": g, "lr": r} for g, r in zip(groups, rates, strict=True)])
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, rates, total_steps=max(settings.steps, SHORTEST), pct_start=0.2
+        )
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.scale = before.tuning.weight * before.tuning.step  # λτ
+        self.step, self.failures = 0, 0
+        self.best, self.best_psnr = before, -math.inf
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes, without pickled objects."""
+        return {
+            "parts": {name: getattr(self, name).state_dict() for name in ("theta", "optimizer", "schedule")},
+            "generator": self.generator.get_state(),
+            "numbers": {name: getattr(self, name) for name in ("scale", "step", "failures", "best_psnr")},
+            "best": {"weights": self.best.regularizer.state_dict(), "tuning": asdict(self.best.tuning)},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to where `state` was taken."""
+        for name, part in state["parts"].items():
+            getattr(self, name).load_state_dict(part)
+        self.generator.set_state(state["generator"])
+        vars(self).update(state["numbers"])
+        regularizer = copy.deepcopy(self.best.regularizer)
+        regularizer.load_state_dict(state["best"]["weights"])
+        self.best = replace(self.best, regularizer=regularizer, tuning=Tuning(**state["best"]["tuning"]))
+
+
 def finetune(
-    before: Model, patches: Patches, validation: Sequence[Measured], settings: Finetuning, report: Report
+    before: Model,
+    patches: Patches,
+    validation: Sequence[Measured],
+    settings: Finetuning,
+    report: Report,
+    *,
+    checkpoint: Checkpoint | None = None,
 ) -> Model:
     """The model whose fixed points have the least mean squared error, of those seen at each validation.
 
@@ -102,82 +147,73 @@ def finetune(
     gradient in θ = (network, λ, σ) by implicit differentiation. The fixed point does not depend on τ, so no gradient
     reaches it: training keeps λτ where the line search leaves it. Images whose forward or backward solve failed are
     left out of the step and counted. The first validation is of `before`, so the result is never worse on it.
-    `report` gets each step's number and its figures. Raises `FloatingPointError` after `patience` steps in a row
-    without a usable image.
+    `report` gets each step's number and its figures. With a checkpoint it goes on where the last run stopped. Raises
+    `FloatingPointError` after `patience` steps in a row without a usable image.
     """
-    generator = torch.Generator().manual_seed(settings.seed)
-    theta = Parameters(before)
-    rates = [settings.learning_rate, settings.tuning_rate]
-    groups = [theta.regularizer.parameters(), [theta.log_weight, theta.log_sigma]]
-    optimizer = torch.optim.Adam([{"params": g, "lr": r} for g, r in zip(groups, rates, strict=True)])
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=max(settings.steps, 2), pct_start=0.2)
-    scale = before.tuning.weight * before.tuning.step  # λτ
-    best, failures = before, 0
-    best_psnr, _ = reconstruct_all(before, validation)
-    report(0, {"val_psnr": best_psnr})
-    for step in range(1, settings.steps + 1):
-        x = patches.draw(settings.batch, generator)
-        operator, y = before.problem.simulate(x, generator)
+    now = Progress(before, settings)
+    state = None if checkpoint is None else checkpoint.load()
+    if state is not None:
+        now.restore(state)
+    else:
+        now.best_psnr, _ = reconstruct_all(before, validation)
+        report(0, {"val_psnr": now.best_psnr})
+    for step in range(now.step + 1, settings.steps + 1):
+        x = patches.draw(settings.batch, now.generator)
+        operator, y = before.problem.simulate(x, now.generator)
         operator, y, x = operator.to(before.device), y.to(before.device), x.to(before.device)
-        start = before.problem.initial(operator, y)
-        fidelity = before.problem.fidelity(operator, y)
-        figures, scale = _update(theta, optimizer, fidelity, start, x, scale, settings, before.precision)
-        if "loss" in figures:
-            schedule.step()
-        failures = failures + 1 if "loss" not in figures else 0
-        if failures >= settings.patience:
+        figures = _update(now, before, operator, y, x, settings)
+        now.failures = now.failures + 1 if "loss" not in figures else 0
+        if now.failures >= settings.patience:
             raise FloatingPointError(
-                f"no image was usable in {failures} steps in a row: lower finetune.learning_rate, or raise "
+                f"no image was usable in {now.failures} steps in a row: lower finetune.learning_rate, or raise "
                 "finetune.max_steps and finetune.adjoint_steps"
             )
         if step % settings.validate_every == 0 or step == settings.steps:
-            model = theta.model(before, scale)
+            model = now.theta.model(before, now.scale)
             figures["val_psnr"], _ = reconstruct_all(model, validation)
-            if figures["val_psnr"] > best_psnr:
-                best, best_psnr = model, figures["val_psnr"]
-        report(step, figures)
-    return best
+            if figures["val_psnr"] > now.best_psnr:
+                now.best, now.best_psnr = model, figures["val_psnr"]
+        now.step = step
+        report(step, {**figures, "skipped": float("loss" not in figures)})
+        if checkpoint is not None:
+            checkpoint.save(step, now.state())
+    return now.best
 
 
 def _update(
-    theta: Parameters,
-    optimizer: torch.optim.Optimizer,
-    fidelity: Fidelity,
-    start: Tensor,
-    x: Tensor,
-    scale: float,
-    settings: Finetuning,
-    precision: str,
-) -> tuple[dict[str, float], float]:
-    """One step of the optimizer on the clean patches x; its figures, and the λτ that the line search left.
+    now: Progress, before: Model, operator: Operator, y: Tensor, x: Tensor, settings: Finetuning
+) -> dict[str, float]:
+    """One step of the optimizer on the measurements y of the clean patches x; its figures.
 
     The figures hold a loss only where some image was usable.
     """
-    objective = theta.objective(fidelity)
-    weight = float(objective.weight.detach())
-    tau = torch.tensor(scale / weight)
-    solution = fixed_point(objective, start, tau, tol=settings.tol, max_steps=settings.max_steps, precision=precision)
-    scale = weight * float(solution.step.min())
+    theta, start = now.theta, before.problem.initial(operator, y)
+    problem = theta.objective(before.problem.fidelity(operator, y))
+    weight = float(problem.weight.detach())
+    tau = torch.tensor(now.scale / weight)
+    options = {"tol": settings.tol, "max_steps": settings.max_steps, "precision": before.precision}
+    solution = fixed_point(problem, start, tau, **options)
+    now.scale = weight * float(solution.step.min())
     figures = {
         "weight": weight,
-        "sigma": float(objective.sigma.detach()),
-        "step": scale / weight,
+        "sigma": float(problem.sigma.detach()),
+        "step_size": now.scale / weight,
         "forward_steps": float(solution.steps.double().mean()),
         "forward_failed": float((~solution.usable).sum()),
     }
     index = solution.usable.nonzero().flatten()
     if not len(index):
-        return figures, scale
-    solver = ADJOINTS[settings.adjoint](objective, settings.adjoint_tol, settings.adjoint_steps)
-    adjoint = ImplicitGradient(solver)
-    attached, backward = adjoint.attach(objective.select(index), solution.x[index], solution.step[index])
+        return figures
+    adjoint = ImplicitGradient(ADJOINTS[settings.adjoint](problem, settings.adjoint_tol, settings.adjoint_steps))
+    attached, backward = adjoint.attach(problem.select(index), solution.x[index], solution.step[index])
     error = (attached - x[index]).square().flatten(1).mean(1)
     loss = LOSSES[settings.loss](error)
-    optimizer.zero_grad()
+    now.optimizer.zero_grad()
     loss.backward(inputs=list(theta.parameters()))
     norm = torch.nn.utils.clip_grad_norm_(theta.parameters(), settings.clip)
     figures |= {"backward_products": float(backward.products), "backward_failed": float(backward.skipped)}
     if bool(norm.isfinite()) and backward.skipped < len(index):
-        optimizer.step()
+        now.optimizer.step()
+        now.schedule.step()
         figures |= {"loss": float(loss.detach()), "mse": float(error.detach().mean()), "gradient_norm": float(norm)}
-    return figures, scale
+    return figures

@@ -13,8 +13,12 @@ from elder.errors import UserError
 from elder.images import Patches
 from elder.metrics import psnr
 from elder.regularizers.base import Regularizer
+from elder.training.checkpoint import Checkpoint
 
 Report = Callable[[int, dict[str, float]], None]
+
+# Steps of the shortest one-cycle schedule: in shorter ones the rise would have no step of its own.
+SHORTEST = 20
 
 
 @dataclass(frozen=True)
@@ -27,45 +31,69 @@ class Pretraining:
     learning_rate: float = 2e-3  # the peak of a one-cycle schedule
     sigma_max: float = 0.2  # noise levels are uniform in [0, sigma_max]
     clip: float = 0.1  # largest gradient norm
+    checkpoint_every: int = 50  # steps
+    patience: int = 10  # steps in a row with a loss that is not finite before training gives up
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "patch", "learning_rate", "sigma_max", "clip"):
+        for name in ("steps", "batch", "patch", "learning_rate", "sigma_max", "clip", "checkpoint_every", "patience"):
             if not getattr(self, name) > 0:
                 raise UserError(f"pretrain.{name}={getattr(self, name)} must be positive")
 
 
 def pretrain(
-    regularizer: Regularizer, patches: Patches, settings: Pretraining, report: Report, precision: str = "float32"
+    regularizer: Regularizer,
+    patches: Patches,
+    settings: Pretraining,
+    report: Report,
+    *,
+    precision: str = "float32",
+    checkpoint: Checkpoint | None = None,
 ) -> None:
     """Minimise the mean of ‖x − D(x + σn, σ)‖² over patches x, noise n and levels σ, in place.
 
-    One backward pass a step: ∇h is a forward computation, so training differentiates once. `report` gets each
-    step's number and its loss. Runs where the weights are; precision: of the network, see `elder.compute`. Draws come
-    from the CPU, the same for every device. Raises `FloatingPointError` when the loss stops being finite.
+    One backward pass a step: ∇h is a forward computation, so training differentiates once. `report` gets each step's
+    number and its figures. Runs where the weights are; draws come from the CPU, the same for every device. precision:
+    of the network, see `elder.compute`. With a checkpoint it goes on where the last run stopped. A step whose gradient
+    is not finite is left out and counted. Raises `FloatingPointError` after `patience` of them in a row.
     """
     generator = torch.Generator().manual_seed(settings.seed)
     device = next(regularizer.parameters()).device
     regularizer.train().requires_grad_()
     optimizer = torch.optim.Adam(regularizer.parameters(), lr=settings.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.learning_rate, total_steps=max(settings.steps, 2), pct_start=0.1
+        optimizer, settings.learning_rate, total_steps=max(settings.steps, SHORTEST), pct_start=0.1
     )
-    for step in range(settings.steps):
+    first, failures = 1, 0
+    if checkpoint is not None and (state := checkpoint.load()) is not None:
+        regularizer.load_state_dict(state["regularizer"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        generator.set_state(state["generator"])
+        first, failures = state["step"] + 1, state["failures"]
+    for step in range(first, settings.steps + 1):
         x = patches.draw(settings.batch, generator)
         sigma = settings.sigma_max * torch.rand(settings.batch, generator=generator)
         noisy = x + sigma.view(-1, 1, 1, 1) * torch.randn(x.shape, generator=generator)
         with rounded(precision, device):
             denoised = regularizer.denoise(noisy.to(device), sigma.to(device))
         loss = (denoised - x.to(device)).square().mean()
-        if not bool(loss.isfinite()):
-            raise FloatingPointError(f"the loss is {float(loss)} at step {step}: lower pretrain.learning_rate")
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(regularizer.parameters(), settings.clip)
-        optimizer.step()
-        schedule.step()
-        report(step + 1, {"loss": float(loss.detach()), "learning_rate": float(schedule.get_last_lr()[0])})
+        norm = torch.nn.utils.clip_grad_norm_(regularizer.parameters(), settings.clip)
+        figures = {"gradient_norm": float(norm), "learning_rate": float(schedule.get_last_lr()[0])}
+        failures = 0 if bool(norm.isfinite()) else failures + 1
+        if failures == 0:
+            figures["loss"] = float(loss.detach())
+            optimizer.step()
+            schedule.step()
+        elif failures >= settings.patience:
+            raise FloatingPointError(f"no finite gradient in {failures} steps in a row: lower pretrain.learning_rate")
+        report(step, {**figures, "skipped": float(failures > 0)})
+        if checkpoint is not None:
+            state = {"step": step, "failures": failures, "generator": generator.get_state()}
+            parts = {"regularizer": regularizer, "optimizer": optimizer, "schedule": schedule}
+            checkpoint.save(step, state | {name: part.state_dict() for name, part in parts.items()})
 
 
 @torch.no_grad()

@@ -27,12 +27,12 @@ def tune(
     measured: Sequence[Measured],
     *,
     start: Tuning,
-    factors: Sequence[float] = (3.0, 3.0**0.5),
+    factors: Sequence[float] = (2.0,),
     report: Callable[[Trial], None] = lambda trial: None,
 ) -> tuple[Model, list[Trial]]:
     """The model with the λ and σ of best mean PSNR, by a compass search in their logarithms; and all trials.
 
-    From `start`, each factor is tried up and down in both until none helps, then the next, finer one. σ stays within
+    From `start`, each factor is tried up and down in both until none helps, then the next. σ stays within
     [1/255, 1]. A pair's τ starts at 1/λ, since ∇h = x − D(x) has a Lipschitz constant near 1, and is kept as the
     line search left it.
     """

@@ -27,7 +27,7 @@ def tune(
     measured: Sequence[Measured],
     *,
     start: Tuning,
-    factors: Sequence[float] = (2.0,),
+    factors: Sequence[float] = (3.0,),
     report: Callable[[Trial], None] = lambda trial: None,
 ) -> tuple[Model, list[Trial]]:
     """The model with the λ and σ of best mean PSNR, by a compass search in their logarithms; and all trials.
@@ -52,13 +52,16 @@ def tune(
     weight, sigma = start.weight, start.sigma
     best = attempt(weight, sigma)
     for factor in factors:
+        moves = [(1, factor), (1, 1 / factor), (factor, 1), (1 / factor, 1)]
         improved = True
         while improved:
             improved = False
-            for w, s in ((1, factor), (1, 1 / factor), (factor, 1), (1 / factor, 1)):
+            for w, s in moves:
                 score = attempt(weight * w, sigma * s)
                 if score > best + GAIN:
                     best, weight, sigma, improved = score, weight * w, min(max(sigma * s, 1 / 255), 1.0), True
+                    # What helped is tried first again.
+                    moves.sort(key=lambda move: move != (w, s))
                     break
     tuning = max(trials.values(), key=lambda pair: pair[0].psnr)[1]
     return replace(model, tuning=tuning), [trial for trial, _ in trials.values()]

@@ -14,7 +14,7 @@ run: $(READY)  ## train, evaluate and register: dvc repro, then what was made
 	@$(BIN)/python -m pipeline.summary
 
 test: $(READY)  ## all tests but the slow ones
-	@$(BIN)/python -m pytest && echo "Tested. Next: make run, or make help for the rest"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile && echo "Tested. Next: make run, or make help for the rest"
 
 lint: $(READY)  ## ruff and pyright
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright

@@ -107,7 +107,6 @@ def summary(model: Model, results: Sequence[Result]) -> dict[str, Any]:
         "problem": model.problem.name,
         "settings": model.problem.settings,
         "mean": mean(results),
-        "sd": deviation(results),
         "baseline": {"name": model.problem.initial_name, "psnr": baseline["psnr"], "ssim": baseline["ssim"]},
         "images": [result.row for result in results],
     }

@@ -17,6 +17,10 @@ import yaml
 from skimage.transform import resize
 
 ROOT = Path(__file__).resolve().parent.parent
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores: one thread each, in the stages that they start too.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 sys.path.insert(0, str(ROOT))
 
 from elder import files, problems, regularizers  # noqa: E402

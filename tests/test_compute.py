@@ -70,7 +70,7 @@ def test_every_problem_gives_on_a_device_what_it_gives_on_the_cpu(name, device, 
 def test_training_runs_in_every_precision(precision, device, model, patches):
     compute, rows = Compute(device, precision), []
     regularizer = regularizers.make(**model.description).to(compute.device)
-    pretrain(regularizer, patches, Pretraining(steps=3, batch=4, patch=24), silent, precision)
+    pretrain(regularizer, patches, Pretraining(steps=3, batch=4, patch=24), silent, precision=precision)
     settings = Finetuning(steps=2, batch=2, patch=24, validate_every=2)
     validation = measure(model.problem, ["a"], patches.images[:1])
     finetune(model.on(compute), patches, validation, settings, lambda step, figures: rows.append(figures))

@@ -6,13 +6,16 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 import tifffile
+from conftest import Project
 
 from elder import files
 
@@ -72,6 +75,14 @@ def test_the_report_stands_by_itself(finished):
     assert all(row["sha256"][:16] in page for row in manifest)
 
 
+def test_the_summary_shows_every_method_and_what_to_try_next(finished):
+    printed = finished.run(sys.executable, "-m", "pipeline.summary").stdout
+    for text in ("zero-filled", "total variation", "least squares, DEQ", "implicit, pre-trained", "reports/index.html"):
+        assert text in printed
+    assert f"{figures(finished)['finetuned']['psnr']:.2f} dB" in printed
+    assert "models:/elder-csmri@champion" in printed
+
+
 def test_the_champion_is_found_by_name_in_another_process(finished):
     out = finished.python(
         "import elder, json\n"
@@ -116,6 +127,37 @@ def test_a_missing_model_of_the_registry_is_named(finished):
     done = finished.run("elder", "evaluate", "models:/elder-ct@champion", "--images", ".", "--out", "o", check=False)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("elder: models:/elder-ct@champion: not found")
+
+
+def test_models_go_to_a_remote_and_come_back(finished, tmp_path):
+    model = finished.folder / "models" / CELL
+    weights = (model / "weights.safetensors").read_bytes()
+    finished.run("dvc", "remote", "add", "--local", "--default", "shared", str(tmp_path / "shared"))
+    finished.run("dvc", "push", f"finetune@{CELL}")
+    cache, aside = finished.folder / ".dvc" / "cache", tmp_path / "aside"
+    shutil.move(cache, aside)
+    shutil.rmtree(model)
+    try:
+        finished.run("dvc", "pull", f"finetune@{CELL}")
+        assert (model / "weights.safetensors").read_bytes() == weights
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)
+        shutil.move(aside, cache)
+
+
+def test_an_experiment_runs_and_is_shown(finished, tmp_path):
+    """`dvc exp run -S` in a repository; in a copy, so that the finished one stays as it is."""
+    copy = Project(tmp_path / "repository")
+    shutil.copytree(finished.folder, copy.folder, symlinks=True)
+    (copy.folder / ".dvc" / "config").write_text("[core]\n    analytics = false\n")
+    (copy.folder / ".gitignore").write_text("/data\n/models\n/reports\n/ml*\n/.checkpoints\n__pycache__\n")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "start"]):
+        copy.run(*git, *command)
+    copy.run("dvc", "exp", "run", "-n", "wider", "-S", "register.margin=0.5", f"register@{CELL}")
+    shown = copy.run("dvc", "exp", "show", "--json").stdout
+    assert '"wider"' in shown
+    assert '"margin": 0.5' in shown
 
 
 def test_dvc_shows_metrics_plots_and_params(finished):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ class Method:
     title: str
     figures: dict[str, float]
     rows: list[dict[str, str]]  # one an image, in the same order for every method
+    seconds: float  # an image, on the machine of the run
     gain: str = ""  # over the row it is compared with
 
     @property
@@ -48,7 +49,7 @@ def methods(problem: str, initial: str, cells: dict[str, str], reports: Path, ba
         name = regularizer.replace("_", " ")
         before = _read(reports / cell, "pretrained", f"{name}, pre-trained")
         after = _read(reports / cell, "finetuned", f"{name}, DEQ")
-        found += [before, Method(after.title, after.figures, after.rows, compared(after.psnr, before.psnr))]
+        found += [before, replace(after, gain=compared(after.psnr, before.psnr))]
     return found
 
 
@@ -85,4 +86,5 @@ def read(path: Path) -> list[dict[str, str]]:
 
 def _read(folder: Path, key: str, title: str) -> Method:
     rows = [row for row in read(folder / "images.csv") if row["method"] == key]
-    return Method(title, files.read_json(folder / "metrics.json")[key], rows)
+    figures, seconds = (files.read_json(folder / name)[key] for name in ("metrics.json", "seconds.json"))
+    return Method(title, figures, rows, seconds)

@@ -77,13 +77,22 @@ def training(
 
     Killed and started again it goes on from the checkpoint; when the block ends well, the checkpoint goes.
     """
-    with run(cell, params, inputs) as log:
-        key = hashlib.sha256(f"{log.fingerprint}{content_hash(ROOT / 'elder', '*.py')}".encode()).hexdigest()[:16]
-        folder = Path(".checkpoints") / f"{cell.replace(' ', '-')}-{key}"
-        checkpoint = Checkpoint(folder, settings.checkpoint_every)
-        with checkpoint.held(), Curve(log, settings.steps, cell, folder / "curve.jsonl") as curve:
-            yield log, curve, checkpoint
-        shutil.rmtree(folder)
+    with (
+        run(cell, params, inputs) as log,
+        resumable(log, cell, settings.checkpoint_every) as checkpoint,
+        Curve(log, settings.steps, cell, checkpoint.folder / "curve.jsonl") as curve,
+    ):
+        yield log, curve, checkpoint
+
+
+@contextmanager
+def resumable(log: Log, cell: str, every: int) -> Iterator[Checkpoint]:
+    """The checkpoint of the work of this run with this code. When the block ends well, it goes."""
+    key = hashlib.sha256(f"{log.fingerprint}{content_hash(ROOT / 'elder', '*.py')}".encode()).hexdigest()[:16]
+    checkpoint = Checkpoint(Path(".checkpoints") / f"{cell.replace(' ', '-')}-{key}", every)
+    with checkpoint.held():
+        yield checkpoint
+    shutil.rmtree(checkpoint.folder)
 
 
 def connect() -> None:

@@ -15,10 +15,12 @@ Results = Mapping[str, Sequence[evaluation.Result]]
 
 
 def write_results(results: Results, folder: Path) -> None:
-    """Means and deviations, every image's figures, and the pictures. Seconds never repeat: they go to MLflow alone."""
+    """Means and deviations, every image's figures, the pictures; and seconds, which never repeat, in a file apart."""
     files.write_json(folder / "metrics.json", {name: figures(group) for name, group in results.items()})
     rows = [{"method": name, **result.row} for name, group in results.items() for result in group]
     files.write_csv(folder / "images.csv", [{k: v for k, v in row.items() if k != "seconds"} for row in rows])
+    seconds = {name: evaluation.mean(group)["seconds"] for name, group in results.items()}
+    files.write_json(folder / "seconds.json", seconds)
     shutil.rmtree(folder / "pictures", ignore_errors=True)
     for name, group in results.items():
         for result in group:

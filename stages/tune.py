@@ -23,20 +23,21 @@ def main(arguments: argparse.Namespace) -> None:
     start = Tuning(search.weight, search.sigma, 1 / search.weight, search.tol, search.max_steps)
     params = {"tune": vars(search), "problem": problem.settings}
     inputs = [arguments.measurements, arguments.pretrained]
-    with tracking.run(f"tune {arguments.cell}", params, inputs) as log:
-        trials: list[Trial] = []
+    title = f"tune {arguments.cell}"
+    with tracking.run(title, params, inputs) as log, tracking.resumable(log, title, every=1) as checkpoint:
 
-        def report(trial: Trial) -> None:
-            trials.append(trial)
-            log.step(len(trials), {"weight": trial.weight, "sigma": trial.sigma, "val_psnr": trial.psnr})
+        def report(number: int, trial: Trial) -> None:
+            log.step(number, {"weight": trial.weight, "sigma": trial.sigma, "val_psnr": trial.psnr})
             print(f"λ = {trial.weight:.4g}, σ = {trial.sigma:.4g}: {trial.psnr:.2f} dB", flush=True)
 
         pretrained = replace(load(arguments.pretrained), problem=problem).on(compute)
-        model, _ = tune(pretrained, validation, start=start, factors=search.factors, report=report)
+        model, trials = tune(
+            pretrained, validation, start=start, factors=search.factors, report=report, checkpoint=checkpoint
+        )
         best = max(trial.psnr for trial in trials)
         replace(model, metadata={"stage": "tune", "validation_psnr": best}).save(arguments.out)
         log.metrics({"validation_psnr": best})
-    files.write_csv(arguments.trials, [vars(trial) for trial in trials])
+        files.write_csv(arguments.trials, [vars(trial) for trial in trials])
 
 
 if __name__ == "__main__":

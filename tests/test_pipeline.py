@@ -214,8 +214,11 @@ def killed(project, marker: str) -> bool:
 
 def test_killed_anywhere_it_ends_as_if_it_had_not_been(finished, project):
     project.only_least_squares()
-    markers = (".checkpoints/pretrain-*/state.pt", ".checkpoints/finetune-*/state.pt", f"reports/cells/{CELL}/pictures")
-    assert [killed(project, marker) for marker in markers] == [True] * 3
+    markers = (
+        *(f".checkpoints/{stage}-*/state.pt" for stage in ("pretrain", "tune", "finetune")),
+        f"reports/cells/{CELL}/pictures",
+    )
+    assert [killed(project, marker) for marker in markers] == [True] * 4
     project.run("dvc", "repro")
     assert figures(project) == figures(finished)
     for name in ("finetune.csv", "images.csv", "tune.csv"):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from elder.measurements import Measured
 from elder.model import Model, Tuning
+from elder.training.checkpoint import Checkpoint
 from elder.training.validation import reconstruct_all
 
 # dB that a step of the search must gain: less is the grid's noise, and λ is nearly free where there is no noise.
@@ -15,11 +16,12 @@ GAIN = 0.01
 
 @dataclass(frozen=True)
 class Trial:
-    """One pair tried, and what it gave on validation."""
+    """One pair tried, what it gave on validation, and the τ that the line search left."""
 
     weight: float
     sigma: float
     psnr: float
+    step: float
 
 
 def tune(
@@ -28,26 +30,33 @@ def tune(
     *,
     start: Tuning,
     factors: Sequence[float] = (3.0,),
-    report: Callable[[Trial], None] = lambda trial: None,
+    report: Callable[[int, Trial], None] = lambda number, trial: None,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[Model, list[Trial]]:
     """The model with the λ and σ of best mean PSNR, by a compass search in their logarithms; and all trials.
 
     From `start`, each factor is tried up and down in both until none helps, then the next. σ stays within
     [1/255, 1]. A pair's τ starts at 1/λ, since ∇h = x − D(x) has a Lipschitz constant near 1, and is kept as the
-    line search left it.
+    line search left it. `report` gets each new trial and its number. With a checkpoint the search goes on where the
+    last one stopped.
     """
-    trials: dict[tuple[float, float], tuple[Trial, Tuning]] = {}
+    trials: dict[tuple[float, float], Trial] = {}
+    state = None if checkpoint is None else checkpoint.load()
+    for kept in [] if state is None else state["trials"]:
+        trials[_key(kept["weight"], kept["sigma"])] = Trial(**kept)
 
     def attempt(weight: float, sigma: float) -> float:
         sigma = min(max(sigma, 1 / 255), 1.0)
-        key = (round(weight, 9), round(sigma, 9))
+        key = _key(weight, sigma)
         if key not in trials:
             tuning = replace(start, weight=weight, sigma=sigma, step=1 / weight)
             score, solutions = reconstruct_all(replace(model, tuning=tuning), measured)
             accepted = min(float(s.step.min()) for s in solutions)
-            trials[key] = Trial(weight, sigma, score), replace(tuning, step=accepted)
-            report(trials[key][0])
-        return trials[key][0].psnr
+            trials[key] = Trial(weight, sigma, score, accepted)
+            report(len(trials), trials[key])
+            if checkpoint is not None:
+                checkpoint.save(len(trials), {"trials": [asdict(trial) for trial in trials.values()]})
+        return trials[key].psnr
 
     weight, sigma = start.weight, start.sigma
     best = attempt(weight, sigma)
@@ -63,5 +72,10 @@ def tune(
                     # What helped is tried first again.
                     moves.sort(key=lambda move: move != (w, s))
                     break
-    tuning = max(trials.values(), key=lambda pair: pair[0].psnr)[1]
-    return replace(model, tuning=tuning), [trial for trial, _ in trials.values()]
+    found = max(trials.values(), key=lambda trial: trial.psnr)
+    tuning = replace(start, weight=found.weight, sigma=found.sigma, step=found.step)
+    return replace(model, tuning=tuning), list(trials.values())
+
+
+def _key(weight: float, sigma: float) -> tuple[float, float]:
+    return round(weight, 9), round(sigma, 9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -153,9 +154,10 @@ def test_an_experiment_runs_and_is_shown(finished, tmp_path):
     shutil.copytree(finished.folder, copy.folder, symlinks=True)
     (copy.folder / ".dvc" / "config").write_text("[core]\n    analytics = false\n")
     (copy.folder / ".gitignore").write_text("/data\n/models\n/reports\n/ml*\n/.checkpoints\n__pycache__\n")
-    git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org"]
-    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "start"]):
-        copy.run(*git, *command)
+    # In the repository's own configuration, where DVC looks too: a new machine has no other.
+    identity = (["config", "user.name", "a"], ["config", "user.email", "a@example.org"])
+    for command in (["init", "-q"], *identity, ["add", "-A"], ["commit", "-qm", "start"]):
+        copy.run("git", *command)
     copy.run("dvc", "exp", "run", "-n", "wider", "-S", "register.margin=0.5", f"register@{CELL}")
     shown = copy.run("dvc", "exp", "show", "--json").stdout
     assert '"wider"' in shown
@@ -190,8 +192,9 @@ def test_repeating_runs_nothing_and_a_setting_only_what_follows(finished):
     assert len(runs(finished)) == len(EVERY_RUN) + 3
 
 
-def killed(project, marker: str) -> bool:
-    """Start `dvc repro` and kill it, with all that it started, as soon as a file like `marker` is there."""
+@contextlib.contextmanager
+def reproducing(project):
+    """`dvc repro`, killed at the end of the block with all that it started."""
     child = subprocess.Popen(
         ["dvc", "repro"],
         cwd=project.folder,
@@ -201,15 +204,21 @@ def killed(project, marker: str) -> bool:
         start_new_session=True,
     )
     try:
-        while child.poll() is None:
-            if list(project.folder.glob(marker)):
-                return True
-            time.sleep(0.005)
-        return False
+        yield child
     finally:
         if child.poll() is None:
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
+
+
+def killed(project, marker: str) -> bool:
+    """Start `dvc repro` and kill it as soon as a file like `marker` is there."""
+    with reproducing(project) as child:
+        while child.poll() is None:
+            if list(project.folder.glob(marker)):
+                return True
+            time.sleep(0.005)
+    return False
 
 
 def test_killed_anywhere_it_ends_as_if_it_had_not_been(finished, project):
@@ -219,6 +228,20 @@ def test_killed_anywhere_it_ends_as_if_it_had_not_been(finished, project):
         f"reports/cells/{CELL}/pictures",
     )
     assert [killed(project, marker) for marker in markers] == [True] * 4
+    ends_as(finished, project)
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random(finished, project):
+    project.only_least_squares()
+    for seconds in np.random.default_rng(0).uniform(2, 14, 10):
+        with reproducing(project) as child, contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(seconds)
+    ends_as(finished, project)
+
+
+def ends_as(finished, project) -> None:
+    """Complete what was killed; hold it to a run that was not."""
     project.run("dvc", "repro")
     assert figures(project) == figures(finished)
     for name in ("finetune.csv", "images.csv", "tune.csv"):

@@ -27,7 +27,7 @@ flow: $(READY)  ## the same pipeline as a Prefect flow
 	@$(BIN)/python -m pipeline.flows
 
 clean:  ## forget the environment and everything the pipeline made
-	rm -rf .venv data/prepared data/measurements models reports mlruns mlflow.db .dvc/cache .dvc/tmp .prefect
+	rm -rf .venv data/prepared data/measurements models reports mlruns mlflow.db* .dvc/cache .dvc/tmp .prefect
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8

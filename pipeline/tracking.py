@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from elder.training.checkpoint import Checkpoint
 from pipeline import ROOT
 
 EXPERIMENT = "elder"
+STORE = Path("mlflow.db")
 
 
 class Log:
@@ -99,7 +101,20 @@ def connect() -> None:
     """Use the store of MLFLOW_TRACKING_URI, or SQLite in the project's folder."""
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     if not os.environ.get("MLFLOW_TRACKING_URI"):
-        mlflow.set_tracking_uri("sqlite:///mlflow.db")
+        if not STORE.exists():
+            _create_store()
+        mlflow.set_tracking_uri(f"sqlite:///{STORE}")
+
+
+def _create_store() -> None:
+    # Beside its place and then renamed: killed while MLflow makes the tables, it could not be opened again.
+    fresh = Path(f"{STORE}.new")
+    with Path(f"{STORE}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not STORE.exists():
+            fresh.unlink(missing_ok=True)
+            mlflow.MlflowClient(f"sqlite:///{fresh}").search_experiments()
+            fresh.rename(STORE)
 
 
 class Curve:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.common import NETWORKS, Row, counted, main, measured, model
+from benchmarks.common import NETWORKS, TOLERANCES, Row, counted, main, measured, model
 from elder.adjoint import AndersonFixedPoint, FixedPoint
 from elder.implicit import ImplicitGradient
 from elder.linear import GMRES, MINRES, LinearSolver
@@ -65,7 +65,7 @@ def products(chosen, m) -> dict[str, int]:
     exact, _ = gradient(MINRES(1e-5, 200))
     counts = {}
     for name, make in SOLVERS.items():
-        for tol in (3e-3, 1e-3, 3e-4, 1e-4):
+        for tol in TOLERANCES:
             found, count = gradient(make(tol))
             counts[name] = count
             if float((found - exact).norm()) <= ERROR * float(exact.norm()) or count >= MOST:

@@ -42,6 +42,9 @@ TEST = ("camera.png", "coffee.png", "chelsea.png", "astronaut.png")
 # λ and σ near what tuning on validation gives for these problems without noise.
 WEIGHT, SIGMA = 1 / 300, 0.08
 
+# Tolerances of a linear solve, from loose to tight, so fine that the first which is good enough wastes little.
+TOLERANCES = [10 ** (-k / 5) for k in range(3, 21)]
+
 
 @dataclass(frozen=True)
 class Row:

@@ -1,10 +1,10 @@
 """Side by side with deepinv 0.5: `python -m benchmarks.peer`, after `pip install -e '.[bench]'`.
 
-The same energy, weights, operator, start and step; deblurring and super-resolution by 3. Each library solves by its
-own means: deepinv by proximal gradient descent (PGD), as it is and with its Anderson acceleration, the prior's gradient
-by automatic differentiation of its value. Time to the same energy; and a training step of a deep equilibrium model, to
-the same residual forward and at most the same error of the gradient backward. deepinv's prior comes without a cost
-function, which would take another network evaluation a step.
+The same energy, weights, operator, start and step; CS-MRI at 20 %, deblurring and super-resolution by 3. Each library
+solves by its own means: deepinv by proximal gradient descent (PGD), as it is and with its Anderson acceleration, the
+prior's gradient by automatic differentiation of its value. Time to the same energy; and a training step of a deep
+equilibrium model, to the same residual forward and at most the same error of the gradient backward. deepinv's prior
+comes without a cost function, which would take another network evaluation a step.
 """
 
 from __future__ import annotations
@@ -18,16 +18,29 @@ from itertools import islice, takewhile
 import torch
 from torch import Tensor
 
-from benchmarks.common import NETWORKS, SIGMA, WEIGHT, Row, counted, main, measured, model, paired, summarised
+from benchmarks.common import (
+    NETWORKS,
+    SIGMA,
+    TOLERANCES,
+    WEIGHT,
+    Row,
+    counted,
+    main,
+    measured,
+    model,
+    paired,
+    summarised,
+)
 from elder.implicit import ImplicitGradient
 from elder.linear import MINRES
 from elder.measurements import Measured
 from elder.model import Model
 from elder.objective import Objective
 from elder.solvers import fixed_point, path
-from elder.tensors import norm
+from elder.tensors import norm, per_image
 
 PROBLEMS = {
+    "csmri 20 %": ("csmri", {"ratio": 0.2}),
     "deblur": ("deblur", {"kernel": "gaussian", "noise": 0.01}),
     "superres x3": ("superres", {"scale": 3}),
 }
@@ -52,7 +65,7 @@ def run(runs: int) -> list[Row]:
 
 
 def reconstruction(case: str, chosen: Model, runs: int) -> list[Row]:
-    """Seconds to close all but GAP of the way to the least energy that we find, ours over deepinv's faster variant."""
+    """Seconds to close all but GAP of the way to the least energy that we find, ours over each variant of deepinv."""
     size = (255, 255) if chosen.problem.name == "superres" else (256, 256)
     m = measured(chosen, size)[0]
     objective = chosen.objective(m.operator, m.y)
@@ -64,18 +77,21 @@ def reconstruction(case: str, chosen: Model, runs: int) -> list[Row]:
         goal = min(ours) + GAP * (ours[0] - min(ours))
         found = {name: steps_to(goal, chosen, m, x0, objective, anderson) for name, anderson in VARIANTS.items()}
     own = next(k for k, energy in enumerate(ours) if energy <= goal)
-    name, count = min(found.items(), key=lambda pair: pair[1] or MOST)
-    if count is None:
-        return [counted("peer", f"{case}: our steps; no variant of deepinv came there in {MOST}", own, "steps")]
-    peer = Peer(chosen, m, count, VARIANTS[name])
 
     @torch.no_grad()
     def solve() -> None:
         for _ in islice(path(objective, x0, step), own + 1):
             pass
 
-    (ratios,) = paired(lambda: peer(m.y, physics, init=x0), solve, runs=runs)
-    return [summarised("peer", f"{case}: our {own} steps over {count} of {name}", ratios, "of its time", 1 / 3)]
+    rows = []
+    for name, count in found.items():
+        if count is None:
+            rows.append(counted("peer", f"{case}: our steps; {name} did not come there in {MOST}", own, "steps"))
+            continue
+        peer = Peer(chosen, m, count, VARIANTS[name])
+        (ratios,) = paired(lambda peer=peer: peer(m.y, physics, init=x0), solve, runs=runs)
+        rows.append(summarised("peer", f"{case}: our {own} steps over {count} of {name}", ratios, "of its time", 1 / 3))
+    return rows
 
 
 def training(case: str, chosen: Model, runs: int) -> list[Row]:
@@ -83,7 +99,7 @@ def training(case: str, chosen: Model, runs: int) -> list[Row]:
     setup = Training(chosen)
     errors = {name: setup.error(*setup.theirs(anderson)) for name, anderson in BACKWARD.items()}
     name, goal = min(errors.items(), key=lambda pair: pair[1])
-    for tol in (0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4):
+    for tol in TOLERANCES:
         error = setup.error(*setup.ours(tol))
         if error <= goal:
             break
@@ -143,8 +159,10 @@ def deepinv():
 
 
 def physics_of(chosen: Model, m: Measured):
-    """deepinv's operator; checked to be ours."""
+    """deepinv's operator; checked to be ours. Its CS-MRI takes complex pictures only: there it is handed ours."""
     dinv = deepinv()
+    if chosen.problem.name == "csmri":
+        return ours_as_physics(m)
     size, kernel = tuple(m.truth.shape[1:]), m.operator.kernel[None, None]  # type: ignore[attr-defined]
     if chosen.problem.name == "superres":
         physics = dinv.physics.Downsampling(img_size=size, filter=kernel, factor=3, padding="circular")
@@ -153,6 +171,24 @@ def physics_of(chosen: Model, m: Measured):
     gap = norm(physics.A(m.truth) - m.operator.A(m.truth)).max()
     assert float(gap) < 1e-3, f"deepinv's operator differs by {float(gap):.1e}"
     return physics
+
+
+def ours_as_physics(m: Measured):
+    """Our operator with its closed-form prox as an operator of deepinv."""
+    operator = m.operator
+
+    class Physics(deepinv().physics.LinearPhysics):
+        def A(self, x: Tensor, **options: object) -> Tensor:
+            return operator.A(x)
+
+        def A_adjoint(self, y: Tensor, **options: object) -> Tensor:
+            return operator.AT(y)
+
+        def prox_l2(self, z: Tensor, y: Tensor, gamma: float | Tensor, **options: object) -> Tensor:
+            tau = per_image(torch.as_tensor(gamma), z)
+            return operator.shifted_solve(z + tau * operator.AT(y), tau)
+
+    return Physics()
 
 
 def Peer(chosen: Model, m: Measured, most: int, anderson: bool, residual: float = 0.0, backward: bool | None = None):

@@ -66,6 +66,19 @@ def test_tuning_finds_no_worse_than_where_it_starts(tuned):
     assert reconstruct_all(model, validation)[0] >= reconstruct_all(start, validation)[0]
 
 
+def test_tuning_leaves_a_weight_alone_that_has_no_part_in_the_minimum(tuned, images):
+    """Under a hard constraint the minimiser of λh is that of h."""
+    problem = problems.make("inpaint", {"missing": 0.3})
+    before, validation = replace(tuned[0], problem=problem), measure(problem, ["brick"], images[:1])
+    trials = tune(before, validation, start=before.tuning)[1]
+    assert len(trials) >= 3
+    assert {trial.weight for trial in trials} == {before.tuning.weight}
+    other = replace(before, tuning=replace(before.tuning, weight=3 * before.tuning.weight, tol=1e-5))
+    same = replace(before, tuning=replace(before.tuning, tol=1e-5))
+    gap = reconstruct_all(other, validation)[0] - reconstruct_all(same, validation)[0]
+    assert abs(gap) < 0.01
+
+
 def test_finetuning_lowers_the_error_of_the_fixed_points(tuned, patches):
     before, validation = tuned
     settings = Finetuning(steps=30, batch=4, patch=24, learning_rate=5e-4, tuning_rate=0.03, validate_every=5)

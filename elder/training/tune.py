@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
+from elder.fidelity import HardConstraint
 from elder.measurements import Measured
 from elder.model import Model, Tuning
 from elder.training.checkpoint import Checkpoint
 from elder.training.validation import reconstruct_all
 
 # dB that a step of the search must gain: less is the grid's noise, and λ is nearly free where there is no noise.
-GAIN = 0.01
+GAIN = 0.03
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,10 @@ def tune(
 ) -> tuple[Model, list[Trial]]:
     """The model with the λ and σ of best mean PSNR, by a compass search in their logarithms; and all trials.
 
-    From `start`, each factor is tried up and down in both until none helps, then the next. σ stays within
-    [1/255, 1]. A pair's τ starts at 1/λ, since ∇h = x − D(x) has a Lipschitz constant near 1, and is kept as the
-    line search left it. `report` gets each new trial and its number. With a checkpoint the search goes on where the
-    last one stopped.
+    From `start`, each factor is tried up and down in both until none helps, then the next. Under a hard constraint λ
+    has no part in the minimum, and only σ is searched. σ stays within [1/255, 1]. A pair's τ starts at 1/λ, since
+    ∇h = x − D(x) has a Lipschitz constant near 1, and is kept as the line search left it. `report` gets each new trial
+    and its number. With a checkpoint the search goes on where the last one stopped.
     """
     trials: dict[tuple[float, float], Trial] = {}
     state = None if checkpoint is None else checkpoint.load()
@@ -60,8 +61,9 @@ def tune(
 
     weight, sigma = start.weight, start.sigma
     best = attempt(weight, sigma)
+    constrained = isinstance(model.problem.fidelity(measured[0].operator, measured[0].y), HardConstraint)
     for factor in factors:
-        moves = [(1, factor), (1, 1 / factor), (factor, 1), (1 / factor, 1)]
+        moves = [(1, factor), (1, 1 / factor)] + ([] if constrained else [(factor, 1), (1 / factor, 1)])
         improved = True
         while improved:
             improved = False

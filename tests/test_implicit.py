@@ -18,7 +18,7 @@ from elder.operators import Operator
 from elder.regularizers import EXPLICIT, Energy, Regularizer
 from elder.tensors import dot
 
-GREY, COLOUR = (2, 1, 8, 6), (1, 3, 6, 4)
+GREY, COLOUR = (2, 1, 8, 6), (1, 3, 4, 6)
 STEP = torch.tensor(1.0, dtype=torch.float64)
 
 REGULARIZERS = [

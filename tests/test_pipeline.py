@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tifffile
 import yaml
-from conftest import Project
+from conftest import ROOT, Project
 
 from elder import UserError, files
 from pipeline import preset
@@ -374,6 +374,23 @@ def test_colour_goes_through_to_the_registry(project):
         "elder", "reconstruct", "models/deblur-least_squares", "--measurement", "blurred.png", "--out", "sharp.png"
     )
     assert files.read_image(project.folder / "sharp.png").shape == (30, 28, 3)
+
+
+def test_the_documented_problem_of_ones_own_is_trained_and_found_by_name(project):
+    text = (ROOT / "docs" / "own-problem.md").read_text()
+    (project.folder / "wide.py").write_text(text.split("```python\n")[1].split("```")[0])
+    added = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    project.only_least_squares()
+    for section, entries in added.items():
+        project.change(section, **entries)
+    project.run("dvc", "repro", "register@wide-least_squares")
+    (project.folder / "data" / "raw" / "test").mkdir()
+    for path in (project.folder / "data" / "prepared" / "test").iterdir():
+        shutil.copy(path, project.folder / "data" / "raw" / "test")
+    project.run("elder", "evaluate", "models:/elder-wide@champion", "--images", "data/raw/test", "--out", "again")
+    again = files.read_json(project.folder / "again" / "metrics.json")
+    assert again["problem"] == "wide"
+    assert again["mean"]["psnr"] == pytest.approx(figures(project, "wide-least_squares")["finetuned"]["psnr"], abs=0.5)
 
 
 @pytest.mark.parametrize("damage", ["corrupt", "nan", "twice"])

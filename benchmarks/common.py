@@ -19,9 +19,10 @@ from torch import Tensor
 from elder import bundle, files, problems, regularizers
 from elder.images import Patches, to_tensor
 from elder.measurements import measure
-from elder.model import Model, Tuning
+from elder.model import Model, Tuning, load
 from elder.regularizers import LeastSquaresResidual
 from elder.training.pretrain import Pretraining, pretrain
+from elder.training.tune import tune
 
 NETWORKS = {
     "DnCNN 64x12": {"name": "dncnn", "width": 64, "depth": 12},
@@ -38,9 +39,8 @@ TRAINING = (
     "gravel.png",
     "hubble_deep_field.jpg",
 )
+VALIDATION = ("rocket.jpg", "coins.png")
 TEST = ("camera.png", "coffee.png", "chelsea.png", "astronaut.png")
-# λ and σ near what tuning on validation gives for these problems without noise.
-WEIGHT, SIGMA = 1 / 300, 0.08
 
 # Tolerances of a linear solve, from loose to tight, so fine that the first which is good enough wastes little.
 TOLERANCES = [10 ** (-k / 5) for k in range(3, 21)]
@@ -122,9 +122,18 @@ def trained(title: str) -> LeastSquaresResidual:
 
 
 def model(title: str, problem: str, **settings: object) -> Model:
-    """The trained energy in a problem, with λ, σ and τ as pre-training leaves them."""
-    tuning = Tuning(WEIGHT, SIGMA, 1 / WEIGHT)
-    return Model(problems.make(problem, settings), trained(title), tuning, {})
+    """The trained energy in a problem; λ, σ, τ as tuned on the validation pictures, once, and then kept in `.cache`."""
+    name = "-".join([title, problem, *(f"{key}-{value}" for key, value in settings.items())])
+    folder = CACHE / name.lower().replace(" ", "-")
+    if not (folder / "config.json").exists():
+        start = Tuning(weight=1e-3, sigma=0.06, step=1e3, tol=1e-4, max_steps=200)
+        network = {"name": "least_squares", "network": NETWORKS[title]}
+        begun = Model(problems.make(problem, settings), trained(title), start, network)
+        print(f"tuning λ and σ for {name}, once", flush=True)
+        tuned, trials = tune(begun, measured(begun, (126, 126), VALIDATION), start=start, factors=(3.0, 1.7))
+        print(f"λ = {tuned.tuning.weight:.2g}, σ = {tuned.tuning.sigma:.2g}, of {len(trials)} trials", flush=True)
+        tuned.save(folder)
+    return load(folder)
 
 
 def measured(chosen: Model, size: tuple[int, int], names: Sequence[str] = TEST):

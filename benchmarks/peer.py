@@ -4,15 +4,18 @@ The same energy, weights, operator, start and step; CS-MRI at 20 %, deblurring a
 solves by its own means: deepinv by proximal gradient descent (PGD), as it is and with its Anderson acceleration, the
 prior's gradient by automatic differentiation of its value. Time to the same energy; and a training step of a deep
 equilibrium model, to the same residual forward and at most the same error of the gradient backward. deepinv's prior
-comes without a cost function, which would take another network evaluation a step.
+comes without a cost function, which would take another network evaluation a step. Its networks lie in PyTorch's
+default memory layout; as a user of it would have it, and handed ours, channels last, too.
 """
 
 from __future__ import annotations
 
+import copy
 import os
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import islice, takewhile
 
 import torch
@@ -20,9 +23,7 @@ from torch import Tensor
 
 from benchmarks.common import (
     NETWORKS,
-    SIGMA,
     TOLERANCES,
-    WEIGHT,
     Row,
     counted,
     main,
@@ -49,7 +50,6 @@ GAP, MOST = 1e-4, 100
 RESIDUAL, SIDE, BATCH = 1e-3, 66, 2
 # Where memory is compared, the side that makes it show.
 LARGE = 240
-STEP = 1 / WEIGHT
 
 
 def run(runs: int) -> list[Row]:
@@ -70,7 +70,7 @@ def reconstruction(case: str, chosen: Model, runs: int) -> list[Row]:
     m = measured(chosen, size)[0]
     objective = chosen.objective(m.operator, m.y)
     assert isinstance(objective, Objective)
-    x0, step, physics = chosen.problem.initial(m.operator, m.y), torch.tensor(STEP), physics_of(chosen, m)
+    x0, step, physics = chosen.problem.initial(m.operator, m.y), torch.tensor(chosen.tuning.step), physics_of(chosen, m)
     with torch.no_grad():
         states = takewhile(lambda s: not bool(s.stalled), islice(path(objective, x0, step), 50))
         ours = [float(s.energy) for s in states if s.energy is not None]
@@ -88,9 +88,11 @@ def reconstruction(case: str, chosen: Model, runs: int) -> list[Row]:
         if count is None:
             rows.append(counted("peer", f"{case}: our steps; {name} did not come there in {MOST}", own, "steps"))
             continue
-        peer = Peer(chosen, m, count, VARIANTS[name])
-        (ratios,) = paired(lambda peer=peer: peer(m.y, physics, init=x0), solve, runs=runs)
-        rows.append(summarised("peer", f"{case}: our {own} steps over {count} of {name}", ratios, "of its time", 1 / 3))
+        text = f"{case}: our {own} steps over {count} of {name}"
+        for layout, (place, target) in LAYOUTS.items():
+            peer = Peer(laid_out(chosen, place), m, count, VARIANTS[name])
+            (ratios,) = paired(lambda peer=peer: peer(m.y, physics, init=x0), solve, runs=runs)
+            rows.append(summarised("peer", f"{text}, {layout}", ratios, "of its time", target))
     return rows
 
 
@@ -103,9 +105,13 @@ def training(case: str, chosen: Model, runs: int) -> list[Row]:
         error = setup.error(*setup.ours(tol))
         if error <= goal:
             break
-    (ratios,) = paired(lambda: setup.theirs(BACKWARD[name]), lambda: setup.ours(tol), runs=runs)
-    text = f"{case}: DEQ step, gradient error {error:.1e}; {name} {goal:.1e}"
-    return [summarised("peer", text, ratios, "of its time", 1 / 3)]
+    rows = []
+    for layout, (place, target) in LAYOUTS.items():
+        other = Training(laid_out(chosen, place))
+        (ratios,) = paired(lambda other=other: other.theirs(BACKWARD[name]), lambda: setup.ours(tol), runs=runs)
+        text = f"{case}: DEQ step, gradient error {error:.1e}; {name} {goal:.1e}, {layout}"
+        rows.append(summarised("peer", text, ratios, "of its time", target))
+    return rows
 
 
 class Training:
@@ -122,7 +128,8 @@ class Training:
         self.problem = chosen.objective(operator, y)
 
     def ours(self, tol: float) -> tuple[Tensor, Tensor]:
-        solution = fixed_point(self.problem, self.start, torch.tensor(STEP), tol=RESIDUAL, max_steps=MOST)
+        step = torch.tensor(self.model.tuning.step)
+        solution = fixed_point(self.problem, self.start, step, tol=RESIDUAL, max_steps=MOST)
         x, _ = ImplicitGradient(MINRES(tol, 200)).attach(self.problem, solution.x, solution.step)
         return x.detach(), self.gradient(x)
 
@@ -133,13 +140,24 @@ class Training:
 
     def error(self, x: Tensor, gradient: Tensor) -> float:
         """Against the exact solution of the adjoint equation at the same x."""
-        attached, _ = ImplicitGradient(MINRES(1e-6, 300)).attach(self.problem, x, torch.tensor(STEP))
+        attached, _ = ImplicitGradient(MINRES(1e-6, 300)).attach(self.problem, x, torch.tensor(self.model.tuning.step))
         exact = self.gradient(attached)
         return float((gradient - exact).norm() / exact.norm())
 
     def gradient(self, x: Tensor) -> Tensor:
         parts = torch.autograd.grad((x - self.truth).square().mean(), self.weights)
         return torch.cat([part.flatten() for part in parts])
+
+
+LAYOUTS = {
+    "its layout": (torch.contiguous_format, 1 / 3),
+    "our layout": (torch.channels_last, None),
+}
+
+
+def laid_out(chosen: Model, layout: torch.memory_format) -> Model:
+    """The same weights in another memory layout."""
+    return replace(chosen, regularizer=copy.deepcopy(chosen.regularizer).to(memory_format=layout))  # type: ignore[call-overload]
 
 
 VARIANTS = {"PGD": False, "PGD with Anderson": True}
@@ -202,7 +220,7 @@ def Peer(chosen: Model, m: Measured, most: int, anderson: bool, residual: float 
             self.network = energy.network  # type: ignore[attr-defined]
 
         def fn(self, x: Tensor, sigma: Tensor, *args: object, **kwargs: object) -> Tensor:
-            r = x - self.network(x, torch.as_tensor(SIGMA))
+            r = x - self.network(x, torch.as_tensor(chosen.tuning.sigma))
             return r.square().flatten(1).sum(1) / 2
 
     deq = {}
@@ -212,9 +230,9 @@ def Peer(chosen: Model, m: Measured, most: int, anderson: bool, residual: float 
     return dinv.optim.PGD(
         data_fidelity=dinv.optim.L2(),
         prior=Residual(),
-        lambda_reg=WEIGHT,
-        stepsize=STEP,
-        g_param=SIGMA,
+        lambda_reg=chosen.tuning.weight,
+        stepsize=chosen.tuning.step,
+        g_param=chosen.tuning.sigma,
         max_iter=most,
         g_first=True,
         early_stop=residual > 0,
@@ -256,7 +274,8 @@ def memory() -> Row:
 
 def peak(library: str) -> None:
     """Print the growth of this process's peak over one training step, in KiB."""
-    setup = Training(model("DRUNet 32-64-128-256", "deblur", **PROBLEMS["deblur"][1]), LARGE)
+    chosen = model("DRUNet 32-64-128-256", "deblur", **PROBLEMS["deblur"][1])
+    setup = Training(laid_out(chosen, LAYOUTS["its layout"][0]) if library == "deepinv" else chosen, LARGE)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     setup.theirs(False) if library == "deepinv" else setup.ours(1e-2)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)

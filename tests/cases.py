@@ -63,6 +63,7 @@ DECIMATING = {f"blur, every {s}": (s, blur(s, each=s != 3)) for s in (2, 3, 4)}
 NETWORKS = {
     "dncnn": {"name": "dncnn", "width": 4, "depth": 3},
     "drunet": {"name": "drunet", "widths": (3, 4, 3, 4), "blocks": 1},
+    "drunet, softplus": {"name": "drunet", "widths": (3, 4, 3, 4), "blocks": 1, "activation": "softplus"},
 }
 
 ENERGIES = [(k, name) for k in regularizers.OVER_A_NETWORK if k in regularizers.EXPLICIT for name in NETWORKS]

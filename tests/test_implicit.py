@@ -24,6 +24,7 @@ STEP = torch.tensor(1.0, dtype=torch.float64)
 REGULARIZERS = [
     *[(kind, "dncnn", GREY) for kind in ("implicit", "least_squares", "red", "scalar")],
     *[(kind, "drunet", GREY) for kind in ("implicit", "least_squares")],
+    ("least_squares", "drunet, softplus", GREY),
     *[(kind, "", GREY) for kind in ("convex_ridge", "weakly_convex_ridge", "total_variation")],
     *[(kind, "dncnn", COLOUR) for kind in ("implicit", "least_squares")],
     ("weakly_convex_ridge", "", COLOUR),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from elder import testing
 from elder.fidelity import HardConstraint, LeastSquares
+from elder.networks import activations
 from elder.operators import MaskedFourier, Operator
 from elder.problems import masks
 from elder.regularizers.base import Energy
@@ -104,6 +105,15 @@ class TestEnergies:
         for a, b, p in zip(written, expected, parameters, strict=True):
             zero = torch.zeros_like(p)
             torch.testing.assert_close(zero if a is None else a, zero if b is None else b)
+
+
+@pytest.mark.parametrize(("name", "jump"), [("elu", 1.0), ("softplus", 0.0)])
+def test_activations_are_as_smooth_as_they_say(name, jump):
+    """The second derivative from the right of zero less that from the left."""
+    activation, h = activations.named(name), 1e-5
+    u = torch.tensor([-h, 0.0, h], dtype=torch.float64)
+    left, middle, right = activation.pullback(torch.ones_like(u), activation.apply(u.clone()))
+    assert float((middle - left) / h - (right - middle) / h) == pytest.approx(jump, abs=1e-3)
 
 
 def test_the_gradient_law_catches_a_missing_jacobian(rng):

@@ -302,6 +302,7 @@ def test_the_same_settings_give_the_same_figures(finished, project):
         ("cells", {"csmri-red": {"problem": "csmri", "regularizer": "red"}}, "needs a section regularizers.red"),
         ("evaluate", {"robustness": {"csmri": [{"rate": 2}]}}, "unknown setting 'rate'"),
         ("network", {"widht": 4}, "network dncnn"),
+        ("network", {"activation": "relu"}, "activation='relu' must be one of elu, softplus"),
         ("register", {"margin": "much"}, "register.margin='much' must be a number"),
     ],
 )

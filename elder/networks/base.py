@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 Pullback = Callable[[Tensor], Tensor]
 
@@ -50,13 +49,3 @@ def scaled_init(conv: nn.Conv2d, gain: float = 1.0) -> None:
 def channels_last(network: nn.Module) -> None:
     """Lay the weights out channel by channel of a pixel: about twice as fast on a CPU."""
     network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-
-
-def elu(u: Tensor) -> Tensor:
-    """ELU, which keeps a gradient network's energy continuously differentiable; in place where nothing records."""
-    return F.elu(u, inplace=not torch.is_grad_enabled())
-
-
-def elu_pullback(v: Tensor, a: Tensor) -> Tensor:
-    """v · ELU'(u), from the activation a = ELU(u): 1 where a > 0, else a + 1."""
-    return torch.ops.aten.elu_backward(v, 1.0, 1.0, 1.0, True, a)

@@ -8,21 +8,23 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from elder.networks.base import Network, Pullback, channels_last, elu, elu_pullback, scaled_init, with_noise_map
+from elder.networks import activations
+from elder.networks.base import Network, Pullback, channels_last, scaled_init, with_noise_map
 
 
 class DnCNN(Network):
-    """N(x, σ) = x − f(x, σ): `depth` 3x3 convolutions of `width` channels with ELU between them.
+    """N(x, σ) = x − f(x, σ): `depth` 3x3 convolutions of `width` channels with an activation between.
 
-    ELU in place of ReLU, so that an energy built on N is differentiable with a continuous gradient. σ enters as a
-    constant channel (Zhang et al. 2018, FFDNet). Any height and width.
+    activation: elu or softplus, see `elder.networks.activations`; in place of ReLU, so that an energy built on N has a
+    continuous gradient. σ enters as a constant channel (Zhang et al. 2018, FFDNet). Any height and width.
     """
 
-    def __init__(self, channels: int = 1, width: int = 32, depth: int = 6) -> None:
+    def __init__(self, channels: int = 1, width: int = 32, depth: int = 6, activation: str = "elu") -> None:
         super().__init__()
         if channels < 1 or width < 1 or depth < 2:
             raise ValueError(f"DnCNN needs channels, width >= 1 and depth >= 2; got {channels}, {width}, {depth}")
         self.channels = channels
+        self.activation = activations.named(activation)
         widths = [channels + 1, *[width] * (depth - 1), channels]
         self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in pairwise(widths))
         for conv in self.layers[:-1]:
@@ -44,7 +46,7 @@ class DnCNN(Network):
         def pullback(v: Tensor) -> Tensor:
             u = v
             for conv, a in zip(reversed(self.layers[1:]), reversed(hidden), strict=True):
-                u = elu_pullback(F.conv_transpose2d(u, conv.weight, padding=1), a)
+                u = self.activation.pullback(F.conv_transpose2d(u, conv.weight, padding=1), a)
             # The noise map is a constant of the picture: its channel has no part in the Jacobian.
             return v - F.conv_transpose2d(u, self.layers[0].weight[:, : self.channels], padding=1)
 
@@ -55,6 +57,6 @@ class DnCNN(Network):
         u = with_noise_map(x, sigma)
         outputs = []
         for conv in self.layers[:-1]:
-            u = elu(conv(u))
+            u = self.activation.apply(conv(u))
             outputs.append(u)
         return [*outputs, self.layers[-1](u)]

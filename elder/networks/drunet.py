@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from elder.networks import activations
 from elder.networks.base import Network, Pullback, channels_last, scaled_init, with_noise_map
 from elder.networks.layers import Stack, convolve, upsample
 
@@ -17,25 +18,32 @@ SCALES = 4
 
 
 class DRUNet(Network):
-    """N(x, σ) = x − u(x, σ): a U-Net u of four scales, `blocks` residual blocks (3x3, ELU, 3x3) at each.
+    """N(x, σ) = x − u(x, σ): a U-Net u of four scales, `blocks` residual blocks (3x3, φ, 3x3) at each.
 
-    ELU in place of ReLU, so that an energy built on N has a continuous gradient. Images are extended to multiples of
-    8 by repeating their border, here and nowhere else. widths: channels of the four scales; the paper's network has
-    64, 128, 256, 512 and 4 blocks.
+    activation φ: elu or softplus, see `elder.networks.activations`; in place of ReLU, so that an energy built on N has
+    a continuous gradient. Images are extended to multiples of 8 by repeating their border, here and nowhere else.
+    widths: channels of the four scales; the paper's network has 64, 128, 256, 512 and 4 blocks.
     """
 
-    def __init__(self, channels: int = 1, widths: Sequence[int] = (16, 32, 64, 128), blocks: int = 2) -> None:
+    def __init__(
+        self,
+        channels: int = 1,
+        widths: Sequence[int] = (16, 32, 64, 128),
+        blocks: int = 2,
+        activation: str = "elu",
+    ) -> None:
         super().__init__()
         if channels < 1 or blocks < 1 or len(widths) != SCALES or min(widths) < 1:
             raise ValueError(f"DRUNet needs channels, blocks >= 1 and four widths; got {channels}, {blocks}, {widths}")
         self.channels = channels
+        phi = activations.named(activation)
         pairs = list(pairwise(widths))
         self.head = nn.Conv2d(channels + 1, widths[0], 3, padding=1, bias=False)
-        self.encoders = nn.ModuleList(Stack(w, blocks) for w in widths[:-1])
+        self.encoders = nn.ModuleList(Stack(w, blocks, phi) for w in widths[:-1])
         self.downs = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2, bias=False) for a, b in pairs)
-        self.body = Stack(widths[-1], blocks)
+        self.body = Stack(widths[-1], blocks, phi)
         self.ups = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2, bias=False) for a, b in pairs)
-        self.decoders = nn.ModuleList(Stack(w, blocks) for w in widths[:-1])
+        self.decoders = nn.ModuleList(Stack(w, blocks, phi) for w in widths[:-1])
         self.tail = nn.Conv2d(widths[0], channels, 3, padding=1, bias=False)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

@@ -7,7 +7,8 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from elder.networks.base import Pullback, elu, elu_pullback
+from elder.networks.activations import Activation
+from elder.networks.base import Pullback
 
 
 def convolve(conv: nn.Conv2d, u: Tensor) -> tuple[Tensor, Pullback]:
@@ -23,25 +24,26 @@ def upsample(conv: nn.ConvTranspose2d, u: Tensor) -> tuple[Tensor, Pullback]:
 
 
 class ResidualBlock(nn.Module):
-    """u + conv(ELU(conv(u))), 3x3, without biases."""
+    """u + conv(φ(conv(u))), 3x3, without biases."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, activation: Activation) -> None:
         super().__init__()
+        self.activation = activation
         self.first = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.second = nn.Conv2d(width, width, 3, padding=1, bias=False)
 
     def linearize(self, u: Tensor) -> tuple[Tensor, Pullback]:
         inner, first = convolve(self.first, u)
-        a = elu(inner)
+        a = self.activation.apply(inner)
         outer, second = convolve(self.second, a)
-        return u + outer, lambda v: v + first(elu_pullback(second(v), a))
+        return u + outer, lambda v: v + first(self.activation.pullback(second(v), a))
 
 
 class Stack(nn.ModuleList):
     """Residual blocks, one after the other."""
 
-    def __init__(self, width: int, blocks: int) -> None:
-        super().__init__(ResidualBlock(width) for _ in range(blocks))
+    def __init__(self, width: int, blocks: int, activation: Activation) -> None:
+        super().__init__(ResidualBlock(width, activation) for _ in range(blocks))
 
     def linearize(self, u: Tensor) -> tuple[Tensor, Pullback]:
         pullbacks = []

@@ -31,6 +31,7 @@ def main(arguments: argparse.Namespace) -> None:
             "weight": model.tuning.weight,
             "sigma": model.tuning.sigma,
             "skipped": curve.total("skipped"),
+            "went_back": curve.total("went_back"),
         }
         log.metrics(gained)
         replace(model, metadata={"stage": "finetune", **gained}).save(arguments.out)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from elder import files
 from elder.compute import Compute
 from elder.model import Tuning, load
-from elder.training.tune import Trial, tune
+from elder.training.tune import Trial, best, tune
 from pipeline import tracking
 from stages import posed, settings
 from stages.params import Search
@@ -28,15 +28,16 @@ def main(arguments: argparse.Namespace) -> None:
 
         def report(number: int, trial: Trial) -> None:
             log.step(number, {"weight": trial.weight, "sigma": trial.sigma, "val_psnr": trial.psnr})
-            print(f"λ = {trial.weight:.4g}, σ = {trial.sigma:.4g}: {trial.psnr:.2f} dB", flush=True)
+            failed = "" if trial.converged else ", not all solves converged"
+            print(f"λ = {trial.weight:.4g}, σ = {trial.sigma:.4g}: {trial.psnr:.2f} dB{failed}", flush=True)
 
         pretrained = replace(load(arguments.pretrained), problem=problem).on(compute)
         model, trials = tune(
             pretrained, validation, start=start, factors=search.factors, report=report, checkpoint=checkpoint
         )
-        best = max(trial.psnr for trial in trials)
-        replace(model, metadata={"stage": "tune", "validation_psnr": best}).save(arguments.out)
-        log.metrics({"validation_psnr": best})
+        reached = best(trials).psnr
+        replace(model, metadata={"stage": "tune", "validation_psnr": reached}).save(arguments.out)
+        log.metrics({"validation_psnr": reached})
         files.write_csv(arguments.trials, [vars(trial) for trial in trials])
 
 

@@ -15,7 +15,7 @@ from elder.training.checkpoint import Checkpoint
 from elder.training.finetune import Finetuning, finetune
 from elder.training.pretrain import Pretraining, denoising_psnr, pretrain
 from elder.training.tune import tune
-from elder.training.validation import reconstruct_all
+from elder.training.validation import Score, validate
 
 DESCRIPTION = {"name": "least_squares", "network": {"name": "dncnn", "channels": 1, "width": 8, "depth": 3}}
 
@@ -63,7 +63,7 @@ def test_pretraining_repeats(patches):
 def test_tuning_finds_no_worse_than_where_it_starts(tuned):
     model, validation = tuned
     start = replace(model, tuning=Tuning(0.1, 0.1, 10.0, tol=1e-4, max_steps=100))
-    assert reconstruct_all(model, validation)[0] >= reconstruct_all(start, validation)[0]
+    assert validate(model, validation)[0].psnr >= validate(start, validation)[0].psnr
 
 
 def test_tuning_leaves_a_weight_alone_that_has_no_part_in_the_minimum(tuned, images):
@@ -75,8 +75,41 @@ def test_tuning_leaves_a_weight_alone_that_has_no_part_in_the_minimum(tuned, ima
     assert {trial.weight for trial in trials} == {before.tuning.weight}
     other = replace(before, tuning=replace(before.tuning, weight=3 * before.tuning.weight, tol=1e-5))
     same = replace(before, tuning=replace(before.tuning, tol=1e-5))
-    gap = reconstruct_all(other, validation)[0] - reconstruct_all(same, validation)[0]
+    gap = validate(other, validation)[0].psnr - validate(same, validation)[0].psnr
     assert abs(gap) < 0.01
+
+
+def test_solves_that_converge_come_before_decibels():
+    low, high, cut_off = Score(20.0, True), Score(25.0, True), Score(30.0, False)
+    assert low.beats(cut_off)
+    assert not cut_off.beats(high)
+    assert high.beats(low, by=4.9)
+    assert not high.beats(low, by=5.1)
+
+
+def test_tuning_prefers_pairs_whose_solves_converge(tuned, monkeypatch):
+    before, validation = tuned
+
+    def judged(model, measured):
+        solutions = [model.solve(m.operator, m.y) for m in measured[:1]]
+        return Score(30 - model.tuning.sigma, model.tuning.sigma > 0.15), solutions
+
+    monkeypatch.setattr("elder.training.tune.validate", judged)
+    found, trials = tune(before, validation, start=Tuning(0.1, 0.08, 10.0), factors=(2.0,))
+    assert found.tuning.sigma == pytest.approx(0.16)
+    assert {trial.converged for trial in trials} == {True, False}
+
+
+def test_training_that_loses_its_fixed_points_goes_back(tuned, patches):
+    before, validation = tuned
+    assert validate(before, validation)[0].converged
+    reckless = Finetuning(steps=4, batch=2, patch=24, learning_rate=30.0, validate_every=2, patience=9)
+    rows = []
+    after = finetune(before, patches, validation, reckless, lambda step, figures: rows.append(figures))
+    assert rows[2]["went_back"] == 1
+    # The step after it begins where the best was.
+    assert rows[3]["weight"] == pytest.approx(before.tuning.weight) != rows[2]["weight"]
+    assert validate(after, validation)[0].converged
 
 
 def test_finetuning_lowers_the_error_of_the_fixed_points(tuned, patches):
@@ -84,7 +117,7 @@ def test_finetuning_lowers_the_error_of_the_fixed_points(tuned, patches):
     settings = Finetuning(steps=30, batch=4, patch=24, learning_rate=5e-4, tuning_rate=0.03, validate_every=5)
     rows = []
     after = finetune(before, patches, validation, settings, lambda step, figures: rows.append(figures))
-    assert reconstruct_all(after, validation)[0] > reconstruct_all(before, validation)[0] + 0.1
+    assert validate(after, validation)[0].psnr > validate(before, validation)[0].psnr + 0.1
     assert len(rows) == 31
     assert {"loss", "gradient_norm", "forward_steps", "backward_products", "weight", "sigma", "step_size"} <= rows[
         1
@@ -234,8 +267,8 @@ def test_the_implicit_counterpart_is_trained_by_the_same_loop(patches, images):
     before = Model(problem, denoiser.eval().requires_grad_(False), mistuned, description)
     settings = Finetuning(steps=20, batch=4, patch=24, learning_rate=5e-4, tuning_rate=0.1, validate_every=5)
     after = finetune(before, patches, validation, settings, silent)
-    score, solutions = reconstruct_all(after, validation)
-    assert score > reconstruct_all(before, validation)[0] + 0.3
+    score, solutions = validate(after, validation)
+    assert score.psnr > validate(before, validation)[0].psnr + 0.3
     assert all(solution.energy is None for solution in solutions)
 
 

@@ -24,7 +24,7 @@ from elder.operators.base import Operator
 from elder.solvers import fixed_point
 from elder.training.checkpoint import Checkpoint
 from elder.training.pretrain import SHORTEST, Report
-from elder.training.validation import reconstruct_all
+from elder.training.validation import Score, validate
 
 # ‖x − x̄‖² of each image to a loss. Its logarithm, PSNR but for the sign, weighs easy and hard images alike.
 LOSSES: dict[str, Callable[[Tensor], Tensor]] = {"mse": torch.mean, "psnr": lambda error: error.log().mean()}
@@ -110,14 +110,15 @@ class Progress:
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.scale = before.tuning.weight * before.tuning.step  # λτ
         self.step, self.failures = 0, 0
-        self.best, self.best_psnr = before, -math.inf
+        self.best, self.best_score = before, Score(-math.inf, False)
 
     def state(self) -> dict[str, Any]:
         """What `restore` takes, without pickled objects."""
         return {
             "parts": {name: getattr(self, name).state_dict() for name in ("theta", "optimizer", "schedule")},
             "generator": self.generator.get_state(),
-            "numbers": {name: getattr(self, name) for name in ("scale", "step", "failures", "best_psnr")},
+            "numbers": {name: getattr(self, name) for name in ("scale", "step", "failures")},
+            "score": asdict(self.best_score),
             "best": {"weights": self.best.regularizer.state_dict(), "tuning": asdict(self.best.tuning)},
         }
 
@@ -127,9 +128,28 @@ class Progress:
             getattr(self, name).load_state_dict(part)
         self.generator.set_state(state["generator"])
         vars(self).update(state["numbers"])
+        self.best_score = Score(**state["score"])
         regularizer = copy.deepcopy(self.best.regularizer)
         regularizer.load_state_dict(state["best"]["weights"])
         self.best = replace(self.best, regularizer=regularizer, tuning=Tuning(**state["best"]["tuning"]))
+
+    def judge(self, model: Model, score: Score) -> bool:
+        """Keep the model if it is the best so far; whether its solves fail where those of the best do not."""
+        if score.beats(self.best_score):
+            self.best, self.best_score = model, score
+        return self.best_score.converged and not score.converged
+
+    @torch.no_grad()
+    def go_back(self) -> None:
+        """To the best so far, with half the learning rates and without momentum."""
+        self.theta.regularizer.load_state_dict(self.best.regularizer.state_dict())
+        self.theta.log_weight.fill_(math.log(self.best.tuning.weight))
+        self.theta.log_sigma.fill_(math.log(self.best.tuning.sigma))
+        self.scale = self.best.tuning.weight * self.best.tuning.step
+        self.optimizer.state.clear()
+        for group in self.optimizer.param_groups:
+            for rate in ("lr", "initial_lr", "max_lr", "min_lr"):  # those that the schedule reads
+                group[rate] /= 2
 
 
 def finetune(
@@ -146,7 +166,9 @@ def finetune(
     Each step simulates measurements of fresh patches, solves for the fixed points without recording, and takes the
     gradient in θ = (network, λ, σ) by implicit differentiation. The fixed point does not depend on τ, so no gradient
     reaches it: training keeps λτ where the line search leaves it. Images whose forward or backward solve failed are
-    left out of the step and counted. The first validation is of `before`, so the result is never worse on it.
+    left out of the step and counted. The first validation is of `before`, so the result is never worse on it. A
+    validation whose solves fail, where those of the best so far converged, sends training back there with half the
+    learning rates: images left out pull no more, and a regulariser without fixed points would get ever worse.
     `report` gets each step's number and its figures. With a checkpoint it goes on where the last run stopped. Raises
     `FloatingPointError` after `patience` steps in a row without a usable image.
     """
@@ -155,8 +177,8 @@ def finetune(
     if state is not None:
         now.restore(state)
     else:
-        now.best_psnr, _ = reconstruct_all(before, validation)
-        report(0, {"val_psnr": now.best_psnr})
+        now.best_score, _ = validate(before, validation)
+        report(0, {"val_psnr": now.best_score.psnr})
     for step in range(now.step + 1, settings.steps + 1):
         x = patches.draw(settings.batch, now.generator)
         operator, y = before.problem.simulate(x, now.generator)
@@ -170,9 +192,11 @@ def finetune(
             )
         if step % settings.validate_every == 0 or step == settings.steps:
             model = now.theta.model(before, now.scale)
-            figures["val_psnr"], _ = reconstruct_all(model, validation)
-            if figures["val_psnr"] > now.best_psnr:
-                now.best, now.best_psnr = model, figures["val_psnr"]
+            score, _ = validate(model, validation)
+            figures |= {"val_psnr": score.psnr, "went_back": 0.0}
+            if now.judge(model, score):
+                now.go_back()
+                figures["went_back"] = 1.0
         now.step = step
         report(step, {**figures, "skipped": float("loss" not in figures)})
         if checkpoint is not None:

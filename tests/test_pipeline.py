@@ -149,19 +149,28 @@ def test_models_go_to_a_remote_and_come_back(finished, tmp_path):
 
 
 def test_an_experiment_runs_and_is_shown(finished, tmp_path):
-    """`dvc exp run -S` in a repository; in a copy, so that the finished one stays as it is."""
+    """`dvc exp run -S`, at once and queued, in a repository; in a copy, so that the finished one stays as it is."""
     copy = Project(tmp_path / "repository")
     shutil.copytree(finished.folder, copy.folder, symlinks=True)
     (copy.folder / ".dvc" / "config").write_text("[core]\n    analytics = false\n")
-    (copy.folder / ".gitignore").write_text("/data\n/models\n/reports\n/ml*\n/.checkpoints\n__pycache__\n")
+    shutil.copy(ROOT / ".gitignore", copy.folder)
     # In the repository's own configuration, where DVC looks too: a new machine has no other.
     identity = (["config", "user.name", "a"], ["config", "user.email", "a@example.org"])
     for command in (["init", "-q"], *identity, ["add", "-A"], ["commit", "-qm", "start"]):
         copy.run("git", *command)
     copy.run("dvc", "exp", "run", "-n", "wider", "-S", "register.margin=0.5", f"register@{CELL}")
+    queued = ["dvc", "exp", "run", "--queue", "-n", "queued", "-S", "register.margin=0.7", f"register@{CELL}"]
+    copy.run(*queued)
+    assert "Queued" in copy.run("dvc", "queue", "status").stdout
+    copy.run("dvc", "queue", "start")
+    deadline = time.monotonic() + 180
+    while "Success" not in (status := copy.run("dvc", "queue", "status").stdout) and time.monotonic() < deadline:
+        time.sleep(1)
+    assert "Success" in status, copy.run("dvc", "queue", "logs", "queued", check=False).stdout
     shown = copy.run("dvc", "exp", "show", "--json").stdout
-    assert '"wider"' in shown
-    assert '"margin": 0.5' in shown
+    for name, margin in (("wider", 0.5), ("queued", 0.7)):
+        assert f'"{name}"' in shown
+        assert f'"margin": {margin}' in shown
 
 
 def test_dvc_shows_metrics_plots_and_params(finished):

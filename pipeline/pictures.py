@@ -74,20 +74,28 @@ def bare(axis: Axes) -> None:
 
 
 def convergence(path: Path, paths: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
-    """Energy above its least value, where there is one, fixed-point residual and PSNR, against steps."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.6))
+    """Energy above its least value, where there is one, fixed-point residual and PSNR, against steps.
+
+    A title that ends in ", before" is drawn dashed, in the colour of the one without.
+    """
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 3.6))
+    colours: dict[str, str] = {}
     for name, rows in paths.items():
         steps = [int(row["step"]) for row in rows]
+        style = {
+            "label": name,
+            "linestyle": "--" if name.endswith(", before") else "-",
+            "color": colours.setdefault(name.removesuffix(", before"), f"C{len(colours)}"),
+        }
         if all(row["energy"] for row in rows):
             energy = np.array([float(row["energy"]) for row in rows])
-            left.semilogy(steps[:-1], (energy[:-1] - energy.min()).clip(min=1e-12) / abs(energy.min()), label=name)
-        line = "--" if "before" in name else "-"
-        middle.semilogy(steps, [float(row["residual"]) for row in rows], line, label=name)
-        right.plot(steps, [float(row["psnr"]) for row in rows], line, label=name)
+            left.semilogy(steps[:-1], (energy[:-1] - energy.min()).clip(min=1e-12) / abs(energy.min()), **style)
+        middle.semilogy(steps, [float(row["residual"]) for row in rows], **style)
+        right.plot(steps, [float(row["psnr"]) for row in rows], **style)
     left.set(xlabel="step", ylabel="(f − min f) / |min f|", title="energy")
     middle.set(xlabel="step", ylabel="‖p − x‖ / ‖x‖", title="fixed-point residual")
     right.set(xlabel="step", ylabel="PSNR (dB)", title="quality")
-    right.legend(fontsize=8)
+    right.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1.0))
     _save(figure, path)
 
 
@@ -105,7 +113,7 @@ def training(path: Path, curves: Mapping[str, Sequence[Mapping[str, str]]]) -> N
             points = [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]
             axis.plot(*zip(*points, strict=True), label=name)
         axis.set(xlabel="step", title=title)
-    axes[0].legend(fontsize=8)
+    axes[-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1.0))
     _save(figure, path)
 
 

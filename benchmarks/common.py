@@ -126,11 +126,11 @@ def model(title: str, problem: str, **settings: object) -> Model:
     name = "-".join([title, problem, *(f"{key}-{value}" for key, value in settings.items())])
     folder = CACHE / name.lower().replace(" ", "-")
     if not (folder / "config.json").exists():
-        start = Tuning(weight=1e-3, sigma=0.06, step=1e3, tol=1e-4, max_steps=200)
+        start = Tuning(weight=1e-3, sigma=0.06, step=1e3, tol=1e-4, max_steps=60)
         network = {"name": "least_squares", "network": NETWORKS[title]}
         begun = Model(problems.make(problem, settings), trained(title), start, network)
         print(f"tuning λ and σ for {name}, once", flush=True)
-        tuned, trials = tune(begun, measured(begun, (126, 126), VALIDATION), start=start, factors=(3.0, 1.7))
+        tuned, trials = tune(begun, measured(begun, (96, 96), VALIDATION), start=start, factors=(2.5,))
         print(f"λ = {tuned.tuning.weight:.2g}, σ = {tuned.tuning.sigma:.2g}, of {len(trials)} trials", flush=True)
         tuned.save(folder)
     return load(folder)

@@ -15,6 +15,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice, takewhile
 
@@ -52,16 +53,15 @@ RESIDUAL, SIDE, BATCH = 1e-3, 66, 2
 LARGE = 240
 
 
-def run(runs: int) -> list[Row]:
+def run(runs: int) -> Iterator[Row]:
     """Memory, then both comparisons for every problem and network."""
     # First: a process inherits the peak of the one that starts it, which is still small here.
-    rows = [memory()]
+    yield memory()
     for label, (problem, settings) in PROBLEMS.items():
         for title in NETWORKS:
             chosen = model(title, problem, **settings)
-            rows += reconstruction(f"{label}, {title}", chosen, runs)
-            rows += training(f"{label}, {title}", chosen, runs)
-    return rows
+            yield from reconstruction(f"{label}, {title}", chosen, runs)
+            yield from training(f"{label}, {title}", chosen, runs)
 
 
 def reconstruction(case: str, chosen: Model, runs: int) -> list[Row]:

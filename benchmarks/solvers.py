@@ -1,6 +1,6 @@
 """Network evaluations to a relative energy gap of 1e-4, solver by solver: `python -m benchmarks.solvers`.
 
-CS-MRI at 20 % and super-resolution by 3, 256x256 (255x255), with pre-trained networks, λ and σ tuned. The gap is
+CS-MRI at 20 % and super-resolution by 3, 256x256 (255x255), with pre-trained networks. The gap is
 (f − f*) / (f(x0) − f*), f* where the Anderson solver no longer moves. Counted, not timed, so that nothing else on the
 machine matters.
 """
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks.common import NETWORKS, Row, counted, main, measured, model
+from benchmarks.common import NETWORKS, WEIGHT, Row, counted, main, measured, model
 from elder.objective import Objective
 from elder.solvers import Anderson, Inertial, ProximalGradient, iterates
 from elder.solvers.loop import Method
@@ -49,7 +49,7 @@ def evaluations(chosen, m) -> dict[str, int]:
     """How many evaluations each method took to come within the gap, or to where it no longer moved short of it."""
     objective = chosen.objective(m.operator, m.y)
     assert isinstance(objective, Objective)
-    start, step = chosen.problem.initial(m.operator, m.y), torch.tensor(chosen.tuning.step)
+    start, step = chosen.problem.initial(m.operator, m.y), torch.tensor(1 / WEIGHT)
 
     def path(method: Method) -> Iterator[tuple[int, float, bool]]:
         for s in iterates(method, objective, start, step):

@@ -46,6 +46,8 @@ PROBLEMS = {
     "deblur": ("deblur", {"kernel": "gaussian", "noise": 0.01}),
     "superres x3": ("superres", {"scale": 3}),
 }
+# CS-MRI's adjoint equation is so ill-conditioned here that no solve in float32 is exact enough to be a reference.
+TRAINED = ("deblur", "superres x3")
 GAP, MOST = 1e-4, 100
 # A deep equilibrium step: residual of the forward solve, side of the pictures, and of how many.
 RESIDUAL, SIDE, BATCH = 1e-3, 66, 2
@@ -54,14 +56,15 @@ LARGE = 240
 
 
 def run(runs: int) -> Iterator[Row]:
-    """Memory, then both comparisons for every problem and network."""
+    """Memory, then reconstruction for every problem and network, and training where there is a reference for it."""
     # First: a process inherits the peak of the one that starts it, which is still small here.
     yield memory()
     for label, (problem, settings) in PROBLEMS.items():
         for title in NETWORKS:
             chosen = model(title, problem, **settings)
             yield from reconstruction(f"{label}, {title}", chosen, runs)
-            yield from training(f"{label}, {title}", chosen, runs)
+            if label in TRAINED:
+                yield from training(f"{label}, {title}", chosen, runs)
 
 
 def reconstruction(case: str, chosen: Model, runs: int) -> list[Row]:
@@ -139,9 +142,11 @@ class Training:
         return x.detach(), self.gradient(x)
 
     def error(self, x: Tensor, gradient: Tensor) -> float:
-        """Against the exact solution of the adjoint equation at the same x."""
-        attached, _ = ImplicitGradient(MINRES(1e-6, 300)).attach(self.problem, x, torch.tensor(self.model.tuning.step))
+        """Against the exact solution of the adjoint equation at the same x, as exact as float32 has it."""
+        step = torch.tensor(self.model.tuning.step)
+        attached, backward = ImplicitGradient(MINRES(1e-5, 300)).attach(self.problem, x, step)
         exact = self.gradient(attached)
+        assert not backward.skipped, "the reference solve did not converge: there is nothing to compare with"
         return float((gradient - exact).norm() / exact.norm())
 
     def gradient(self, x: Tensor) -> Tensor:

@@ -39,8 +39,8 @@ TRAINING = (
     "hubble_deep_field.jpg",
 )
 TEST = ("camera.png", "coffee.png", "chelsea.png", "astronaut.png")
-# λ and σ near what tuning on validation gives the first network on CS-MRI without noise.
-WEIGHT, SIGMA = 1 / 300, 0.08
+# λ and σ near what tuning on validation gives either network: on CS-MRI without noise, and on super-resolution with it.
+CLEAN, NOISY = (1 / 300, 0.08), (1 / 100, 0.06)
 
 # Tolerances of a linear solve, from loose to tight, so fine that the first which is good enough wastes little.
 TOLERANCES = [10 ** (-k / 5) for k in range(3, 21)]
@@ -123,8 +123,8 @@ def trained(title: str) -> LeastSquaresResidual:
 
 def model(title: str, problem: str, **settings: object) -> Model:
     """The trained energy in a problem, with λ, σ and τ as pre-training leaves them."""
-    tuning = Tuning(WEIGHT, SIGMA, 1 / WEIGHT)
-    return Model(problems.make(problem, settings), trained(title), tuning, {})
+    weight, sigma = NOISY if settings.get("noise") else CLEAN
+    return Model(problems.make(problem, settings), trained(title), Tuning(weight, sigma, 1 / weight), {})
 
 
 def measured(chosen: Model, size: tuple[int, int], names: Sequence[str] = TEST):

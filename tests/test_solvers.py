@@ -163,6 +163,30 @@ def test_the_end_of_precision_is_said(rng):
     assert (solution.residual < 1e-4).all()
 
 
+class Raised(Quadratic):
+    """With a constant so large that float32 holds no more of the quadratic than its first digits."""
+
+    def value(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return super().value(x, sigma) + 1e4
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize("step", [2.0, 50.0], ids=["short", "too long"])
+def test_a_decrease_below_the_rounding_of_the_energy_is_told_by_the_gradients(method, step, rng):
+    diagonal = torch.logspace(-1, 0, 108, dtype=torch.float64).view(1, 1, 9, 12)
+    exact, x0 = problem(Quadratic(diagonal), 2, rng)
+    expected = solve(method, exact, x0, torch.tensor(2.0), tol=1e-9, max_steps=2000).x
+    operator = MaskedFourier(exact.fidelity.operator.mask.float())
+    fidelity = LeastSquares.of(operator, exact.fidelity.y.to(torch.complex64))
+    rounded = Objective(fidelity, Raised(diagonal.float()), exact.weight, exact.sigma)
+    solution = solve(method, rounded, x0.float(), torch.tensor(step), tol=1e-5, max_steps=2000)
+    assert set(solution.status) == {Status.CONVERGED}
+    assert solution.monotone.all()
+    torch.testing.assert_close(solution.x.double(), expected, atol=1e-3, rtol=0)
+    # Steps that the curvature forbids are found out by the gradients, where the values are blind.
+    assert (solution.step < 2 / 0.5).all()
+
+
 def test_a_non_finite_energy_is_said(rng):
     objective, x0 = problem(Quadratic(torch.tensor(torch.nan, dtype=torch.float64)), 2, rng)
     assert set(solve(Anderson(), objective, x0, torch.tensor(1.0)).status) == {Status.NOT_FINITE}
@@ -328,3 +352,13 @@ def test_bad_tolerances_name_themselves(solver):
         solver(tol=0.0)
     with pytest.raises(ValueError, match="must not be negative"):
         Neumann(-1)
+
+
+def test_a_reconstruction_starts_in_agreement_with_the_measurement(learned):
+    objective, x0 = learned
+    noisy, step = x0 + 1, torch.tensor(8.0)
+    first = next(path(objective, noisy, step))
+    torch.testing.assert_close(first.x, objective.fidelity.prox(noisy, step))
+    assert (first.evaluations == 1).all()
+    solution = fixed_point(objective, noisy, step, tol=1e-6)
+    torch.testing.assert_close(solution.energies[:, 0], objective.value(first.x))

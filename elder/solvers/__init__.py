@@ -31,10 +31,16 @@ def fixed_point(
 ) -> Solution:
     """`solve` by Anderson's method: safeguarded by the energy where there is one, plain where there is none.
 
-    With a lower precision, x0 is first brought near by plain mixing in that precision, and kept where this lowered the
-    energy; then the same solve as ever polishes it. Statistics are those of the polish, but for the evaluations.
+    x0: a guess from the measurement alone. The solve starts from prox_{τg}(x0), its agreement with the measurement,
+    which costs no evaluation; from a point where the regulariser has had its say, call `solve`.
+
+    With a lower precision, the start is first brought near by plain mixing in that precision, and kept where this
+    lowered the energy; then the same solve as ever polishes it. Statistics are those of the polish, but for the
+    evaluations.
     """
-    start, spent = (x0, 0) if precision == "float32" else _rough(problem, x0, step, tol, max_steps, precision)
+    start, spent = _start(problem, x0, step), 0
+    if precision != "float32":
+        start, spent = _rough(problem, start, step, tol, max_steps, precision)
     if isinstance(problem, Objective):
         solution = solve(Anderson(), problem, start, step, tol=tol, max_steps=max_steps)
     else:
@@ -63,10 +69,16 @@ def _rough(
 
 
 def path(problem: Equilibrium, x0: Tensor, step: Tensor) -> Iterator[Iterate]:
-    """The iterates that `fixed_point` goes through, without end."""
+    """The iterates that `fixed_point` goes through in float32, without end."""
+    start = _start(problem, x0, step)
     if isinstance(problem, Objective):
-        return iterates(Anderson(), problem, x0, step)
-    return iterates(AndersonMixing(), problem, x0, step)
+        return iterates(Anderson(), problem, start, step)
+    return iterates(AndersonMixing(), problem, start, step)
+
+
+@torch.no_grad()
+def _start(problem: Equilibrium, x0: Tensor, step: Tensor) -> Tensor:
+    return problem.fidelity.prox(x0, step.to(x0.device))
 
 
 __all__ = [

@@ -11,6 +11,11 @@ from elder.objective import Objective
 from elder.solvers.iterate import Iterate, propose, unsolved
 from elder.tensors import dot
 
+# A step within this many roundings of x is none.
+ROUNDINGS = 10
+# A decrease of the energy within this many of its roundings is not read off its values.
+BLURRED = 10
+
 
 @dataclass(frozen=True)
 class ProximalGradient:
@@ -19,6 +24,10 @@ class ProximalGradient:
     Converges to a critical point of f for h with a Lipschitz gradient (Attouch et al. 2013, Theorem 5.1; ELDER,
     Theorem 1): the energy falls at every step, and τ stops shrinking below 2(1 − γ)/(λL). One evaluation of h and ∇h
     an accepted step, one more for each rejected trial.
+
+    Where the decrease asked for drowns in the rounding of f, f(x⁺) − f(x) is taken as ½⟨∇f(x) + ∇f(x⁺), x⁺ − x⟩, which
+    is off by the third order of the step, as in the approximate Wolfe conditions of Hager & Zhang 2005; and the energy
+    is carried on by it. Values of f alone end a solve in float32 at residuals of 1e-4 to 1e-3.
 
     decrease γ in (0, 1); shrink in (0, 1): the factor on τ after a rejection; max_trials: rejections in a row before
     the image counts as stalled.
@@ -53,27 +62,38 @@ class ProximalGradient:
         pending, origin, point = torch.arange(len(s.x), device=s.x.device), s, candidate
         shrink = torch.where((candidate == s.proposal).flatten(1).all(1), self.shrink, 1.0).to(s.step)
         for _ in range(self.max_trials):
-            required = self.decrease / origin.step * dot(origin.proposal - origin.x, origin.proposal - origin.x)
-            # A decrease far below the rounding of the energy can't be seen, whatever the step.
-            seen = required > torch.finfo(s.x.dtype).eps / 16 * _energy(origin).abs()
-            if not bool(seen.all()):
-                settled = settled.put(pending[~seen], replace(origin, stalled=~seen).select(~seen))
-                pending, origin, point, shrink = pending[seen], origin.select(seen), point[seen], shrink[seen]
-                required = required[seen]
+            moving = ~(origin.residual <= ROUNDINGS * torch.finfo(s.x.dtype).eps)
+            if not bool(moving.all()):
+                pending, origin, point, shrink = pending[moving], origin.select(moving), point[moving], shrink[moving]
             if not len(pending):
                 break
-            energy, slope = (objective if len(pending) == len(s.x) else objective.select(pending)).evaluate(point)
-            origin = replace(origin, evaluations=origin.evaluations + 1)
-            accepted = energy <= _energy(origin) - required
-            moved = replace(origin, x=point, energy=energy, slope=slope)
+            part = objective if len(pending) == len(s.x) else objective.select(pending)
+            energy, slope = part.evaluate(point)
+            settled = replace(settled, evaluations=settled.evaluations.index_add(0, pending, torch.ones_like(pending)))
+            required = self.decrease / origin.step * dot(origin.proposal - origin.x, origin.proposal - origin.x)
+            change = difference(part, origin, point, energy, slope, required)
+            accepted = change <= -required
+            moved = replace(origin, x=point, energy=_energy(origin) + change, slope=slope)
+            moved = replace(moved, evaluations=settled.evaluations[pending])
             settled = settled.put(pending[accepted], moved.select(accepted))
-            settled = settled.put(pending[~accepted], replace(origin, stalled=~accepted).select(~accepted))
             if bool(accepted.all()):
                 break
             pending, origin, shrink = pending[~accepted], origin.select(~accepted), shrink[~accepted]
             origin = propose(objective.select(pending), replace(origin, step=origin.step * shrink))
             point, shrink = origin.proposal, torch.full_like(shrink, self.shrink)
         return propose(objective, settled)
+
+
+def difference(
+    objective: Objective, s: Iterate, point: Tensor, energy: Tensor, slope: Tensor, required: Tensor
+) -> Tensor:
+    """f(point) − f(x), (b,): of the values, or where a difference of `required` is lost in them, of the gradients."""
+    change = energy - _energy(s)
+    blurred = required < BLURRED * torch.finfo(s.x.dtype).eps * _energy(s).abs()
+    if bool(blurred.any()):
+        gradients = objective.fidelity.grad(s.x) + s.slope + objective.fidelity.grad(point) + slope
+        change = torch.where(blurred, dot(gradients, point - s.x) / 2, change)
+    return change
 
 
 def _energy(s: Iterate) -> Tensor:

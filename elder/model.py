@@ -43,7 +43,7 @@ class Tuning:
 class Info:
     """How a reconstruction went: one entry an image, or plain values for a single picture."""
 
-    status: Any  # converged, precision, max_steps or not_finite
+    status: Any  # converged, precision, max_steps, stalled or not_finite
     steps: Any
     energy: Any  # f(x) at the end; None where the regulariser is no energy
     residual: Any  # ‖proposal − x‖ / ‖x‖ at the end

@@ -187,6 +187,23 @@ def test_a_decrease_below_the_rounding_of_the_energy_is_told_by_the_gradients(me
     assert (solution.step < 2 / 0.5).all()
 
 
+class Kinked(Quadratic):
+    """Its gradient points uphill: no step along it lowers the energy."""
+
+    def value_and_grad(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        value, gradient = super().value_and_grad(x, sigma)
+        return value, -10 * gradient
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_a_place_without_descent_is_no_solution(method, rng):
+    objective, x0 = problem(Kinked(torch.tensor(1.0, dtype=torch.float64)), 2, rng)
+    solution = solve(method, objective, x0, torch.tensor(2.0), tol=1e-6, max_steps=50)
+    assert set(solution.status) == {Status.STALLED}
+    assert not solution.usable.any()
+    assert (solution.step == 2.0).all()
+
+
 def test_a_non_finite_energy_is_said(rng):
     objective, x0 = problem(Quadratic(torch.tensor(torch.nan, dtype=torch.float64)), 2, rng)
     assert set(solve(Anderson(), objective, x0, torch.tensor(1.0)).status) == {Status.NOT_FINITE}

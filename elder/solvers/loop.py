@@ -32,6 +32,7 @@ class Status(Enum):
     CONVERGED = "the fixed-point residual is within the tolerance"
     PRECISION = "the energy can't be lowered further in this floating-point precision: use float64, or a larger tol"
     MAX_STEPS = "stopped before the tolerance was met: raise max_steps, or use a larger tol"
+    STALLED = "no step was found that lowers the energy, which is far from smooth here: train on, or lower the weight"
     NOT_FINITE = "the iterates left the finite numbers: check the measurement, and lower the step or the weight"
 
 
@@ -118,8 +119,17 @@ def solve(
 def _stops(s: Iterate, tol: float) -> list[Status | None]:
     """Why each image stops here, or None where it goes on."""
     finite = (s.residual if s.energy is None else s.residual + s.energy).isfinite()
+    # Near a minimum the energy rises by the square of the distance, and a rise of its rounding can't be seen.
+    near = torch.finfo(s.x.dtype).eps ** 0.5
+
+    def why(finite: bool, residual: float, stalled: bool) -> Status | None:
+        if not finite:
+            return Status.NOT_FINITE
+        if residual <= tol:
+            return Status.CONVERGED
+        if stalled:
+            return Status.PRECISION if residual <= near else Status.STALLED
+        return None
+
     rows = zip(finite.tolist(), s.residual.tolist(), s.stalled.tolist(), strict=True)
-    return [
-        Status.NOT_FINITE if not ok else Status.CONVERGED if residual <= tol else Status.PRECISION if stalled else None
-        for ok, residual, stalled in rows
-    ]
+    return [why(*row) for row in rows]

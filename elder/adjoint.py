@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from elder.linear import Krylov, LinearSolution, Map, report
+from elder.linear import Krylov, LinearSolution, Map, solution
 from elder.tensors import norm, per_image
 
 
@@ -21,14 +21,13 @@ class FixedPoint(Krylov):
     @torch.no_grad()
     def __call__(self, H: Map, b: Tensor, precondition: Map) -> LinearSolution:
         v, products = precondition(b), 0
-        while products < self.max_steps:
+        while True:
             r = b - H(v)
             products += 1
             live = norm(r) > self.tol * norm(b)
-            if not bool(live.any()):
-                break
+            if products == self.max_steps or not bool(live.any()):
+                return solution(v, norm(r), b, products, self.tol)
             v = v + per_image(live.double(), v) * precondition(r)
-        return report(H, b, v, products, self.tol)
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class AndersonFixedPoint(Krylov):
                 break
             points, moves = [*points, v][-self.depth :], [*moves, precondition(r)][-self.depth :]
             v = _mix(points, moves)
-        return report(H, b, best, products, self.tol)
+        return solution(best, least, b, products, self.tol)
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,8 @@ class Neumann:
     """v = Σ_{k <= K} (I − P H)ᵏ P b: the inverse of P H by its Neumann series, cut off after `terms` = K products.
 
     An approximation by intention: `converged` says only that v is finite, and `residual` how far it is off. 0 terms
-    is the Jacobian-free gradient (Fung et al. 2022), which puts the preconditioner in the place of H⁻¹.
+    is the Jacobian-free gradient (Fung et al. 2022), which puts the preconditioner in the place of H⁻¹. One product
+    more tells the residual.
     """
 
     terms: int = 5
@@ -75,8 +75,8 @@ class Neumann:
         v = precondition(b)
         for _ in range(self.terms):
             v = v + precondition(b - H(v))
-        solution = report(H, b, v, self.terms, 1.0)
-        return LinearSolution(v, solution.residual, solution.residual.isfinite(), solution.products)
+        found = solution(v, norm(b - H(v)), b, self.terms + 1, 1.0)
+        return replace(found, converged=found.residual.isfinite())
 
 
 JACOBIAN_FREE = Neumann(0)

@@ -16,7 +16,7 @@ Map = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class LinearSolution:
-    """What a linear solve returns; residual is the true ‖b − H v‖ / ‖b‖, not the recurrence's."""
+    """What a linear solve returns; residual is the true ‖b − H v‖ / ‖b‖, from products with H that the solve made."""
 
     v: Tensor  # (b, c, h, w)
     residual: Tensor  # (b,) float64
@@ -36,7 +36,7 @@ class LinearSolver(Protocol):
 
 @dataclass(frozen=True)
 class Krylov:
-    """tol: relative residual to stop at; max_steps: products with H at most, but for the last, which checks."""
+    """tol: relative residual to stop at; max_steps: products with H at most."""
 
     tol: float = 1e-3
     max_steps: int = 100
@@ -59,6 +59,8 @@ class MINRES(Krylov):
     def __call__(self, H: Map, b: Tensor, precondition: Map) -> LinearSolution:
         eps = torch.finfo(torch.float64).eps
         v, w, w_old = torch.zeros_like(b), torch.zeros_like(b), torch.zeros_like(b)
+        # H v, carried along by the recurrence of v, so that the true residual costs no product of its own.
+        Hv, Hw, Hw_old = v, w, w_old
         r_old, r = b, b
         z = precondition(b)
         beta1 = dot(b, z).clamp(min=0).sqrt()
@@ -71,7 +73,7 @@ class MINRES(Krylov):
             if not bool(live.any()):
                 break
             q = z / per_image(beta.where(live, torch.ones_like(beta)), b)
-            z = H(q)
+            z = Hq = H(q)
             products += 1
             if k > 0:
                 z = z - per_image((beta / beta_old).where(live, torch.zeros_like(beta)), b) * r_old
@@ -86,10 +88,12 @@ class MINRES(Krylov):
             gamma = torch.hypot(g_bar, beta).clamp(min=eps)
             cs, sn = g_bar / gamma, beta / gamma
             phi, phi_bar = cs * phi_bar, torch.where(live, sn * phi_bar, phi_bar)
-            w_older, w_old = w_old, w
-            w = (q - per_image(epsilon_old, b) * w_older - per_image(delta, b) * w_old) / per_image(gamma, b)
-            v = v + per_image(phi.where(live, torch.zeros_like(phi)), b) * w
-        return report(H, b, v, products, self.tol)
+            back, further, scale = (per_image(a, b) for a in (delta, epsilon_old, gamma))
+            w_old, w = w, (q - further * w_old - back * w) / scale
+            Hw_old, Hw = Hw, (Hq - further * Hw_old - back * Hw) / scale
+            move = per_image(phi.where(live, torch.zeros_like(phi)), b)
+            v, Hv = v + move * w, Hv + move * Hw
+        return solution(v, norm(b - Hv), b, products, self.tol)
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ class GMRES(Krylov):
     def __call__(self, H: Map, b: Tensor, precondition: Map) -> LinearSolution:
         scale = norm(b)
         safe = scale.clamp(min=torch.finfo(torch.float64).tiny)
-        basis, directions = [b / per_image(safe, b)], []
+        basis, directions, left = [b / per_image(safe, b)], [], scale
         hessenberg = b.new_zeros(len(b), self.max_steps + 1, self.max_steps, dtype=torch.float64)
         weights = hessenberg.new_zeros(len(b), self.max_steps, 1)
         for k in range(self.max_steps):
@@ -129,10 +133,11 @@ class GMRES(Krylov):
         v = torch.zeros_like(b)
         for j, z in enumerate(directions):
             v = v + per_image(weights[:, j, 0], b) * z
-        return report(H, b, v, len(directions), self.tol)
+        # H maps the directions to the basis, which is orthonormal: what the small system leaves is what H v leaves.
+        return solution(v, left, b, len(directions), self.tol)
 
 
-def report(H: Map, b: Tensor, v: Tensor, products: int, tol: float) -> LinearSolution:
-    """The solution v with its true residual; one more product."""
-    residual = norm(b - H(v)) / norm(b).clamp(min=torch.finfo(torch.float64).tiny)
-    return LinearSolution(v, residual, residual <= 10 * tol, products + 1)
+def solution(v: Tensor, left: Tensor, b: Tensor, products: int, tol: float) -> LinearSolution:
+    """What is known of v where ‖b − H v‖ = `left`, (b,)."""
+    residual = left / norm(b).clamp(min=torch.finfo(torch.float64).tiny)
+    return LinearSolution(v, residual, residual <= 10 * tol, products)

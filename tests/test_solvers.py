@@ -351,6 +351,26 @@ def test_minres_is_no_solver_of_unsymmetric_systems(unsymmetric):
     assert not found.converged.any()
 
 
+@pytest.mark.parametrize("steps", [1, 3, 60])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("solver", [MINRES, GMRES, FixedPoint, AndersonFixedPoint])
+def test_the_residual_is_the_true_one_and_costs_no_product(solver, dtype, steps, rng):
+    spectrum = torch.linspace(0.5, 1.5, 24, dtype=torch.float64)
+    matrices = torch.stack([symmetric(24, spectrum * s, rng) for s in (1.0, 0.3)]).to(dtype)
+    b = cases.randn((2, 1, 4, 6), rng).to(dtype)
+    calls = []
+
+    def product(v: Tensor) -> Tensor:
+        calls.append(1)
+        return (matrices @ v.flatten(1).unsqueeze(2)).view_as(v)
+
+    found = solver(1e-5, steps)(product, b, lambda r: 0.9 * r)
+    assert len(calls) == found.products <= steps
+    residual = (b - product(found.v)).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1)
+    torch.testing.assert_close(found.residual, residual.double(), rtol=1e-3, atol=10 * torch.finfo(dtype).eps)
+    assert (found.converged == (residual <= 1e-4)).all()
+
+
 @pytest.mark.parametrize("terms", [0, 1, 4])
 def test_the_neumann_series_is_cut_off_where_it_says(terms, unsymmetric):
     matrices, b = unsymmetric

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ class FixedPoint(Krylov):
 
     With P = (AᵀA + I/τ)⁻¹ it converges wherever x ↦ prox_{τg}(x − τλR(x)) is a contraction.
     """
+
+    contraction: ClassVar[bool] = True
 
     @torch.no_grad()
     def __call__(self, H: Map, b: Tensor, precondition: Map) -> LinearSolution:
@@ -33,6 +36,8 @@ class FixedPoint(Krylov):
 @dataclass(frozen=True)
 class AndersonFixedPoint(Krylov):
     """`FixedPoint` with Anderson mixing over the last `depth` points (Gilton et al. 2021); the best point is kept."""
+
+    contraction: ClassVar[bool] = True
 
     depth: int = 6
 
@@ -63,6 +68,8 @@ class Neumann:
     is the Jacobian-free gradient (Fung et al. 2022), which puts the preconditioner in the place of H⁻¹. One product
     more tells the residual.
     """
+
+    contraction: ClassVar[bool] = True
 
     terms: int = 5
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from elder import metric
 from elder.operators.base import Operator
 from elder.operators.masking import Masking
 from elder.tensors import dot, per_image
@@ -49,8 +50,15 @@ class LeastSquares:
         """v: every direction is free."""
         return v
 
-    def precondition(self, r: Tensor, c: Tensor) -> Tensor:
-        """(AᵀA + c I)⁻¹ r; c: (b, 1, 1, 1)."""
+    def metric(self) -> Tensor | None:
+        """W(ω) of the metric of natural pictures where (AᵀA + cW)⁻¹ has a closed form, else None."""
+        size = (self.back_projection.shape[-2], self.back_projection.shape[-1])
+        return metric.natural(size, self.back_projection) if self.operator.spectral else None
+
+    def precondition(self, r: Tensor, c: Tensor, weights: Tensor | None = None) -> Tensor:
+        """(AᵀA + cW)⁻¹ r with the weights W(ω) of a metric, or I in their place; c: (b, 1, 1, 1)."""
+        if weights is not None:
+            return self.operator.weighted_solve(r, c * weights)
         return self.operator.shifted_solve(r / c, 1 / c)
 
     def select(self, index: Tensor) -> LeastSquares:
@@ -95,7 +103,10 @@ class HardConstraint:
         """v on the pixels that may move, zero on the others."""
         return (1 - self.operator.mask) * v
 
-    def precondition(self, r: Tensor, c: Tensor) -> Tensor:
+    def metric(self) -> None:
+        """None: the projection has a closed form in the Euclidean metric alone."""
+
+    def precondition(self, r: Tensor, c: Tensor, weights: Tensor | None = None) -> Tensor:
         return r / c
 
     def select(self, index: Tensor) -> HardConstraint:

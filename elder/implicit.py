@@ -35,8 +35,10 @@ class ImplicitGradient:
 
     That equation differentiated in θ: the network, λ and σ (ELDER, Section 3.2; Bai et al. 2019). For an energy
     R = ∇h, and H = ∇²g + λ∇²h is symmetric, so that MINRES applies; for an implicit regulariser take GMRES or a
-    solver of `elder.adjoint`. Preconditioned by (AᵀA + I/τ)⁻¹, with the step τ of the forward solve, which the line
-    search fits to the curvature of λh. One record of R at x serves all products with Hᵀ and the last one with v.
+    solver of `elder.adjoint`. Preconditioned by (AᵀA + W/τ)⁻¹, with the metric W and the step τ of the forward solve,
+    which the line search fits to the curvature of λh; by (AᵀA + I/τ)⁻¹ for solvers that rest on a contraction, and
+    where the data term has no closed form for W. One record of R at x serves all products with Hᵀ and the last one
+    with v.
     """
 
     solver: LinearSolver = field(default_factory=MINRES)
@@ -59,9 +61,10 @@ class ImplicitGradient:
         def solve_adjoint(loss_gradient: Tensor) -> Tensor:
             u = problem.fidelity.free(loss_gradient.detach())
             c = per_image(1 / step.expand(len(u)), u)
+            weights = None if self.solver.contraction else problem.fidelity.metric()
 
             def precondition(r: Tensor) -> Tensor:
-                return problem.fidelity.precondition(r, c)
+                return problem.fidelity.precondition(r, c, weights)
 
             report.solution = self.solver(transposed, u, precondition)
             return torch.where(per_image(report.solution.converged, u) > 0, report.solution.v, 0.0)

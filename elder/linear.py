@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -28,8 +28,10 @@ class LinearSolver(Protocol):
     """v with H v = b, image by image.
 
     H: (b, c, h, w) -> (b, c, h, w), linear, on each image alone; precondition: likewise, symmetric positive definite
-    and near H⁻¹.
+    and near H⁻¹. contraction: the method converges only where I − PH is a contraction, P the preconditioner.
     """
+
+    contraction: ClassVar[bool]
 
     def __call__(self, H: Map, b: Tensor, precondition: Map) -> LinearSolution: ...
 
@@ -37,6 +39,8 @@ class LinearSolver(Protocol):
 @dataclass(frozen=True)
 class Krylov:
     """tol: relative residual to stop at; max_steps: products with H at most."""
+
+    contraction: ClassVar[bool] = False
 
     tol: float = 1e-3
     max_steps: int = 100

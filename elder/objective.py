@@ -9,7 +9,9 @@ from torch import Tensor
 
 from elder.compute import rounded
 from elder.fidelity import Fidelity
+from elder.metric import weighted
 from elder.regularizers.base import Energy, Regularizer
+from elder.tensors import dot, per_image
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,7 +19,8 @@ class Equilibrium:
     """∇g(x; y) + λ R_θ(x, σ) = 0, with R the regulariser's direction; weight λ >= 0 and sigma σ are scalars.
 
     Its solutions are the fixed points of x ↦ prox_{τg}(x − τλR(x)), for every τ > 0. precision: of the evaluations of
-    R, see `elder.compute`; everything else is in that of x.
+    R, see `elder.compute`; everything else is in that of x. metric: the weights W(ω) of the metric in which solvers
+    measure a step, (h, w), the Euclidean one for None; it changes the way to the solutions, not them.
     """
 
     fidelity: Fidelity
@@ -25,6 +28,7 @@ class Equilibrium:
     weight: Tensor
     sigma: Tensor
     precision: str = "float32"
+    metric: Tensor | None = None
 
     def slope(self, x: Tensor) -> Tensor:
         """λR(x), (b, c, h, w): one network evaluation; differentiable when the caller records."""
@@ -35,6 +39,25 @@ class Equilibrium:
     def grad(self, x: Tensor) -> Tensor:
         """∇g(x) + λR(x), (b, c, h, w): zero at a solution."""
         return self.fidelity.grad(x) + self.slope(x)
+
+    def step(self, x: Tensor, slope: Tensor, tau: Tensor) -> Tensor:
+        """The proximal step from x with its slope λR(x): argmin_z g(z) + ⟨λR(x), z⟩ + ‖z − x‖²_W / (2τ), τ: (b,).
+
+        prox_{τg}(x − τλR(x)) where the metric is Euclidean, x − (AᵀA + W/τ)⁻¹(∇g(x) + λR(x)) else (Chouzenoux et al.
+        2014).
+        """
+        t = per_image(tau, x)
+        if self.metric is None:
+            return self.fidelity.prox(x - t * slope, tau)
+        return x - self.fidelity.precondition(self.fidelity.grad(x) + slope, 1 / t, self.metric)
+
+    def square(self, v: Tensor) -> Tensor:
+        """‖v‖²_W = ⟨v, Wv⟩ in the metric, (b,) in float64."""
+        return dot(v, v if self.metric is None else weighted(v, self.metric))
+
+    def natural(self) -> Self:
+        """The same equation in the metric of natural pictures, where the data term's step has a closed form in it."""
+        return replace(self, metric=self.fidelity.metric())
 
     def select(self, index: Tensor) -> Self:
         """The equation of the images `index` of the batch alone."""

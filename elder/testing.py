@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from elder import metric
 from elder.fidelity import LeastSquares
 from elder.operators.base import Operator
 from elder.regularizers.base import Energy
@@ -18,7 +19,7 @@ from elder.tensors import dot
 
 
 def check_operator(operator: Operator, x: Tensor, seed: int = 0) -> None:
-    """Linearity, adjoint, normal map, shifted solve, prox and per-image selection at pictures like x, (b, c, h, w)."""
+    """Linearity, adjoint, normal map, solves, prox and per-image selection at pictures like x, (b, c, h, w)."""
     generator = torch.Generator().manual_seed(seed)
     y = like(operator.A(x), generator)
     assert_linear(operator, x, like(x, generator))
@@ -29,6 +30,8 @@ def check_operator(operator: Operator, x: Tensor, seed: int = 0) -> None:
         steps = torch.full((len(x),), step, dtype=x.dtype) * torch.linspace(1, 2, len(x), dtype=x.dtype)
         assert_shifted_solve(operator, x, steps)
         assert_prox(fidelity, like(x, generator), steps)
+        if operator.spectral:
+            assert_weighted_solve(operator, like(x, generator), steps)
     last = torch.tensor([len(x) - 1])
     assert_close(fidelity.select(last).value(x[last]), fidelity.value(x)[last], "select gives the images alone")
 
@@ -51,6 +54,13 @@ def assert_shifted_solve(operator: Operator, v: Tensor, steps: Tensor) -> None:
     tau = steps.view(-1, 1, 1, 1)
     z = operator.shifted_solve(v, tau, tol=1e-12, max_steps=2000)
     assert_close(z + tau * operator.normal(z), v, "(I + τ AᵀA) z = v", 1e-9)
+
+
+def assert_weighted_solve(operator: Operator, v: Tensor, scales: Tensor) -> None:
+    """(AᵀA + cW) weighted_solve(v, cW) = v in the metric W of natural pictures; scales c: (b,)."""
+    weights = scales.view(-1, 1, 1, 1) * metric.natural((v.shape[-2], v.shape[-1]), v)
+    z = operator.weighted_solve(v, weights)
+    assert_close(operator.normal(z) + metric.weighted(z, weights), v, "(AᵀA + W) z = v", 1e-9)
 
 
 def assert_prox(fidelity: LeastSquares, v: Tensor, steps: Tensor) -> None:

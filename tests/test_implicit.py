@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from elder import metric
 from elder.adjoint import JACOBIAN_FREE, AndersonFixedPoint, FixedPoint, Neumann
 from elder.fidelity import Fidelity, HardConstraint, LeastSquares
 from elder.implicit import ImplicitGradient
@@ -67,6 +68,17 @@ class AnchoredEnergy(Anchored, Energy):
         return self.share * self.inner.value(x, sigma) + dot(x, x) / 2
 
     direction = Anchored.direction
+
+
+class Natural(Regularizer):
+    """R(x) = a W x, W the metric of natural pictures and a = 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def direction(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self.a * metric.weighted(x, metric.natural(x.shape[-2:], x))
 
 
 class Setup:
@@ -155,6 +167,18 @@ def test_it_equals_unrolling_and_finite_differences(kind, network, shape, name):
 @pytest.fixture
 def setup() -> Setup:
     return setup_of("least_squares", "dncnn", GREY, "csmri")
+
+
+def test_krylov_solvers_are_preconditioned_in_the_metric_of_natural_pictures(setup):
+    """Where λ∇²h = W/τ the preconditioner is the inverse, and one product is all."""
+    x, truth = setup.fixed_point, setup.truth
+    problem = Equilibrium(setup.fidelity, Natural(), torch.tensor(0.5), torch.tensor(0.1))
+    for solver, most in ((MINRES(1e-10), 1), (GMRES(1e-10), 1), (FixedPoint(1e-10), 100)):
+        attached, backward = ImplicitGradient(solver).attach(problem, x, 2 * STEP)
+        ((attached - truth).square().sum()).backward()
+        assert backward.solution.converged.all()
+        assert backward.products <= most
+    assert backward.products > 10
 
 
 def test_a_loose_solve_is_near(setup):

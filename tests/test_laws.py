@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from elder import testing
+from elder import metric, testing
 from elder.fidelity import HardConstraint, LeastSquares
 from elder.networks import activations
 from elder.operators import MaskedFourier, Operator
@@ -55,15 +55,37 @@ def test_a_hard_constraint_projects(rng):
     torch.testing.assert_close(constraint.prox(p, torch.tensor(1.0)), p)
 
 
+def test_the_metric_weighs_each_frequency(rng):
+    size = (9, 12)
+    weights = metric.natural(size, cases.randn((1,), rng))
+    assert float(weights.min()) == float(weights[0, 0]) == metric.TOP * metric.FLOOR
+    assert float(weights.max()) < metric.TOP
+    row, column = torch.meshgrid(torch.arange(9.0).double(), torch.arange(12.0).double(), indexing="ij")
+    wave = torch.cos(2 * torch.pi * (2 * row / 9 - 5 * column / 12) + 0.3).view(1, 1, *size)
+    power = (2 / 9) ** 2 + (5 / 12) ** 2
+    torch.testing.assert_close(metric.weighted(wave, weights), metric.TOP * power / (power + metric.CORNER**2) * wave)
+
+
+def test_closed_forms_in_the_metric_are_for_operators_diagonal_in_the_fourier_basis(rng):
+    shape = (2, 1, 8, 6)
+    spectral = {name for name, make in cases.OPERATORS.items() if make(shape, rng).spectral}
+    assert spectral == set(cases.OPERATORS) - {"masking", "radon"}
+    with pytest.raises(NotImplementedError, match="Masking has no closed form"):
+        cases.masking(shape, rng).weighted_solve(cases.randn(shape, rng), torch.ones(8, 6))
+
+
 @dataclass(frozen=True, eq=False)
 class Wrong(MaskedFourier):
-    """The adjoint forgets the mask, and the prox treats 1/τ as τ."""
+    """The adjoint forgets the mask, the prox treats 1/τ as τ, and the solve in a metric likewise."""
 
     def AT(self, y: Tensor) -> Tensor:
         return torch.fft.ifft2(y, norm="ortho").real
 
     def shifted_solve(self, v: Tensor, step: Tensor, **options) -> Tensor:
         return super().shifted_solve(v, 1 / step)
+
+    def weighted_solve(self, v: Tensor, weights: Tensor) -> Tensor:
+        return super().weighted_solve(v, 1 / weights)
 
 
 def test_the_laws_catch_a_wrong_operator(rng):
@@ -76,6 +98,8 @@ def test_the_laws_catch_a_wrong_operator(rng):
     fidelity = LeastSquares(operator, y, right.AT(y))
     with pytest.raises(AssertionError):
         testing.assert_prox(fidelity, cases.randn(shape, rng), torch.tensor([0.25, 4.0]).double())
+    with pytest.raises(AssertionError):
+        testing.assert_weighted_solve(operator, cases.randn(shape, rng), torch.tensor([0.25, 4.0]).double())
 
 
 @pytest.mark.parametrize("channels", [1, 3])

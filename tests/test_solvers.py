@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from elder import metric
 from elder.adjoint import JACOBIAN_FREE, AndersonFixedPoint, FixedPoint, Neumann
-from elder.fidelity import LeastSquares
+from elder.fidelity import HardConstraint, LeastSquares
 from elder.linear import GMRES, MINRES
 from elder.objective import Equilibrium, Objective, pose
 from elder.operators import MaskedFourier
@@ -29,8 +30,19 @@ from elder.solvers import (
     path,
     solve,
 )
+from elder.tensors import dot
 
 METHODS = {"proximal gradient": ProximalGradient(), "inertial": Inertial(), "anderson": Anderson()}
+
+
+class Natural(Energy):
+    """h(x) = ½⟨x, W x⟩, W the metric of natural pictures."""
+
+    def value(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return dot(x, metric.weighted(x, metric.natural(x.shape[-2:], x))) / 2
+
+    def value_and_grad(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return self.value(x, sigma), metric.weighted(x, metric.natural(x.shape[-2:], x))
 
 
 class Quadratic(Energy):
@@ -90,6 +102,46 @@ def test_a_converged_solve_is_at_a_critical_point(method, learned):
     # (x − p)/τ = λ∇h(x) + ∇g(p) for the proposal p, and ‖AᵀA‖ <= 1.
     bound = (1 / solution.step + 1) * solution.residual * solution.x.flatten(1).norm(dim=1)
     assert (objective.grad(solution.x).flatten(1).norm(dim=1) <= bound * (1 + 1e-9)).all()
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_the_metric_changes_the_way_and_not_the_end(method, rng):
+    objective, x0 = problem(Quadratic(torch.logspace(-1, 0, 108, dtype=torch.float64).view(1, 1, 9, 12)), 2, rng)
+    natural = objective.natural()
+    for start in (x0, solve(method, objective, x0, torch.tensor(2.0), tol=1e-9, max_steps=3000).x):
+        solution = solve(method, natural, start, torch.tensor(2.0), tol=1e-7, max_steps=3000)
+        assert solution.usable.all()
+        assert solution.monotone.all()
+        assert float(objective.grad(solution.x).detach().abs().max()) < 1e-6
+    assert (solution.steps == 0).all()
+
+
+def test_a_step_in_the_metric_solves_its_proximal_problem(learned):
+    objective, x0 = learned
+    tau, slope = torch.tensor([0.5, 2.0, 8.0], dtype=torch.float64), objective.slope(x0)
+    for posed in (objective, objective.natural()):
+        p = posed.step(x0, slope, tau)
+        pull = p - x0 if posed.metric is None else metric.weighted(p - x0, posed.metric)
+        gradient = objective.fidelity.grad(p) + slope + pull / tau.view(-1, 1, 1, 1)
+        torch.testing.assert_close(gradient, torch.zeros_like(p), rtol=0, atol=1e-12)
+        torch.testing.assert_close(posed.square(p - x0), dot(p - x0, pull))
+
+
+def test_a_reconstruction_goes_in_the_metric_where_there_is_a_closed_form(rng):
+    objective, x0 = problem(Natural(), 2, rng)
+    found = fixed_point(objective, x0, torch.tensor(2.0), tol=1e-9)
+    # λ = 1/2 and τ = 2: the curvature that the metric expects, so that the start and one step are a Newton step.
+    assert (found.evaluations <= 3).all()
+    assert (found.step == 2).all()
+    euclidean = solve(Anderson(), objective, x0, torch.tensor(2.0), tol=1e-9)
+    assert (euclidean.evaluations > 6).all()
+    torch.testing.assert_close(found.x, euclidean.x, rtol=0, atol=1e-6)
+    shape = (2, 1, 9, 12)
+    for operator in (cases.masking(shape, rng), cases.radon(shape, rng)):
+        y = operator.A(cases.randn(shape, rng))
+        assert replace(objective, fidelity=LeastSquares.of(operator, y)).natural().metric is None
+    operator = cases.masking(shape, rng)
+    assert replace(objective, fidelity=HardConstraint.of(operator, operator.A(x0))).natural().metric is None
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -16,8 +16,11 @@ class Operator(ABC):
     """A linear map A from pictures (b, c, h, w) to measurements, with its exact adjoint.
 
     A subclass gives `A`, `AT` and `select`; `normal` and `shifted_solve` have defaults that a subclass replaces
-    where it knows a basis in which AᵀA is diagonal.
+    where it knows a basis in which AᵀA is diagonal. One that knows it for the Fourier basis says so by `spectral`, and
+    gives `weighted_solve`, which lets solvers work in the metric of natural pictures.
     """
+
+    spectral: ClassVar[bool] = False
 
     @abstractmethod
     def A(self, x: Tensor) -> Tensor:
@@ -41,6 +44,13 @@ class Operator(ABC):
     def normal(self, x: Tensor) -> Tensor:
         """AᵀA x, (b, c, h, w) -> (b, c, h, w)."""
         return self.AT(self.A(x))
+
+    def weighted_solve(self, v: Tensor, weights: Tensor) -> Tensor:
+        """(AᵀA + W)⁻¹ v with W = F⁻¹ diag(weights) F, in closed form.
+
+        v: (b, c, h, w); weights W(ω) > 0, with W(ω) = W(−ω): broadcast to (b, c, h, w), on the grid of fft2.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no closed form for this: see `spectral`")
 
     def shifted_solve(self, v: Tensor, step: Tensor, *, tol: float | None = None, max_steps: int = 200) -> Tensor:
         """(I + τ AᵀA)⁻¹ v by conjugate gradients to a relative residual of `tol`: 1e-6 in float32, 1e-12 in float64.

@@ -14,9 +14,11 @@ from elder.operators.base import Operator
 class Blur(Operator):
     """A = S_s K: circular convolution, then every s-th pixel from [0, 0], (b, c, h, w) -> (b, c, h/s, w/s).
 
-    The shifted solve is in closed form for every s (Zhao et al. 2016): decimation folds the spectrum onto s² aliases,
-    so that A Aᵀ is diagonal in the Fourier basis of the small picture, and the Woodbury identity does the rest.
+    The solves are in closed form for every s (Zhao et al. 2016): decimation folds the spectrum onto s² aliases, so that
+    A W⁻¹ Aᵀ is diagonal in the Fourier basis of the small picture, and the Woodbury identity does the rest.
     """
+
+    spectral = True
 
     kernel: Tensor  # (k, l) or (b, 1, k, l), its middle pixel the origin
     response: Tensor  # fft2 of the kernel on the picture's grid, (h, w) or (b, 1, h, w), complex
@@ -59,10 +61,15 @@ class Blur(Operator):
         return torch.fft.ifft2(self.response.conj() * torch.fft.fft2(y)).real
 
     def shifted_solve(self, v: Tensor, step: Tensor, *, tol: float | None = None, max_steps: int = 1) -> Tensor:
-        """(I + τAᵀA)⁻¹v = v − τAᵀ(I + τAAᵀ)⁻¹Av, with AAᵀ a convolution of the small picture."""
-        folded = self._fold(self.response.abs().square()) / self.scale**2
-        small = torch.fft.fft2(self.A(v)) / (1 + step * folded)
-        return v - step * self.AT(torch.fft.ifft2(small).real)
+        """(I + τAᵀA)⁻¹v, the weights of `weighted_solve` being 1/τ."""
+        return self.weighted_solve(v / step, 1 / step)
+
+    def weighted_solve(self, v: Tensor, weights: Tensor) -> Tensor:
+        """(AᵀA + W)⁻¹v = u − W⁻¹Aᵀ(I + AW⁻¹Aᵀ)⁻¹Au with u = W⁻¹v, all of it in the Fourier basis."""
+        u = torch.fft.fft2(v) / weights
+        folded = self._fold(self.response.abs().square() / weights) / self.scale**2
+        small = self._fold(self.response * u) / self.scale**2 / (1 + folded)
+        return torch.fft.ifft2(u - self.response.conj() / weights * small.tile(self.scale, self.scale)).real
 
     def select(self, index: Tensor) -> Blur:
         return self if self.kernel.ndim == 2 else Blur(self.kernel[index], self.response[index], self.scale)

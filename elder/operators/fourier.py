@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from elder.metric import weighted
 from elder.operators.base import Operator
 
 
@@ -19,8 +20,10 @@ class MaskedFourier(Operator):
     (M(k) + M(−k)) / 2, so the proximal map is exact for every mask, symmetric or not.
     """
 
+    spectral = True
+
     mask: Tensor
-    eigenvalues: Tensor = field(init=False, repr=False)  # of AᵀA, on the half plane of rfft2
+    eigenvalues: Tensor = field(init=False, repr=False)  # of AᵀA, on the grid of fft2
 
     def __post_init__(self) -> None:
         if self.mask.ndim not in (2, 4):
@@ -28,8 +31,7 @@ class MaskedFourier(Operator):
         if not bool(((self.mask == 0) | (self.mask == 1)).all()):
             raise ValueError("MaskedFourier(mask=...) must hold 0 and 1 only")
         mirrored = torch.roll(self.mask.flip((-2, -1)), (1, 1), (-2, -1))
-        half = self.mask.shape[-1] // 2 + 1
-        object.__setattr__(self, "eigenvalues", ((self.mask + mirrored) / 2)[..., :half])
+        object.__setattr__(self, "eigenvalues", (self.mask + mirrored) / 2)
 
     def check(self, y: Tensor) -> None:
         if y.ndim != 4 or not y.is_complex():
@@ -48,17 +50,17 @@ class MaskedFourier(Operator):
         return torch.fft.ifft2(self.mask * y, norm="ortho").real
 
     def normal(self, x: Tensor) -> Tensor:
-        return self._filter(x, self.eigenvalues)
+        return weighted(x, self.eigenvalues)
 
     def shifted_solve(self, v: Tensor, step: Tensor, *, tol: float | None = None, max_steps: int = 1) -> Tensor:
         """(I + τ AᵀA)⁻¹ v in closed form."""
-        return self._filter(v, 1 / (1 + step * self.eigenvalues))
+        return weighted(v, 1 / (1 + step * self.eigenvalues))
+
+    def weighted_solve(self, v: Tensor, weights: Tensor) -> Tensor:
+        return weighted(v, 1 / (self.eigenvalues + weights))
 
     def select(self, index: Tensor) -> MaskedFourier:
         return self if self.mask.ndim == 2 else MaskedFourier(self.mask[index])
-
-    def _filter(self, x: Tensor, response: Tensor) -> Tensor:
-        return torch.fft.irfft2(response * torch.fft.rfft2(x, norm="ortho"), s=x.shape[-2:], norm="ortho")
 
 
 def _size(a: Tensor) -> str:

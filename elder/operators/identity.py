@@ -6,12 +6,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from elder.metric import weighted
 from elder.operators.base import Operator
 
 
 @dataclass(frozen=True, eq=False)
 class Identity(Operator):
     """A x = x, (b, c, h, w) -> (b, c, h, w)."""
+
+    spectral = True
 
     def A(self, x: Tensor) -> Tensor:
         return x
@@ -24,3 +27,6 @@ class Identity(Operator):
 
     def shifted_solve(self, v: Tensor, step: Tensor, *, tol: float | None = None, max_steps: int = 1) -> Tensor:
         return v / (1 + step)
+
+    def weighted_solve(self, v: Tensor, weights: Tensor) -> Tensor:
+        return weighted(v, 1 / (1 + weights))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from elder.objective import Equilibrium
-from elder.tensors import norm, per_image
+from elder.tensors import norm
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +20,7 @@ class Iterate:
     energy: Tensor | None  # f(x), (b,) float64; None where the regulariser is no energy
     slope: Tensor  # λR(x), (b, c, h, w); R = ∇h for an energy
     step: Tensor  # τ, (b,) float64
-    proposal: Tensor  # prox_{τg}(x − τλR(x)), (b, c, h, w)
+    proposal: Tensor  # the proximal step, prox_{τg}(x − τλR(x)) in the Euclidean metric, (b, c, h, w)
     residual: Tensor  # ‖proposal − x‖ / ‖x‖, (b,) float64; zero at a fixed point
     stalled: Tensor  # (b,) bool: no step that lowers the energy at this precision was found
     evaluations: Tensor  # network evaluations so far, (b,) int
@@ -62,5 +62,5 @@ def unsolved(x: Tensor, slope: Tensor, step: Tensor, energy: Tensor | None = Non
 
 def propose(problem: Equilibrium, s: Iterate) -> Iterate:
     """The proximal step from s.x, and its relative length."""
-    p = problem.fidelity.prox(s.x - per_image(s.step, s.x) * s.slope, s.step)
+    p = problem.step(s.x, s.slope, s.step)
     return replace(s, proposal=p, residual=norm(p - s.x) / norm(s.x).clamp(min=torch.finfo(s.x.dtype).tiny))

@@ -19,11 +19,11 @@ BLURRED = 10
 
 @dataclass(frozen=True)
 class ProximalGradient:
-    """x⁺ = prox_{τg}(x − τλ∇h(x)), with τ halved until f(x⁺) <= f(x) − (γ/τ)‖x⁺ − x‖².
+    """x⁺ = prox_{τg}(x − τλ∇h(x)), with τ halved until f(x⁺) <= f(x) − (γ/τ)‖x⁺ − x‖²; both in the problem's metric.
 
     Converges to a critical point of f for h with a Lipschitz gradient (Attouch et al. 2013, Theorem 5.1; ELDER,
-    Theorem 1): the energy falls at every step, and τ stops shrinking below 2(1 − γ)/(λL). One evaluation of h and ∇h
-    an accepted step, one more for each rejected trial.
+    Theorem 1; in another metric than the Euclidean one, Chouzenoux et al. 2014): the energy falls at every step, and τ
+    stops shrinking below 2(1 − γ)/(λL). One evaluation of h and ∇h an accepted step, one more for each rejected trial.
 
     Where the decrease asked for drowns in the rounding of f, f(x⁺) − f(x) is taken as ½⟨∇f(x) + ∇f(x⁺), x⁺ − x⟩, which
     is off by the third order of the step, as in the approximate Wolfe conditions of Hager & Zhang 2005; and the energy
@@ -70,7 +70,7 @@ class ProximalGradient:
             part = objective if len(pending) == len(s.x) else objective.select(pending)
             energy, slope = part.evaluate(point)
             settled = replace(settled, evaluations=settled.evaluations.index_add(0, pending, torch.ones_like(pending)))
-            required = self.decrease / origin.step * dot(origin.proposal - origin.x, origin.proposal - origin.x)
+            required = self.decrease / origin.step * part.square(origin.proposal - origin.x)
             change = difference(part, origin, point, energy, slope, required)
             accepted = change <= -required
             moved = replace(origin, x=point, energy=_energy(origin) + change, slope=slope)

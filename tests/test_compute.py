@@ -37,7 +37,7 @@ def model(request, patches) -> Model:
     regularizer = regularizers.make(**description)
     pretrain(regularizer, patches, Pretraining(steps=60, batch=8, patch=24, learning_rate=5e-3), silent)
     regularizer.eval().requires_grad_(False)
-    return Model(problems.make("csmri", {"ratio": 0.4}), regularizer, Tuning(0.1, 0.1, 10.0), description)
+    return Model(problems.make("csmri", {"ratio": 0.4}), regularizer, Tuning(1.0, 0.2, 1.0), description)
 
 
 @pytest.mark.parametrize("device", DEVICES)

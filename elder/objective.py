@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Self
 
+import torch
 from torch import Tensor
 
-from elder.compute import rounded
+from elder.compute import parts, rounded
 from elder.fidelity import Fidelity
 from elder.metric import weighted
 from elder.regularizers.base import Energy, Regularizer
@@ -33,7 +34,7 @@ class Equilibrium:
     def slope(self, x: Tensor) -> Tensor:
         """λR(x), (b, c, h, w): one network evaluation; differentiable when the caller records."""
         with rounded(self.precision, x.device):
-            direction = self.regularizer.direction(x, self.sigma)
+            direction = torch.cat([self.regularizer.direction(part, self.sigma) for part in parts(x)])
         return self.weight * direction.to(x.dtype)
 
     def grad(self, x: Tensor) -> Tensor:
@@ -73,13 +74,14 @@ class Objective(Equilibrium):
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """f(x), (b,) in float64, and λ∇h(x), (b, c, h, w): one network evaluation."""
         with rounded(self.precision, x.device):
-            value, gradient = self.regularizer.value_and_grad(x, self.sigma)
+            pairs = [self.regularizer.value_and_grad(part, self.sigma) for part in parts(x)]
+        value, gradient = (torch.cat(tensors) for tensors in zip(*pairs, strict=True))
         return self.fidelity.value(x) + self.weight.double() * value, self.weight * gradient.to(x.dtype)
 
     def value(self, x: Tensor) -> Tensor:
         """f(x), (b,) in float64."""
         with rounded(self.precision, x.device):
-            value = self.regularizer.value(x, self.sigma)
+            value = torch.cat([self.regularizer.value(part, self.sigma) for part in parts(x)])
         return self.fidelity.value(x) + self.weight.double() * value
 
 

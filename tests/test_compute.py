@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
-from elder import UserError, files, problems, regularizers
-from elder.compute import Compute, moved, rounded
+from elder import UserError, compute, files, problems, regularizers
+from elder.compute import Compute, moved, parts, rounded
 from elder.images import Patches, to_tensor
 from elder.measurements import measure
 from elder.model import Model, Tuning
+from elder.objective import Objective, pose
 from elder.training.finetune import Finetuning, finetune
 from elder.training.pretrain import Pretraining, pretrain
 
@@ -98,6 +100,43 @@ def test_a_record_moves_with_all_its_tensors(rng):
     placed = moved(operator, "meta")
     assert placed.mask.device.type == placed.eigenvalues.device.type == "meta"
     assert operator.mask.device.type == "cpu"
+
+
+@pytest.mark.parametrize("name", ["least_squares", "implicit"])
+def test_a_batch_is_evaluated_in_parts_only_where_nothing_is_recorded(name, rng, monkeypatch):
+    problem = problems.make("csmri")
+    x = torch.rand((5, 1, 12, 10), generator=rng)
+    operator, y = problem.simulate(x, rng)
+    regularizer = regularizers.make(**{**DESCRIPTION, "name": name}).requires_grad_(False)
+    equation = pose(problem.fidelity(operator, y), regularizer, torch.tensor(0.1), torch.tensor(0.2))
+
+    sizes: list[int] = []
+    monkeypatch.setattr(regularizer.network, "check", lambda group: sizes.append(len(group)))
+
+    def evaluated() -> tuple[list[int], list[Tensor]]:
+        sizes.clear()
+        results = [equation.slope(x)]
+        if isinstance(equation, Objective):
+            results += [*equation.evaluate(x), equation.value(x)]
+        return list(sizes), results
+
+    whole_sizes, whole = evaluated()
+    monkeypatch.setattr(compute, "PART", 2 * x[0].numel())
+    with torch.no_grad():
+        sizes_in_parts, in_parts = evaluated()
+    assert set(whole_sizes) == {5}
+    assert sizes_in_parts == [2, 2, 1] * len(whole_sizes)
+    torch.testing.assert_close(in_parts, whole)
+    # What is recorded stays whole: a backward pass goes through all of it at once.
+    assert evaluated()[0] == whole_sizes
+
+
+def test_a_picture_larger_than_a_part_is_one(monkeypatch):
+    monkeypatch.setattr(compute, "PART", 10)
+    with torch.no_grad():
+        assert [len(part) for part in parts(torch.zeros(3, 1, 4, 4))] == [1, 1, 1]
+        assert [len(part) for part in parts(torch.zeros(0, 1, 4, 4))] == [0]
+        assert [len(part) for part in parts(torch.zeros(3, 1, 4, 4, device="meta"))] == [3]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import cases
 import pytest
 import torch
 from torch import Tensor
@@ -78,6 +79,19 @@ def test_training_runs_in_every_precision(precision, device, model, patches):
     finetune(model.on(compute), patches, validation, settings, lambda step, figures: rows.append(figures))
     assert sum("loss" in row for row in rows) == 2
     assert all(parameter.dtype == torch.float32 for parameter in regularizer.parameters())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("kind", "network"), [*cases.ENERGIES, *(("implicit", name) for name in cases.NETWORKS)])
+def test_every_direction_is_near_in_bf16_and_trains(kind, network, device, rng):
+    regularizer = cases.regularizer(kind, network).float().to(device)
+    x, sigma = torch.rand((2, 1, 13, 18), generator=rng).to(device), torch.tensor(0.1, device=device)
+    exact = regularizer.direction(x, sigma)
+    with rounded("bf16", x.device):
+        near = regularizer.direction(x, sigma)
+    assert float(((near - exact).norm() / exact.norm()).detach()) < 0.05
+    gradients = torch.autograd.grad(near.square().sum(), list(regularizer.parameters()), allow_unused=True)
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None)
 
 
 def test_placing_leaves_the_original_where_it_was(model):

@@ -90,6 +90,6 @@ class DRUNet(Network):
             for encoder, down in zip(reversed(encoders), reversed(downs), strict=True):
                 d = encoder(down(d) + across.pop())
             d = head(d)[:, : self.channels]
-            return v - (torch.ops.aten.replication_pad2d_backward(d, x, margin) if any(margin) else d)
+            return v - (torch.ops.aten.replication_pad2d_backward(d.to(x.dtype), x, margin) if any(margin) else d)
 
         return x - u[..., :h, :w], pullback

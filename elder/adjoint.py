@@ -66,12 +66,13 @@ class Neumann:
 
     An approximation by intention: `converged` says only that v is finite, and `residual` how far it is off. 0 terms
     is the Jacobian-free gradient (Fung et al. 2022), which puts the preconditioner in the place of H⁻¹. One product
-    more tells the residual.
+    more tells the residual; it is saved, and the residual is NaN, if `measured` is false.
     """
 
     contraction: ClassVar[bool] = True
 
     terms: int = 5
+    measured: bool = True
 
     def __post_init__(self) -> None:
         if self.terms < 0:
@@ -82,8 +83,11 @@ class Neumann:
         v = precondition(b)
         for _ in range(self.terms):
             v = v + precondition(b - H(v))
-        found = solution(v, norm(b - H(v)), b, self.terms + 1, 1.0)
-        return replace(found, converged=found.residual.isfinite())
+        left = (
+            norm(b - H(v)) if self.measured else torch.full((len(b),), torch.nan, dtype=torch.float64, device=b.device)
+        )
+        found = solution(v, left, b, self.terms + self.measured, 1.0)
+        return replace(found, converged=norm(v).isfinite())
 
 
 JACOBIAN_FREE = Neumann(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -12,21 +13,48 @@ from elder.objective import Equilibrium
 from elder.tensors import per_image
 
 
+@dataclass(frozen=True, eq=False)
+class Linearization:
+    """λR_θ and its Jacobian at a point: one recorded evaluation, which serves any number of products.
+
+    Made by `Linearization.at`. The same record yields the fixed-point step, the products of the adjoint solve, the
+    spectral radius of the fixed-point map and the gradient in θ.
+    """
+
+    problem: Equilibrium
+    x: Tensor  # (b, c, h, w), a leaf of the record
+    slope: Tensor  # λR_θ(x), (b, c, h, w), recorded in x and θ
+
+    @classmethod
+    def at(cls, problem: Equilibrium, x: Tensor) -> Linearization:
+        """The record of λR_θ at x, (b, c, h, w)."""
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            return cls(problem, x, problem.slope(x))
+
+    def pullback(self, v: Tensor, *, record: bool = False) -> Tensor:
+        """(λR'_θ(x))ᵀ v in the feasible directions, (b, c, h, w). record: the result can be differentiated in θ."""
+        (product,) = torch.autograd.grad(self.slope, self.x, v, retain_graph=True, create_graph=record)
+        return self.problem.fidelity.free(product)
+
+    def transposed(self, v: Tensor) -> Tensor:
+        """Hᵀv with H = ∇²g + λR'_θ(x), the Jacobian of the fixed-point equation; (b, c, h, w)."""
+        return self.problem.fidelity.hessian(v) + self.pullback(v)
+
+    def preconditioner(self, step: Tensor, weights: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        """r -> (AᵀA + W/τ)⁻¹ r, with the weights W(ω) of a metric, or I if `None`. step τ: (b,) or scalar."""
+        c = per_image(1 / step.expand(len(self.x)), self.x)
+        return lambda r: self.problem.fidelity.precondition(r, c, weights)
+
+
 @dataclass(eq=False)
 class Backward:
-    """How the linear solve of a backward pass went; filled in when the gradient arrives."""
+    """How the backward pass went; filled in when the gradient arrives."""
 
     solution: LinearSolution | None = field(default=None)
-
-    @property
-    def products(self) -> int:
-        """Products with the Hessian."""
-        return 0 if self.solution is None else self.solution.products
-
-    @property
-    def skipped(self) -> int:
-        """Images whose solve failed; their gradient was left out."""
-        return 0 if self.solution is None else int((~self.solution.converged).sum())
+    exact: Tensor | None = field(default=None)  # (b,) bool: images whose gradient is the implicit one
+    skipped: int = 0  # images without any gradient
+    products: int = 0  # products with the Hessian
 
 
 @dataclass(frozen=True)
@@ -39,37 +67,67 @@ class ImplicitGradient:
     which the line search fits to the curvature of λh; by (AᵀA + I/τ)⁻¹ for solvers that rest on a contraction, and
     where the data term has no closed form for W. One record of R at x serves all products with Hᵀ and the last one
     with v.
+
+    fallback: the solver for images that are not at a fixed point, and for those whose adjoint solve fails;
+    `adjoint.JACOBIAN_FREE` is the cheapest. If `None`, such images get no gradient, and are counted.
     """
 
     solver: LinearSolver = field(default_factory=MINRES)
+    fallback: LinearSolver | None = None
 
-    def attach(self, problem: Equilibrium, x: Tensor, step: Tensor) -> tuple[Tensor, Backward]:
+    def attach(
+        self, problem: Equilibrium, x: Tensor, step: Tensor, *, solved: Tensor | None = None
+    ) -> tuple[Tensor, Backward]:
         """x again, (b, c, h, w), now a function of θ; and the report that its backward pass will fill in.
 
-        x: a fixed point of `problem`. step τ: (b,) or scalar. A failed linear solve leaves its image out of the
-        gradient, and is counted.
+        x: fixed points of `problem`. step τ: (b,) or scalar. solved: see `attach_to`.
         """
-        report = Backward()
-        x = x.detach().requires_grad_()
-        with torch.enable_grad():
-            slope = problem.slope(x)
+        return self.attach_to(Linearization.at(problem, x), step, solved=solved)
 
-        def transposed(v: Tensor) -> Tensor:
-            (product,) = torch.autograd.grad(slope, x, v, retain_graph=True)
-            return problem.fidelity.hessian(v) + problem.fidelity.free(product)
+    def attach_to(self, at: Linearization, step: Tensor, *, solved: Tensor | None = None) -> tuple[Tensor, Backward]:
+        """As `attach`, on a record that is there already.
+
+        solved: (b,) bool, the images at a fixed point; all of them if `None`. Where an image is not, the result is
+        T(x) = prox_{τg}(x − τλR_θ(x)) in the place of x, and its gradient in θ that of `fallback`. With
+        `adjoint.JACOBIAN_FREE` that is the gradient of L(T_θ(x)) at a constant x (Fung et al. 2022): it moves the
+        image's next step towards a smaller loss.
+        """
+        x, report = at.x.detach(), Backward()
+        everywhere = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        solved = everywhere if solved is None else solved
 
         def solve_adjoint(loss_gradient: Tensor) -> Tensor:
-            u = problem.fidelity.free(loss_gradient.detach())
-            c = per_image(1 / step.expand(len(u)), u)
-            weights = None if self.solver.contraction else problem.fidelity.metric()
+            u = at.problem.fidelity.free(loss_gradient.detach())
+            v, exact = torch.zeros_like(u), torch.zeros_like(everywhere)
+            if bool(solved.any()):
+                weights = None if self.solver.contraction else at.problem.fidelity.metric()
+                found = self.solver(at.transposed, _only(solved, u), at.preconditioner(step, weights))
+                report.solution, report.products = found, found.products
+                exact = solved & found.converged
+                v = _only(exact, found.v)
+            left = ~exact
+            if self.fallback is not None and bool(left.any()):
+                rough = self.fallback(at.transposed, _only(left, u), at.preconditioner(step))
+                report.products += rough.products
+                left = left & ~rough.converged
+                v = v + _only(~exact & ~left, rough.v)
+            report.exact, report.skipped = exact, int(left.sum())
+            return v
 
-            def precondition(r: Tensor) -> Tensor:
-                return problem.fidelity.precondition(r, c, weights)
-
-            report.solution = self.solver(transposed, u, precondition)
-            return torch.where(per_image(report.solution.converged, u) > 0, report.solution.v, 0.0)
-
-        # The value is x; the derivative in θ is −∂_θ slope, applied to what the hook makes of ∂L/∂x.
-        attached = x.detach() - (slope - slope.detach())
+        # The value stays; the derivative in θ is −∂_θ slope, applied to what the hook makes of ∂L/∂x.
+        base = x if bool(solved.all()) else torch.where(per_image(solved, x) > 0, x, fixed_point_step(at, step))
+        attached = base - (at.slope - at.slope.detach())
         attached.register_hook(solve_adjoint)
         return attached, report
+
+
+@torch.no_grad()
+def fixed_point_step(at: Linearization, step: Tensor) -> Tensor:
+    """T(x) = prox_{τg}(x − τλR_θ(x)), (b, c, h, w); step τ: (b,) or scalar."""
+    tau = step.expand(len(at.x))
+    return at.problem.fidelity.prox(at.x - per_image(tau, at.x) * at.slope, tau)
+
+
+def _only(images: Tensor, v: Tensor) -> Tensor:
+    """v at the images for which `images`, (b,) bool, holds; zero at the others, whatever v is there."""
+    return torch.where(per_image(images, v) > 0, v, 0.0)

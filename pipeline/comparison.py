@@ -24,6 +24,7 @@ class Method:
     rows: list[dict[str, str]]  # one an image, in the same order for every method
     seconds: float  # an image, on the machine of the run
     gain: str = ""  # over the row it is compared with
+    long_psnr: float | None = None  # mean PSNR when iterated for evaluate.long_steps
 
     @property
     def psnr(self) -> list[float]:
@@ -87,4 +88,7 @@ def read(path: Path) -> list[dict[str, str]]:
 def _read(folder: Path, key: str, title: str) -> Method:
     rows = [row for row in read(folder / "images.csv") if row["method"] == key]
     figures, seconds = (files.read_json(folder / name)[key] for name in ("metrics.json", "seconds.json"))
-    return Method(title, figures, rows, seconds)
+    patient = (
+        [row for row in read(folder / "long.csv") if row["method"] == key] if (folder / "long.csv").exists() else []
+    )
+    return Method(title, figures, rows, seconds, long_psnr=float(patient[0]["psnr"]) if patient else None)

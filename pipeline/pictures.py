@@ -100,20 +100,23 @@ def convergence(path: Path, paths: Mapping[str, Sequence[Mapping[str, str]]]) ->
 
 
 def training(path: Path, curves: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
-    """PSNR on validation, λ and σ, and the work of both solves, along fine-tuning."""
-    figure, axes = plt.subplots(1, 4, figsize=(15, 3.3))
+    """PSNR and converged solves on validation, λ and σ, exact gradients and spectral radius, along fine-tuning."""
+    figure, grid = plt.subplots(2, 3, figsize=(15, 6.4))
+    axes = grid.flatten()
     shown = {
         "val_psnr": "PSNR on validation (dB)",
+        "val_converged": "share of converged solves on validation",
         "weight": "λ",
         "sigma": "σ",
-        "backward_products": "Hessian products",
+        "exact": "share of images with the implicit gradient",
+        "spectral_radius": "spectral radius of the fixed-point map",
     }
     for axis, (column, title) in zip(axes, shown.items(), strict=True):
         for name, rows in curves.items():
             points = [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]
-            axis.plot(*zip(*points, strict=True), label=name)
+            axis.plot(*zip(*points, strict=True) if points else ([], []), label=name)
         axis.set(xlabel="step", title=title)
-    axes[-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1.0))
+    axes[2].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1.0))
     _save(figure, path)
 
 

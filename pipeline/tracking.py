@@ -153,9 +153,10 @@ class Curve:
         """The first value reported of the figure `name`."""
         return next(row[name] for row in self.rows if name in row)
 
-    def best(self, name: str) -> float:
-        """The largest value reported of the figure `name`."""
-        return max(row[name] for row in self.rows if name in row)
+    def mean(self, name: str) -> float:
+        """The mean of the figure `name` over the steps that report it."""
+        reported = [row[name] for row in self.rows if name in row]
+        return sum(reported) / len(reported)
 
     def total(self, name: str) -> float:
         """The sum of the figure `name`."""

@@ -37,7 +37,12 @@ def main(arguments: argparse.Namespace) -> None:
                 mean = evaluation.mean(evaluation.evaluate(model.override(change), elsewhere))
                 rows.append({"method": name, "change": compared.spelled(change), "psnr": mean["psnr"]})
         files.write_csv(arguments.out / "robustness.csv", rows)
-        log.metrics(compared.means(results))
+        rows = []
+        for name, model in models.items():
+            mean = evaluation.mean(evaluation.evaluate_long(model, test, chosen.long_steps))
+            rows.append({"method": name, "steps": chosen.long_steps, "psnr": mean["psnr"]})
+        files.write_csv(arguments.out / "long.csv", rows)
+        log.metrics(compared.means(results) | {f"{row['method']}.long_psnr": row["psnr"] for row in rows})
 
 
 if __name__ == "__main__":

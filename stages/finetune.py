@@ -10,26 +10,35 @@ from elder.compute import Compute
 from elder.images import Patches
 from elder.model import load
 from elder.training.finetune import Finetuning, finetune
+from elder.training.validation import validate
 from pipeline import tracking
 from stages import posed, prepared, settings
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Minimise the squared error of the fixed points; write the bundle that is best on validation, and the curve."""
-    chosen = settings.typed(Finetuning, "finetune", over=settings.cell(arguments.cell).finetune)
+    cell = settings.cell(arguments.cell)
+    chosen = settings.typed(Finetuning, "finetune", over=cell.finetune)
     before = load(arguments.tuned).on(settings.typed(Compute, "compute"))
     names, images = prepared.images(arguments.images, "train")
     patches = Patches(images, chosen.patch, names)
     validation = posed.measured(arguments.images, arguments.measurements, "validation", before.problem)
-    params = {"finetune": vars(chosen), "problem": before.problem.settings}
+    problem = before.problem.override(cell.training_problem)
+    params = {"finetune": vars(chosen), "problem": problem.settings}
     inputs = [arguments.images, arguments.measurements, arguments.tuned]
     with tracking.training(f"finetune {arguments.cell}", params, inputs, chosen) as (log, curve, checkpoint):
-        model = finetune(before, patches, validation, chosen, curve, checkpoint=checkpoint)
+        model = finetune(before, patches, validation, chosen, curve, problem=problem, checkpoint=checkpoint)
+        score, _ = validate(model, validation)
         gained = {
             "validation_psnr_before": curve.first("val_psnr"),
-            "validation_psnr": curve.best("val_psnr"),
+            "validation_psnr": score.psnr,
             "weight": model.tuning.weight,
             "sigma": model.tuning.sigma,
+            "validation_converged": score.converged,
+            "exact": curve.mean("exact"),
+            "approximate": curve.mean("approximate"),
+            "left_out": curve.mean("left_out"),
+            "evaluations": curve.total("evaluations"),
             "skipped": curve.total("skipped"),
             "went_back": curve.total("went_back"),
         }

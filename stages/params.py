@@ -40,7 +40,7 @@ class Preparation:
 
 @dataclass(frozen=True)
 class Search:
-    """Settings of `tune`."""
+    """Settings of `tune`. weight: λ where the search starts; 0 takes it from the noise and the operator."""
 
     weight: float
     sigma: float
@@ -53,8 +53,8 @@ class Search:
             raise UserError(f"params.yaml: tune.sigma={self.sigma} must be in [1/255, 1]")
         if not self.factors or min(self.factors) <= 1:
             raise UserError("params.yaml: tune.factors must be a list of numbers above 1")
-        if min(self.weight, self.tol, self.max_steps) <= 0:
-            raise UserError("params.yaml: tune.weight, tune.tol and tune.max_steps must be positive")
+        if self.weight < 0 or min(self.tol, self.max_steps) <= 0:
+            raise UserError("params.yaml: tune.tol and tune.max_steps must be positive, and tune.weight not negative")
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,13 @@ class Evaluation:
     """Settings of `evaluate`."""
 
     curve_steps: int
+    long_steps: int
     tv_weights: list[float]
     robustness: dict[str, list[dict[str, Any]]]
 
     def __post_init__(self) -> None:
-        if self.curve_steps < 1 or not self.tv_weights or min(self.tv_weights) <= 0:
-            raise UserError("params.yaml: evaluate.curve_steps and evaluate.tv_weights must be positive")
+        if min(self.curve_steps, self.long_steps) < 1 or not self.tv_weights or min(self.tv_weights) <= 0:
+            raise UserError("params.yaml: evaluate.curve_steps, long_steps and tv_weights must be positive")
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def check() -> None:
     for name in settings.section("cells"):
         cell = settings.cell(name)
         settings.typed(Finetuning, "finetune", over=cell.finetune)
-        settings.section("problems", cell.problem)
+        problems.make(cell.problem, {**settings.section("problems", cell.problem), **cell.training_problem})
         settings.section("regularizers", cell.regularizer)
 
 

@@ -37,6 +37,7 @@ def main(arguments: argparse.Namespace) -> None:
         version=importlib.metadata.version("elder"),
         torch=importlib.metadata.version("torch"),
         problems=chapters,
+        long_steps=settings.section("evaluate")["long_steps"],
         settings=yaml.safe_dump(settings.section(), sort_keys=False),
         source=manifest["source"],
         images=manifest["images"],

@@ -21,11 +21,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Cell:
-    """What is trained and compared; finetune: settings of its own in that section."""
+    """What is trained and compared; finetune: settings of its own in that section.
+
+    training_problem: settings of the problem that change where training draws its measurements, on patches.
+    """
 
     problem: str
     regularizer: str
     finetune: dict[str, Any] = field(default_factory=dict)
+    training_problem: dict[str, Any] = field(default_factory=dict)
 
 
 def section(*path: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from elder import files
 from elder.compute import Compute
 from elder.model import Tuning, load
-from elder.training.tune import Trial, best, tune
+from elder.training.tune import Trial, best, edges, is_constrained, starting_weight, tune
 from pipeline import tracking
 from stages import posed, settings
 from stages.params import Search
@@ -20,7 +20,9 @@ def main(arguments: argparse.Namespace) -> None:
     compute = settings.typed(Compute, "compute")
     problem = posed.problem(arguments.problem)
     validation = posed.measured(arguments.images, arguments.measurements, "validation", problem)
-    start = Tuning(search.weight, search.sigma, 1 / search.weight, search.tol, search.max_steps)
+    pretrained = replace(load(arguments.pretrained), problem=problem).on(compute)
+    weight = search.weight or starting_weight(validation, problem.noise, search.sigma)
+    start = Tuning(weight, search.sigma, 1 / weight, search.tol, search.max_steps)
     params = {"tune": vars(search), "problem": problem.settings}
     inputs = [arguments.measurements, arguments.pretrained]
     title = f"tune {arguments.cell}"
@@ -28,17 +30,33 @@ def main(arguments: argparse.Namespace) -> None:
 
         def report(number: int, trial: Trial) -> None:
             log.step(number, {"weight": trial.weight, "sigma": trial.sigma, "val_psnr": trial.psnr})
-            failed = "" if trial.converged else ", not all solves converged"
-            print(f"λ = {trial.weight:.4g}, σ = {trial.sigma:.4g}: {trial.psnr:.2f} dB{failed}", flush=True)
+            print(described(trial), flush=True)
 
-        pretrained = replace(load(arguments.pretrained), problem=problem).on(compute)
         model, trials = tune(
             pretrained, validation, start=start, factors=search.factors, report=report, checkpoint=checkpoint
         )
-        reached = best(trials).psnr
-        replace(model, metadata={"stage": "tune", "validation_psnr": reached}).save(arguments.out)
-        log.metrics({"validation_psnr": reached})
+        found, early = best(trials), max(trials, key=lambda trial: trial.peak_psnr)
+        for name in edges(found, constrained=is_constrained(model, validation)):
+            print(f"tune {arguments.cell}: {name} ended at the edge of its range; the best may lie beyond", flush=True)
+        print(f"best where solves end:   {described(found)}\nbest when stopped early: {described(early)}", flush=True)
+        figures = {
+            "validation_psnr": found.psnr,
+            "validation_converged": found.converged,
+            "early_psnr": early.peak_psnr,
+            "early_step": early.peak_step,
+            "early_sigma": early.sigma,
+        }
+        replace(model, metadata={"stage": "tune", **figures}).save(arguments.out)
+        log.metrics(figures)
         files.write_csv(arguments.trials, [vars(trial) for trial in trials])
+
+
+def described(trial: Trial) -> str:
+    """One line on a trial."""
+    return (
+        f"λ = {trial.weight:.4g}, σ = {trial.sigma:.4g}: {trial.psnr:.2f} dB where solves end, "
+        f"{trial.converged:.0%} converged; at best {trial.peak_psnr:.2f} dB, at step {trial.peak_step:.0f}"
+    )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import cases
@@ -122,6 +123,10 @@ class Setup:
         assert backward.solution.converged.all()
         return list(gradient)
 
+    def implicit_approximately(self, solver: LinearSolver) -> list[Tensor]:
+        x, _ = ImplicitGradient(solver).attach(self.problem(), self.fixed_point, STEP)
+        return list(torch.autograd.grad(self.loss(x), self.theta, materialize_grads=True))
+
     def unrolled(self, steps: int = 120) -> list[Tensor]:
         """Through plain steps that autograd records, from the fixed point itself."""
         problem, x = self.problem(), self.fixed_point
@@ -129,7 +134,7 @@ class Setup:
             x = problem.fidelity.prox(x - STEP * problem.slope(x), STEP)
         return list(torch.autograd.grad(self.loss(x), self.theta, materialize_grads=True))
 
-    def difference(self, direction: list[Tensor], length: float = 1e-5) -> float:
+    def difference(self, direction: list[Tensor], length: float = 1e-6) -> float:
         """The slope of the loss along a direction in θ, by solving anew on either side."""
         values = []
         for sign in (1, -2, 1):
@@ -218,3 +223,49 @@ def test_an_image_whose_solve_failed_is_left_out_and_counted(setup):
     gradient = torch.autograd.grad(setup.loss(attached), setup.theta, materialize_grads=True)
     assert backward.skipped == 2
     assert all(float(g.abs().max()) == 0 for g in gradient)
+
+
+def test_an_image_without_a_fixed_point_moves_its_next_step(setup):
+    """Its gradient is that of L(T_θ(x)) at a constant x; the other image keeps the implicit one."""
+    problem, x = setup.problem(), setup.fixed_point.clone()
+    x[1] += 0.1 * torch.rand(x[1].shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
+    method = ImplicitGradient(MINRES(1e-10, 500), fallback=Neumann(0, measured=False))
+    attached, backward = method.attach(problem, x, STEP, solved=torch.tensor([True, False]))
+    found = torch.autograd.grad(setup.loss(attached), setup.theta, materialize_grads=True)
+    assert backward.exact.tolist() == [True, False]
+    assert backward.skipped == 0
+    problem = setup.problem()
+    stepped = problem.fidelity.prox(x - STEP * problem.slope(x), STEP)
+    torch.testing.assert_close(attached.detach()[1], stepped.detach()[1])
+    step_gradient = torch.autograd.grad((stepped - setup.truth)[1].square().sum(), setup.theta, materialize_grads=True)
+    exact, _ = ImplicitGradient(MINRES(1e-10, 500)).attach(setup.problem(), setup.fixed_point, STEP)
+    implicit = torch.autograd.grad((exact - setup.truth)[0].square().sum(), setup.theta, materialize_grads=True)
+    assert relative(list(found), [a + b for a, b in zip(step_gradient, implicit, strict=True)]) < 1e-8
+
+
+def test_an_image_whose_adjoint_solve_fails_falls_back(setup):
+    failing = MINRES(tol=1e-14, max_steps=1)
+    attached, backward = ImplicitGradient(failing, fallback=JACOBIAN_FREE).attach(
+        setup.problem(), setup.fixed_point, STEP
+    )
+    found = torch.autograd.grad(setup.loss(attached), setup.theta, materialize_grads=True)
+    assert backward.skipped == 0
+    assert not backward.exact.any()
+    assert relative(list(found), setup.implicit_approximately(JACOBIAN_FREE)) < 1e-10
+
+
+def test_a_diverged_adjoint_solve_does_not_spoil_the_other_images(setup):
+    class Diverging:
+        contraction = False
+
+        def __call__(self, H, b, precondition):
+            found = MINRES(1e-10, 500)(H, b, precondition)
+            v = found.v.clone()
+            v[1] = torch.nan
+            return replace(found, v=v, converged=torch.tensor([True, False]))
+
+    attached, backward = ImplicitGradient(Diverging()).attach(setup.problem(), setup.fixed_point, STEP)
+    gradient = torch.autograd.grad(setup.loss(attached), setup.theta, materialize_grads=True)
+    assert backward.exact.tolist() == [True, False]
+    assert all(bool(g.isfinite().all()) for g in gradient)
+    assert any(float(g.abs().max()) > 0 for g in gradient)

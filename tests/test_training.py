@@ -11,10 +11,11 @@ from elder import UserError, files, problems, regularizers
 from elder.images import Patches, to_tensor
 from elder.measurements import Measured, measure
 from elder.model import Model, Tuning
+from elder.training.averaging import moving_average
 from elder.training.checkpoint import Checkpoint
-from elder.training.finetune import Finetuning, finetune
+from elder.training.finetune import Effort, Finetuning, finetune
 from elder.training.pretrain import Pretraining, denoising_psnr, pretrain
-from elder.training.tune import tune
+from elder.training.tune import Trial, edges, starting_weight, trial_of, tune
 from elder.training.validation import Score, validate
 
 DESCRIPTION = {"name": "least_squares", "network": {"name": "dncnn", "channels": 1, "width": 8, "depth": 3}}
@@ -79,37 +80,70 @@ def test_tuning_leaves_a_weight_alone_that_has_no_part_in_the_minimum(tuned, ima
     assert abs(gap) < 0.01
 
 
-def test_solves_that_converge_come_before_decibels():
-    low, high, cut_off = Score(20.0, True), Score(25.0, True), Score(30.0, False)
-    assert low.beats(cut_off)
-    assert not cut_off.beats(high)
-    assert high.beats(low, by=4.9)
-    assert not high.beats(low, by=5.1)
+def test_a_lost_solve_is_charged_in_decibels():
+    assert Score(25.0, 1.0).beats(Score(27.0, 0.8))  # 0.15 short of 0.95: 3 dB
+    assert Score(28.5, 0.8).beats(Score(25.0, 1.0))
+    assert Score(25.0, 0.95).merit == Score(25.0, 1.0).merit == 25.0
+    assert not Score(25.2, 1.0).beats(Score(25.0, 1.0), by=0.3)
 
 
-def test_tuning_prefers_pairs_whose_solves_converge(tuned, monkeypatch):
+def test_tuning_charges_pairs_whose_solves_fail(tuned, monkeypatch):
     before, validation = tuned
 
-    def judged(model, measured):
-        solutions = [model.solve(m.operator, m.y) for m in measured[:1]]
-        return Score(30 - model.tuning.sigma, model.tuning.sigma > 0.15), solutions
+    def tried(model, measured):
+        sigma = model.tuning.sigma
+        return Trial(model.tuning.weight, sigma, 30 - sigma, float(sigma > 0.15), 31.0, 4.0, 1.0)
 
-    monkeypatch.setattr("elder.training.tune.validate", judged)
+    monkeypatch.setattr("elder.training.tune.trial_of", tried)
     found, trials = tune(before, validation, start=Tuning(0.1, 0.08, 10.0), factors=(2.0,))
     assert found.tuning.sigma == pytest.approx(0.16)
     assert {trial.converged for trial in trials} == {True, False}
 
 
+def test_a_trial_tells_the_end_of_the_solves_from_their_best_on_the_way(tuned):
+    before, validation = tuned
+    trial, (score, solutions) = trial_of(before, validation), validate(before, validation)
+    assert trial.psnr == pytest.approx(score.psnr, abs=1e-4)
+    assert trial.converged == score.converged
+    assert trial.step == pytest.approx(min(float(s.step.min()) for s in solutions))
+    assert trial.peak_psnr >= trial.psnr
+    # Too little regularisation: the start is better than the end.
+    noisy = replace(before, problem=problems.make("denoise", {"noise": 0.2}))
+    measured = measure(noisy.problem, ["brick"], [validation[0].truth])
+    weak = trial_of(replace(noisy, tuning=replace(before.tuning, weight=1e-4, step=1e4)), measured)
+    strong = trial_of(replace(noisy, tuning=replace(before.tuning, weight=2.0, step=0.5)), measured)
+    assert strong.psnr > weak.psnr + 3
+
+
+def test_the_search_starts_at_a_weight_that_fits_noise_and_operator(images):
+    denoise = problems.make("denoise", {"noise": 0.1})
+    measured = measure(denoise, ["brick"], images[:1])
+    assert starting_weight(measured, 0.1, 0.05) == pytest.approx(4.0)
+    # Without noise, in units of the mean eigenvalue of AᵀA: here the share of k-space that is sampled.
+    exact = measure(problems.make("csmri", {"ratio": 0.4}), ["brick"], images[:1])
+    assert starting_weight(exact, 0.0, 0.05) == pytest.approx(0.002 * 0.4, rel=0.1)
+
+
+def test_the_end_at_an_edge_is_said():
+    within, beyond = (Trial(1.0, sigma, 30.0, 1.0, 30.0, 5.0, 1.0) for sigma in (0.1, 1 / 255))
+    assert edges(within, constrained=False) == []
+    assert edges(beyond, constrained=False) == ["σ"]
+    assert edges(replace(within, weight=1e-7), constrained=False) == ["λ"]
+    assert edges(replace(within, weight=1e-7), constrained=True) == []
+
+
 def test_training_that_loses_its_fixed_points_goes_back(tuned, patches):
     before, validation = tuned
-    assert validate(before, validation)[0].converged
-    reckless = Finetuning(steps=4, batch=2, patch=24, learning_rate=30.0, validate_every=2, patience=9)
+    assert validate(before, validation)[0].converged == 1
+    reckless = Finetuning(
+        steps=4, batch=2, patch=24, learning_rate=30.0, validate_every=2, patience=9, warmup=0.0, average=0.0
+    )
     rows = []
     after = finetune(before, patches, validation, reckless, lambda step, figures: rows.append(figures))
     assert rows[2]["went_back"] == 1
     # The step after it begins where the best was.
     assert rows[3]["weight"] == pytest.approx(before.tuning.weight) != rows[2]["weight"]
-    assert validate(after, validation)[0].converged
+    assert validate(after, validation)[0].converged == 1
 
 
 def test_finetuning_lowers_the_error_of_the_fixed_points(tuned, patches):
@@ -135,11 +169,91 @@ def test_finetuning_repeats(tuned, patches):
         assert torch.equal(a, b)
 
 
-def test_finetuning_gives_up_with_advice(tuned, patches):
+def test_every_picture_contributes_though_no_solve_converges(tuned, patches):
     before, validation = tuned
-    hopeless = Finetuning(steps=9, batch=2, patch=24, tol=1e-13, max_steps=1, patience=3)
-    with pytest.raises(FloatingPointError, match=r"no image was usable in 3 steps in a row.*max_steps"):
-        finetune(before, patches, validation, hopeless, silent)
+    hasty = Finetuning(
+        steps=30, batch=4, patch=24, learning_rate=5e-4, tol=1e-13, max_steps=4, warmup=0.0, validate_every=10
+    )
+    rows = []
+    after = finetune(before, patches, validation, hasty, lambda step, figures: rows.append(figures))
+    assert all(row["forward_failed"] == 4 and row["approximate"] == 1 for row in rows[1:])
+    assert all(row["exact"] == row["left_out"] == row["skipped"] == 0 for row in rows[1:])
+    assert validate(after, validation)[0].merit > validate(before, validation)[0].merit + 0.05
+
+
+def test_pictures_may_be_left_out_and_are_counted(tuned, patches):
+    before, validation = tuned
+    hopeless = Finetuning(steps=9, batch=2, patch=24, tol=1e-13, max_steps=1, patience=3, fallback="skip")
+    rows = []
+    with pytest.raises(FloatingPointError, match=r"no finite gradient in 3 steps in a row.*max_steps"):
+        finetune(before, patches, validation, hopeless, lambda step, figures: rows.append(figures))
+    assert [row["left_out"] for row in rows[1:]] == [1, 1]
+
+
+def test_the_penalty_holds_the_spectral_radius(tuned, patches):
+    before, validation = tuned
+    radii = {}
+    for target in (0.6, 0.99):
+        settings = Finetuning(
+            steps=40, batch=4, patch=24, learning_rate=1e-3, stability=target, validate_every=40, warmup=0.0
+        )
+        rows = []
+        finetune(before, patches, validation, settings, lambda step, figures, rows=rows: rows.append(figures))
+        radii[target] = sum(row["spectral_radius"] for row in rows[-10:]) / 10
+        weights = [row["penalty_weight"] for row in rows[1:]]
+        assert (weights[-1] > weights[0]) == (target == 0.6)
+    assert radii[0.6] < radii[0.99] - 0.05
+
+
+def test_a_certified_energy_needs_no_penalty(tuned, patches):
+    _, validation = tuned
+    energy = regularizers.make("weakly_convex_ridge", filters=4, size=3)
+    problem = problems.make("csmri", {"ratio": 0.4, "seed": 5})
+    before = Model(problem, energy, Tuning(0.1, 0.1, 10.0), {"name": "weakly_convex_ridge"})
+    rows = []
+    settings = Finetuning(steps=2, batch=2, patch=24, validate_every=2)
+    finetune(before, patches, validation, settings, lambda step, figures: rows.append(figures))
+    assert all("spectral_radius" not in row for row in rows)
+
+
+def test_the_effort_grows_during_the_warm_up():
+    settings = Finetuning(steps=100, warmup=0.5, max_steps=20, tol=1e-4, adjoint_tol=0.05)
+    efforts = [Effort.at(settings, step) for step in (1, 25, 50, 100)]
+    assert [e.max_steps for e in efforts] == sorted(e.max_steps for e in efforts)
+    assert efforts[0].max_steps == pytest.approx(8, abs=1)
+    assert efforts[0].tol > 5 * efforts[2].tol
+    assert efforts[0].adjoint_tol > efforts[2].adjoint_tol
+    assert efforts[2] == efforts[3] == Effort(1e-4, 20, 0.05)
+    assert Effort.at(replace(settings, warmup=0.0), 1) == efforts[3]
+
+
+def test_training_measurements_may_differ_from_those_of_validation(tuned, patches):
+    before, validation = tuned
+    drawn = []
+
+    class Recorded(type(before.problem)):
+        def simulate(self, x, generator):
+            drawn.append(self.ratio)
+            return super().simulate(x, generator)
+
+    settings = Finetuning(steps=2, batch=2, patch=24, validate_every=2)
+    after = finetune(before, patches, validation, settings, silent, problem=Recorded(ratio=0.9))
+    assert drawn == [0.9, 0.9]
+    assert after.problem == before.problem
+
+
+def test_the_average_of_weights_follows_them():
+    module = torch.nn.Linear(1, 1)
+    averaged = moving_average(module, 0.5)
+    for value in (1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0):
+        torch.nn.init.constant_(module.weight, value)
+        averaged.update_parameters(module)
+    assert 1.9 < float(averaged.module.weight.detach()) < 2.0
+    latest = moving_average(module, 0.0)
+    for value in (1.0, 3.0):
+        torch.nn.init.constant_(module.weight, value)
+        latest.update_parameters(module)
+    assert float(latest.module.weight.detach()) == 3.0
 
 
 class Killed(Exception):
@@ -277,7 +391,10 @@ def test_an_image_smaller_than_the_patch_is_named(images):
         Patches(images[:1], 64, ["coin"])
 
 
-@pytest.mark.parametrize("settings", [{"steps": 0}, {"loss": "l1"}, {"tol": -1.0}, {"adjoint": "exact"}])
+BAD = [{"steps": 0}, {"loss": "l1"}, {"tol": -1.0}, {"adjoint": "exact"}, {"fallback": "hope"}, {"stability": 1.5}]
+
+
+@pytest.mark.parametrize("settings", BAD)
 def test_bad_settings_name_themselves(settings):
     with pytest.raises(UserError, match=f"finetune.{next(iter(settings))}"):
         Finetuning(**settings)

@@ -40,6 +40,10 @@ class Energy(Regularizer):
             (gradient,) = torch.autograd.grad(value.sum(), x, create_graph=record)
         return (value if record else value.detach()), gradient
 
+    def weak_convexity(self, sigma: float) -> float | None:
+        """ρ >= 0 such that h(·, σ) + ρ/2 ‖·‖² is convex, whatever x; `None` if no bound is known, as for a network."""
+        return None
+
     def grad(self, x: Tensor, sigma: Tensor) -> Tensor:
         """∇h(x, σ), (b, c, h, w)."""
         return self.value_and_grad(x, sigma)[1]

@@ -55,6 +55,10 @@ class ConvexRidge(Energy):
         # A noise level of zero has no logarithm, and so no gradient in p.
         return (level.clamp(min=1e-4) / 0.1) ** self.exponent
 
+    def weak_convexity(self, sigma: float) -> float | None:
+        """0: convex."""
+        return 0.0
+
     def centred(self) -> Tensor:
         """The filters less their mean: a constant picture costs nothing."""
         return self.filters - self.filters.mean((1, 2, 3), keepdim=True)

@@ -24,6 +24,10 @@ class SmoothedTotalVariation(Energy):
         self.channels = channels
         self.log_epsilon = nn.Parameter(torch.tensor(float(epsilon)).log())
 
+    def weak_convexity(self, sigma: float) -> float | None:
+        """0: convex."""
+        return 0.0
+
     def value(self, x: Tensor, sigma: Tensor) -> Tensor:
         return self.value_and_grad(x, sigma)[0]
 

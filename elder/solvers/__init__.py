@@ -12,7 +12,7 @@ from elder.objective import Equilibrium, Objective
 from elder.solvers.anderson import Anderson
 from elder.solvers.inertial import Inertial
 from elder.solvers.iterate import Iterate
-from elder.solvers.loop import Solution, Status, iterates, solve
+from elder.solvers.loop import Solution, Status, iterates, solve, stops
 from elder.solvers.picard import AndersonMixing, Picard
 from elder.solvers.proximal_gradient import ProximalGradient
 
@@ -33,7 +33,7 @@ def fixed_point(
 
     Steps are in the metric of natural pictures where the data term has a closed form for it: up to a third fewer.
     x0: a guess from the measurement alone. The solve starts from prox_{τg}(x0), its agreement with the measurement,
-    which costs no evaluation; from a point where the regulariser has had its say, call `solve`.
+    which costs no evaluation. To warm-start from an earlier reconstruction, call `solve`.
 
     With a lower precision, the start is first brought near by plain mixing in that precision, and kept where this
     lowered the energy; then the same solve as ever polishes it. Statistics are those of the polish, but for the
@@ -96,4 +96,5 @@ __all__ = [
     "iterates",
     "path",
     "solve",
+    "stops",
 ]

@@ -95,7 +95,7 @@ def solve(
     steps = torch.zeros(len(x0), dtype=torch.long, device=x0.device)
     energies = [] if s.energy is None else [s.energy]
     for count in range(max_steps + 1):
-        stop = _stops(s, tol)
+        stop = stops(s, tol)
         done = [i for i, why in enumerate(stop) if why is not None or count == max_steps]
         if done:
             index = torch.tensor(done, device=x0.device)
@@ -116,7 +116,7 @@ def solve(
     return Solution(final.x, tuple(status), steps, final.residual, final.step, final.evaluations, path)
 
 
-def _stops(s: Iterate, tol: float) -> list[Status | None]:
+def stops(s: Iterate, tol: float) -> list[Status | None]:
     """Why each image stops here, or None where it goes on."""
     finite = (s.residual if s.energy is None else s.residual + s.energy).isfinite()
     # Near a minimum the energy rises by the square of the distance, and a rise of its rounding can't be seen.

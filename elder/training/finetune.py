@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from elder.adjoint import JACOBIAN_FREE, AndersonFixedPoint, FixedPoint, Neumann
+from elder.adjoint import AndersonFixedPoint, FixedPoint, Neumann
 from elder.errors import UserError
-from elder.fidelity import Fidelity
 from elder.images import Patches
-from elder.implicit import ImplicitGradient
+from elder.implicit import ImplicitGradient, Linearization, fixed_point_step
 from elder.linear import GMRES, MINRES, LinearSolver
 from elder.measurements import Measured
-from elder.model import Model, Tuning
-from elder.objective import Equilibrium, Objective, pose
-from elder.operators.base import Operator
+from elder.model import Model
+from elder.objective import Equilibrium, Objective
+from elder.problems.base import Problem
+from elder.regularizers.base import Energy
 from elder.solvers import fixed_point
+from elder.stability import adapted, penalty, spectral_radius
 from elder.training.checkpoint import Checkpoint
-from elder.training.pretrain import SHORTEST, Report
-from elder.training.validation import Score, validate
+from elder.training.pretrain import Report
+from elder.training.progress import Progress
+from elder.training.validation import validate
 
 # ‖x − x̄‖² of each image to a loss. Its logarithm, PSNR but for the sign, weighs easy and hard images alike.
 LOSSES: dict[str, Callable[[Tensor], Tensor]] = {"mse": torch.mean, "psnr": lambda error: error.log().mean()}
+# A loss whose gradient grows with the error gets its penalty in the same units.
+UNITS: dict[str, Callable[[Tensor], Tensor]] = {"mse": torch.mean, "psnr": lambda error: torch.ones(())}
+# The tolerances of the solves at the start of the warm-up, and the most steps, in units of those at its end.
+LOOSER, FEWER = 10.0, 0.4
 
 
 @dataclass(frozen=True)
@@ -41,24 +44,35 @@ class Finetuning:
     tuning_rate: float = 1e-2  # of log λ and log σ, likewise
     clip: float = 3.0  # largest gradient norm
     tol: float = 3e-4  # of the forward solve
-    max_steps: int = 60
+    max_steps: int = 60  # of a forward solve
+    warmup: float = 0.3  # share of the training in which the solves' steps grow and their tolerances shrink to these
     adjoint: str = "krylov"  # how the backward pass solves its linear system, see `ADJOINTS`
     adjoint_tol: float = 5e-2  # of the linear solve of the backward pass
     adjoint_steps: int = 40  # products with the Hessian at most, terms of neumann
+    fallback: str = "jacobian_free"  # the gradient of images without a fixed point, see `FALLBACKS`
+    stability: float = 0.95  # what the spectral radius of the fixed-point map is kept below; 0: no penalty
+    stability_weight: float = 30.0  # of the penalty at the start; it is adapted
+    stability_every: int = 2  # steps between two penalties
+    power_steps: int = 2  # power iterations of the spectral radius
+    average: float = 0.98  # decay of the moving average of the weights, which is validated; 0: the weights themselves
     validate_every: int = 40
+    go_back: float = 6.0  # dB of merit that a state may lose before training goes back to the best one
     loss: str = "psnr"  # mse: mean squared error; psnr: its logarithm, image by image
-    patience: int = 10  # steps in a row without any usable image before training gives up
+    patience: int = 10  # steps in a row without a finite gradient before training gives up
     checkpoint_every: int = 20  # steps
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in self.__dataclass_fields__:
-            if name not in ("seed", "loss", "adjoint") and not getattr(self, name) > 0:
+        may_be_zero = ("seed", "warmup", "stability", "average")
+        for name, kind in self.__annotations__.items():
+            if kind != "str" and name not in may_be_zero and not getattr(self, name) > 0:
                 raise UserError(f"finetune.{name}={getattr(self, name)} must be positive")
-        if self.loss not in LOSSES:
-            raise UserError(f"finetune.loss={self.loss!r} must be one of {', '.join(LOSSES)}")
-        if self.adjoint not in ADJOINTS:
-            raise UserError(f"finetune.adjoint={self.adjoint!r} must be one of {', '.join(ADJOINTS)}")
+        for name in ("warmup", "stability", "average"):
+            if not 0 <= getattr(self, name) <= 1 or (name in ("stability", "average") and getattr(self, name) == 1):
+                raise UserError(f"finetune.{name}={getattr(self, name)} must be in [0, 1]")
+        for name, known in (("loss", LOSSES), ("adjoint", ADJOINTS), ("fallback", FALLBACKS)):
+            if getattr(self, name) not in known:
+                raise UserError(f"finetune.{name}={getattr(self, name)!r} must be one of {', '.join(known)}")
 
 
 def _krylov(problem: Equilibrium, tol: float, steps: int) -> LinearSolver:
@@ -72,84 +86,38 @@ ADJOINTS: dict[str, Callable[[Equilibrium, float, int], LinearSolver]] = {
     "anderson": lambda problem, tol, steps: AndersonFixedPoint(tol, steps),
     "fixed_point": lambda problem, tol, steps: FixedPoint(tol, steps),
     "neumann": lambda problem, tol, steps: Neumann(steps),
-    "jacobian_free": lambda problem, tol, steps: JACOBIAN_FREE,
+    "jacobian_free": lambda problem, tol, steps: Neumann(0),
+}
+# For images whose forward or backward solve did not converge: one step's gradient, that of five, or none.
+FALLBACKS: dict[str, LinearSolver | None] = {
+    "jacobian_free": Neumann(0, measured=False),
+    "neumann": Neumann(5, measured=False),
+    "skip": None,
 }
 
 
-class Parameters(nn.Module):
-    """θ: the network's weights with log λ and log σ beside them."""
+@dataclass(frozen=True)
+class Effort:
+    """What the solves of one step may cost."""
 
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.regularizer = copy.deepcopy(model.regularizer).train().requires_grad_()
-        log_weight, log_sigma = math.log(model.tuning.weight), math.log(model.tuning.sigma)
-        self.log_weight = nn.Parameter(torch.tensor(log_weight, dtype=torch.float64, device=model.device))
-        self.log_sigma = nn.Parameter(torch.tensor(log_sigma, dtype=torch.float64, device=model.device))
+    tol: float
+    max_steps: int
+    adjoint_tol: float
 
-    def objective(self, fidelity: Fidelity) -> Equilibrium:
-        return pose(fidelity, self.regularizer, self.log_weight.exp(), self.log_sigma.exp())
+    @classmethod
+    def at(cls, settings: Finetuning, step: int) -> Effort:
+        """Little at first, all that the settings allow after the warm-up; geometric in between.
 
-    def model(self, before: Model, scale: float) -> Model:
-        """The model with these parameters, frozen, its first step τ = scale / λ."""
-        weight, sigma = float(self.log_weight.detach().exp()), float(self.log_sigma.detach().exp())
-        tuning = replace(before.tuning, weight=weight, sigma=sigma, step=scale / weight)
-        return replace(before, regularizer=copy.deepcopy(self.regularizer).eval().requires_grad_(False), tuning=tuning)
-
-
-class Progress:
-    """Everything that a fine-tuning carries from one step to the next."""
-
-    def __init__(self, before: Model, settings: Finetuning) -> None:
-        self.theta = Parameters(before)
-        rates = [settings.learning_rate, settings.tuning_rate]
-        groups = [self.theta.regularizer.parameters(), [self.theta.log_weight, self.theta.log_sigma]]
-        self.optimizer = torch.optim.Adam([{"params": g, "lr": r} for g, r in zip(groups, rates, strict=True)])
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, rates, total_steps=max(settings.steps, SHORTEST), pct_start=0.2
+        A gradient need not be better than its noise, which is that of a batch: early on, when each step moves far,
+        rough solves on many pictures teach more than exact ones on few.
+        """
+        grown = min(1.0, step / max(1.0, settings.warmup * settings.steps)) if settings.warmup else 1.0
+        loose = LOOSER ** (1 - grown)
+        return cls(
+            tol=settings.tol * loose,
+            max_steps=max(1, round(settings.max_steps * FEWER ** (1 - grown))),
+            adjoint_tol=min(settings.adjoint_tol * loose, max(settings.adjoint_tol, 0.3)),
         )
-        self.generator = torch.Generator().manual_seed(settings.seed)
-        self.scale = before.tuning.weight * before.tuning.step  # λτ
-        self.step, self.failures = 0, 0
-        self.best, self.best_score = before, Score(-math.inf, False)
-
-    def state(self) -> dict[str, Any]:
-        """What `restore` takes, without pickled objects."""
-        return {
-            "parts": {name: getattr(self, name).state_dict() for name in ("theta", "optimizer", "schedule")},
-            "generator": self.generator.get_state(),
-            "numbers": {name: getattr(self, name) for name in ("scale", "step", "failures")},
-            "score": asdict(self.best_score),
-            "best": {"weights": self.best.regularizer.state_dict(), "tuning": asdict(self.best.tuning)},
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go back to where `state` was taken."""
-        for name, part in state["parts"].items():
-            getattr(self, name).load_state_dict(part)
-        self.generator.set_state(state["generator"])
-        vars(self).update(state["numbers"])
-        self.best_score = Score(**state["score"])
-        regularizer = copy.deepcopy(self.best.regularizer)
-        regularizer.load_state_dict(state["best"]["weights"])
-        self.best = replace(self.best, regularizer=regularizer, tuning=Tuning(**state["best"]["tuning"]))
-
-    def judge(self, model: Model, score: Score) -> bool:
-        """Keep the model if it is the best so far; whether its solves fail where those of the best do not."""
-        if score.beats(self.best_score):
-            self.best, self.best_score = model, score
-        return self.best_score.converged and not score.converged
-
-    @torch.no_grad()
-    def go_back(self) -> None:
-        """To the best so far, with half the learning rates and without momentum."""
-        self.theta.regularizer.load_state_dict(self.best.regularizer.state_dict())
-        self.theta.log_weight.fill_(math.log(self.best.tuning.weight))
-        self.theta.log_sigma.fill_(math.log(self.best.tuning.sigma))
-        self.scale = self.best.tuning.weight * self.best.tuning.step
-        self.optimizer.state.clear()
-        for group in self.optimizer.param_groups:
-            for rate in ("lr", "initial_lr", "max_lr", "min_lr"):  # those that the schedule reads
-                group[rate] /= 2
 
 
 def finetune(
@@ -159,85 +127,139 @@ def finetune(
     settings: Finetuning,
     report: Report,
     *,
+    problem: Problem | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> Model:
     """The model whose fixed points have the least mean squared error, of those seen at each validation.
 
     Each step simulates measurements of fresh patches, solves for the fixed points without recording, and takes the
-    gradient in θ = (network, λ, σ) by implicit differentiation. The fixed point does not depend on τ, so no gradient
-    reaches it: training keeps λτ where the line search leaves it. Images whose forward or backward solve failed are
-    left out of the step and counted. The first validation is of `before`, so the result is never worse on it. A
-    validation whose solves fail, where those of the best so far converged, sends training back there with half the
-    learning rates: images left out pull no more, and a regulariser without fixed points would get ever worse.
-    `report` gets each step's number and its figures. With a checkpoint it goes on where the last run stopped. Raises
-    `FloatingPointError` after `patience` steps in a row without a usable image.
+    gradient in θ = (network, λ, σ). Every image contributes: by the implicit gradient where the forward and the
+    backward solve converged, else by `settings.fallback` at its last iterate, which pulls it towards a fixed point. A
+    penalty keeps the spectral radius of the fixed-point map below `settings.stability`; its weight follows the radius.
+    An energy with a certified bound on its concavity needs no penalty. The fixed point does not depend on τ, so no
+    gradient reaches it: training keeps λτ where the line search leaves it.
+
+    Validation is of the moving average of θ, and begins with `before`, so the result is never worse on it. A state
+    that has lost `settings.go_back` dB of merit after the warm-up sends training back to the best. `report` gets each
+    step's number and its figures. problem: what training measurements are drawn from, that of `before` if `None`; the
+    same measurement on smaller pictures, say. With a checkpoint training resumes where the last run stopped. Raises
+    `FloatingPointError` after `patience` steps in a row without a finite gradient.
     """
-    now = Progress(before, settings)
+    now = Progress(
+        before,
+        rates=(settings.learning_rate, settings.tuning_rate),
+        steps=settings.steps,
+        average=settings.average,
+        penalty_weight=settings.stability_weight,
+        seed=settings.seed,
+    )
     state = None if checkpoint is None else checkpoint.load()
     if state is not None:
         now.restore(state)
     else:
         now.best_score, _ = validate(before, validation)
-        report(0, {"val_psnr": now.best_score.psnr})
+        report(0, {"val_psnr": now.best_score.psnr, "val_converged": now.best_score.converged})
     for step in range(now.step + 1, settings.steps + 1):
-        x = patches.draw(settings.batch, now.generator)
-        operator, y = before.problem.simulate(x, now.generator)
-        operator, y, x = operator.to(before.device), y.to(before.device), x.to(before.device)
-        figures = _update(now, before, operator, y, x, settings)
+        now.step = step
+        figures = _update(now, before, patches, settings, problem or before.problem)
         now.failures = now.failures + 1 if "loss" not in figures else 0
         if now.failures >= settings.patience:
             raise FloatingPointError(
-                f"no image was usable in {now.failures} steps in a row: lower finetune.learning_rate, or raise "
+                f"no finite gradient in {now.failures} steps in a row: lower finetune.learning_rate, or raise "
                 "finetune.max_steps and finetune.adjoint_steps"
             )
         if step % settings.validate_every == 0 or step == settings.steps:
-            model = now.theta.model(before, now.scale)
-            score, _ = validate(model, validation)
-            figures |= {"val_psnr": score.psnr, "went_back": 0.0}
-            if now.judge(model, score):
-                now.go_back()
-                figures["went_back"] = 1.0
-        now.step = step
+            figures |= _validate(now, before, validation, settings)
         report(step, {**figures, "skipped": float("loss" not in figures)})
         if checkpoint is not None:
             checkpoint.save(step, now.state())
     return now.best
 
 
-def _update(
-    now: Progress, before: Model, operator: Operator, y: Tensor, x: Tensor, settings: Finetuning
-) -> dict[str, float]:
-    """One step of the optimizer on the measurements y of the clean patches x; its figures.
+def _validate(now: Progress, before: Model, validation: Sequence[Measured], settings: Finetuning) -> dict[str, float]:
+    """Judge the averaged parameters, and go back where they are far below the best."""
+    model = now.model.model(before, now.scale)
+    score, _ = validate(model, validation)
+    lost = now.judge(model, score)
+    # During the warm-up solves are cut short on purpose, and may not converge yet.
+    back = lost > settings.go_back and now.step > settings.warmup * settings.steps
+    if back:
+        now.go_back()
+    return {"val_psnr": score.psnr, "val_converged": score.converged, "went_back": float(back)}
 
-    The figures hold a loss only where some image was usable.
-    """
-    theta, start = now.theta, before.problem.initial(operator, y)
-    problem = theta.objective(before.problem.fidelity(operator, y))
+
+def _update(now: Progress, before: Model, patches: Patches, settings: Finetuning, drawn: Problem) -> dict[str, float]:
+    """One step of the optimizer; its figures, which hold a loss only where the gradient was finite."""
+    effort = Effort.at(settings, now.step)
+    x = patches.draw(settings.batch, now.generator)
+    operator, y = drawn.simulate(x, now.generator)
+    operator, y, x = operator.to(before.device), y.to(before.device), x.to(before.device)
+    problem, start = now.theta.objective(drawn.fidelity(operator, y)), drawn.initial(operator, y)
     weight = float(problem.weight.detach())
-    tau = torch.tensor(now.scale / weight)
-    options = {"tol": settings.tol, "max_steps": settings.max_steps, "precision": before.precision}
-    solution = fixed_point(problem, start, tau, **options)
-    now.scale = weight * float(solution.step.min())
+    solution = fixed_point(
+        problem,
+        start,
+        torch.tensor(now.scale / weight),
+        tol=effort.tol,
+        max_steps=effort.max_steps,
+        precision=before.precision,
+    )
+    now.advance(solution, weight)
+    finite = solution.x.flatten(1).isfinite().all(1)
+    at = Linearization.at(problem, torch.where(_wide(finite), solution.x, start))
+    # The step that the line search found grows short where λ∇²h is steep. The penalty is to see how steep.
+    tau = torch.full_like(solution.step, now.longest / weight)
+    adjoint = ADJOINTS[settings.adjoint](problem, effort.adjoint_tol, settings.adjoint_steps)
+    implicit = ImplicitGradient(adjoint, FALLBACKS[settings.fallback])
+    attached, backward = implicit.attach_to(at, tau, solved=solution.usable)
+    error = (attached - x).square().flatten(1).mean(1)
+    loss = LOSSES[settings.loss](error)
     figures = {
         "weight": weight,
         "sigma": float(problem.sigma.detach()),
         "step_size": now.scale / weight,
         "forward_steps": float(solution.steps.double().mean()),
         "forward_failed": float((~solution.usable).sum()),
+        "evaluations": float(solution.evaluations.sum()),
     }
-    index = solution.usable.nonzero().flatten()
-    if not len(index):
-        return figures
-    adjoint = ImplicitGradient(ADJOINTS[settings.adjoint](problem, settings.adjoint_tol, settings.adjoint_steps))
-    attached, backward = adjoint.attach(problem.select(index), solution.x[index], solution.step[index])
-    error = (attached - x[index]).square().flatten(1).mean(1)
-    loss = LOSSES[settings.loss](error)
+    total = loss
+    if settings.stability and now.step % settings.stability_every == 0 and not _certified(problem):
+        rho = _radius(at, tau, now, settings)
+        unit = UNITS[settings.loss](error.detach())
+        total = loss + now.penalty_weight * settings.stability_every * unit * penalty(rho, settings.stability)
+        figures |= {"spectral_radius": float(rho.detach().max()), "penalty_weight": now.penalty_weight}
+        now.penalty_weight = adapted(now.penalty_weight, rho, settings.stability)
     now.optimizer.zero_grad()
-    loss.backward(inputs=list(theta.parameters()))
-    norm = torch.nn.utils.clip_grad_norm_(theta.parameters(), settings.clip)
-    figures |= {"backward_products": float(backward.products), "backward_failed": float(backward.skipped)}
-    if bool(norm.isfinite()) and backward.skipped < len(index):
+    total.backward(inputs=list(now.theta.parameters()))
+    norm = torch.nn.utils.clip_grad_norm_(now.theta.parameters(), settings.clip)
+    exact = 0 if backward.exact is None else int(backward.exact.sum())
+    figures |= {
+        "backward_products": float(backward.products),
+        "exact": exact / len(x),
+        "approximate": 1 - (exact + backward.skipped) / len(x),
+        "left_out": backward.skipped / len(x),
+    }
+    if bool(norm.isfinite()) and backward.skipped < len(x):
         now.optimizer.step()
         now.schedule.step()
+        now.averaged.update_parameters(now.theta)
         figures |= {"loss": float(loss.detach()), "mse": float(error.detach().mean()), "gradient_norm": float(norm)}
     return figures
+
+
+def _radius(at: Linearization, tau: Tensor, now: Progress, settings: Finetuning) -> Tensor:
+    """ρ from where the solve still moves, which is where it converges slowest, with some noise to see the rest."""
+    noise = torch.randn(at.x.shape, generator=now.generator).to(at.x)
+    moving = fixed_point_step(at, tau) - at.x.detach()
+    scale = moving.flatten(1).norm(dim=1) / noise.flatten(1).norm(dim=1)
+    return spectral_radius(at, tau, moving + 0.3 * _wide(scale) * noise, settings.power_steps)
+
+
+def _certified(problem: Equilibrium) -> bool:
+    """Whether the energy comes with a bound on its concavity."""
+    regularizer = problem.regularizer
+    return isinstance(regularizer, Energy) and regularizer.weak_convexity(float(problem.sigma.detach())) is not None
+
+
+def _wide(a: Tensor) -> Tensor:
+    return a.view(-1, 1, 1, 1)

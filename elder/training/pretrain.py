@@ -13,6 +13,7 @@ from elder.errors import UserError
 from elder.images import Patches
 from elder.metrics import psnr
 from elder.regularizers.base import Regularizer
+from elder.training.averaging import moving_average
 from elder.training.checkpoint import Checkpoint
 
 Report = Callable[[int, dict[str, float]], None]
@@ -31,6 +32,7 @@ class Pretraining:
     learning_rate: float = 2e-3  # the peak of a one-cycle schedule
     sigma_max: float = 0.2  # noise levels are uniform in [0, sigma_max]
     clip: float = 0.1  # largest gradient norm
+    average: float = 0.99  # decay of the moving average of the weights, which training returns; 0: the last ones
     checkpoint_every: int = 50  # steps
     patience: int = 10  # steps in a row with a loss that is not finite before training gives up
     seed: int = 0
@@ -39,6 +41,8 @@ class Pretraining:
         for name in ("steps", "batch", "patch", "learning_rate", "sigma_max", "clip", "checkpoint_every", "patience"):
             if not getattr(self, name) > 0:
                 raise UserError(f"pretrain.{name}={getattr(self, name)} must be positive")
+        if not 0 <= self.average < 1:
+            raise UserError(f"pretrain.average={self.average} must be in [0, 1)")
 
 
 def pretrain(
@@ -60,15 +64,16 @@ def pretrain(
     generator = torch.Generator().manual_seed(settings.seed)
     device = next(regularizer.parameters()).device
     regularizer.train().requires_grad_()
+    averaged = moving_average(regularizer, settings.average)
     optimizer = torch.optim.Adam(regularizer.parameters(), lr=settings.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, settings.learning_rate, total_steps=max(settings.steps, SHORTEST), pct_start=0.1
     )
+    parts = {"regularizer": regularizer, "averaged": averaged, "optimizer": optimizer, "schedule": schedule}
     first, failures = 1, 0
     if checkpoint is not None and (state := checkpoint.load()) is not None:
-        regularizer.load_state_dict(state["regularizer"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
         generator.set_state(state["generator"])
         first, failures = state["step"] + 1, state["failures"]
     for step in range(first, settings.steps + 1):
@@ -87,13 +92,14 @@ def pretrain(
             figures["loss"] = float(loss.detach())
             optimizer.step()
             schedule.step()
+            averaged.update_parameters(regularizer)
         elif failures >= settings.patience:
             raise FloatingPointError(f"no finite gradient in {failures} steps in a row: lower pretrain.learning_rate")
         report(step, {**figures, "skipped": float(failures > 0)})
         if checkpoint is not None:
             state = {"step": step, "failures": failures, "generator": generator.get_state()}
-            parts = {"regularizer": regularizer, "optimizer": optimizer, "schedule": schedule}
             checkpoint.save(step, state | {name: part.state_dict() for name, part in parts.items()})
+    regularizer.load_state_dict(averaged.module.state_dict())
 
 
 @torch.no_grad()

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
+
+import torch
 
 from elder.fidelity import HardConstraint
 from elder.measurements import Measured
+from elder.metrics import psnr
 from elder.model import Model, Tuning
+from elder.solvers import Status, path, stops
+from elder.tensors import dot
 from elder.training.checkpoint import Checkpoint
-from elder.training.validation import Score, validate
+from elder.training.validation import Score
 
 # dB that a step of the search must gain: less is the grid's noise, and λ is nearly free where there is no noise.
 GAIN = 0.03
+# What the search keeps to.
+SIGMAS, WEIGHTS = (1 / 255, 1.0), (1e-7, 1e4)
+# λ where there is no noise, in units of the mean eigenvalue of AᵀA: data first, the regulariser for what they leave.
+NOISELESS = 0.002
 
 
 @dataclass(frozen=True)
@@ -21,8 +31,10 @@ class Trial:
 
     weight: float
     sigma: float
-    psnr: float
-    converged: bool  # every solve
+    psnr: float  # mean where the solves end
+    converged: float  # share of the solves
+    peak_psnr: float  # mean of each solve's best on the way: what stopping early could give, for who knew when
+    peak_step: float  # mean step of that best
     step: float
 
     @property
@@ -32,10 +44,28 @@ class Trial:
 
 def best(trials: Sequence[Trial]) -> Trial:
     """The trial that no other beats; the first of equals."""
-    found = trials[0]
-    for trial in trials:
-        found = trial if trial.score.beats(found.score) else found
-    return found
+    return max(trials, key=lambda trial: trial.score.merit)
+
+
+def starting_weight(measured: Sequence[Measured], noise: float, sigma: float) -> float:
+    """λ by the noise and the operator, before any search: s²/σ², or 0.002 · tr(AᵀA)/n without noise.
+
+    A denoiser that fits noise of level σ has x − D(x) = −σ²∇log p(x) (Tweedie; Efron 2011), so that the most probable
+    picture under noise of level s minimises ½‖A x − y‖² + (s²/σ²) h(x). The trace is estimated from one random
+    picture (Hutchinson).
+    """
+    m = measured[0]
+    z = torch.randn(m.truth.shape, generator=torch.Generator().manual_seed(0), dtype=m.truth.dtype)
+    az = m.operator.A(z)
+    floor = NOISELESS * float(dot(az, az).sum() / dot(z, z).sum())
+    return min(max(noise**2 / sigma**2, floor, WEIGHTS[0]), WEIGHTS[1])
+
+
+def edges(found: Trial, *, constrained: bool) -> list[str]:
+    """The searched quantities that ended at the edge of their range: the best may lie beyond."""
+    at_edge = {"σ": any(abs(found.sigma / s - 1) < 1e-6 for s in SIGMAS)}
+    at_edge["λ"] = not constrained and any(abs(found.weight / w - 1) < 1e-6 for w in WEIGHTS)
+    return [name for name, ended in at_edge.items() if ended]
 
 
 def tune(
@@ -43,17 +73,17 @@ def tune(
     measured: Sequence[Measured],
     *,
     start: Tuning,
-    factors: Sequence[float] = (3.0,),
+    factors: Sequence[float] = (4.0, 2.0),
     report: Callable[[int, Trial], None] = lambda number, trial: None,
     checkpoint: Checkpoint | None = None,
 ) -> tuple[Model, list[Trial]]:
-    """The model with the λ and σ of best mean PSNR, by a compass search in their logarithms; and all trials.
+    """The model with the λ and σ of best merit (see `Score`), by a compass search in their logarithms; and all trials.
 
-    Pairs with which every solve converges come before all others: DEQ training is for fixed points. From `start`, each
-    factor is tried up and down in both until none helps, then the next. Under a hard constraint λ has no part in the
-    minimum, and only σ is searched. σ stays within [1/255, 1]. A pair's τ starts at 1/λ, since ∇h = x − D(x) has a
-    Lipschitz constant near 1, and is kept as the line search left it. `report` gets each new trial and its number.
-    With a checkpoint the search goes on where the last one stopped.
+    From `start`, each factor is tried up and down in both until none helps, then the next: large factors bracket the
+    best, small ones refine it. Under a hard constraint λ has no part in the minimum, and only σ is searched. σ stays
+    within [1/255, 1], λ within [1e-7, 1e4]. A pair's τ starts at 1/λ, since ∇h = x − D(x) has a Lipschitz constant
+    near 1, and is kept as the line search left it. `report` gets each new trial and its number. With a checkpoint the
+    search resumes from the trials that were made.
     """
     trials: dict[tuple[float, float], Trial] = {}
     state = None if checkpoint is None else checkpoint.load()
@@ -61,36 +91,65 @@ def tune(
         trials[_key(kept["weight"], kept["sigma"])] = Trial(**kept)
 
     def attempt(weight: float, sigma: float) -> Score:
-        sigma = min(max(sigma, 1 / 255), 1.0)
         key = _key(weight, sigma)
         if key not in trials:
-            tuning = replace(start, weight=weight, sigma=sigma, step=1 / weight)
-            score, solutions = validate(replace(model, tuning=tuning), measured)
-            accepted = min(float(s.step.min()) for s in solutions)
-            trials[key] = Trial(weight, sigma, score.psnr, score.converged, accepted)
+            trials[key] = trial_of(
+                replace(model, tuning=replace(start, weight=weight, sigma=sigma, step=1 / weight)), measured
+            )
             report(len(trials), trials[key])
             if checkpoint is not None:
                 checkpoint.save(len(trials), {"trials": [asdict(trial) for trial in trials.values()]})
         return trials[key].score
 
-    weight, sigma = start.weight, start.sigma
+    weight, sigma = _within(start.weight, WEIGHTS), _within(start.sigma, SIGMAS)
     highest = attempt(weight, sigma)
-    constrained = isinstance(model.problem.fidelity(measured[0].operator, measured[0].y), HardConstraint)
     for factor in factors:
-        moves = [(1, factor), (1, 1 / factor)] + ([] if constrained else [(factor, 1), (1 / factor, 1)])
+        moves = [(1, factor), (1, 1 / factor)]
+        moves += [] if is_constrained(model, measured) else [(factor, 1), (1 / factor, 1)]
         improved = True
         while improved:
             improved = False
             for w, s in moves:
-                score = attempt(weight * w, sigma * s)
+                to = _within(weight * w, WEIGHTS), _within(sigma * s, SIGMAS)
+                score = attempt(*to)
                 if score.beats(highest, GAIN):
-                    highest, weight, sigma, improved = score, weight * w, min(max(sigma * s, 1 / 255), 1.0), True
+                    highest, (weight, sigma), improved = score, to, True
                     # What helped is tried first again.
                     moves.sort(key=lambda move: move != (w, s))
                     break
     found = best(list(trials.values()))
     tuning = replace(start, weight=found.weight, sigma=found.sigma, step=found.step)
     return replace(model, tuning=tuning), list(trials.values())
+
+
+def is_constrained(model: Model, measured: Sequence[Measured]) -> bool:
+    """Whether the data term is a hard constraint, under which λ has no part in the minimum."""
+    return isinstance(model.problem.fidelity(measured[0].operator, measured[0].y), HardConstraint)
+
+
+@torch.no_grad()
+def trial_of(model: Model, measured: Sequence[Measured]) -> Trial:
+    """What the model's λ and σ give on the measurements, where the solves end and along the way."""
+    tuning, rows = model.tuning, []
+    for m in measured:
+        placed, y = m.operator.to(model.device), m.y.to(model.device)
+        states = path(model.objective(placed, y), model.problem.initial(placed, y), torch.tensor(tuning.step))
+        quality, why, step = [], None, tuning.step
+        for s in islice(states, tuning.max_steps + 1):
+            quality.append(float(psnr(s.x.to(m.truth.device), m.truth)))
+            (why,), step = stops(s, tuning.tol), float(s.step.min())
+            if why is not None:
+                break
+        peak = max(range(len(quality)), key=lambda k: quality[k])
+        solved = why in (Status.CONVERGED, Status.PRECISION)
+        rows.append((quality[-1], float(solved), quality[peak], float(peak), step))
+    psnr_end, converged, peak_psnr, peak_step, _ = (sum(column) / len(rows) for column in zip(*rows, strict=True))
+    step = min(row[-1] for row in rows)
+    return Trial(tuning.weight, tuning.sigma, psnr_end, converged, peak_psnr, peak_step, step)
+
+
+def _within(value: float, bounds: tuple[float, float]) -> float:
+    return min(max(value, bounds[0]), bounds[1])
 
 
 def _key(weight: float, sigma: float) -> tuple[float, float]:

@@ -1,0 +1,120 @@
+"""The spectral radius of the fixed-point map is that of its Jacobian, and so is its gradient."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import cases
+import pytest
+import torch
+from torch import Tensor
+
+from elder.fidelity import Fidelity, HardConstraint, LeastSquares
+from elder.implicit import Linearization
+from elder.objective import pose
+from elder.stability import adapted, penalty, spectral_radius
+
+SHAPE = (2, 1, 8, 6)
+STEP = torch.tensor([1.5, 3.0], dtype=torch.float64)
+WEIGHT = torch.tensor(0.4, dtype=torch.float64)
+SIGMA = torch.tensor(0.1, dtype=torch.float64)
+
+KINDS = [("least_squares", "dncnn"), ("red", "drunet"), ("scalar", "dncnn"), ("weakly_convex_ridge", "")]
+DATA = {
+    "csmri": (cases.OPERATORS["fourier radial"], LeastSquares),
+    "deblur": (cases.OPERATORS["blurs"], LeastSquares),
+    "inpaint": (cases.OPERATORS["masking"], HardConstraint),
+}
+
+
+class Setup:
+    """A regulariser at a random picture, with the dense Jacobian of T(x) = prox(x − τλR(x)) beside it."""
+
+    def __init__(self, kind: str, network: str, name: str) -> None:
+        rng = torch.Generator().manual_seed(3)
+        make, data_term = DATA[name]
+        operator = make(SHAPE, rng)
+        self.x = torch.rand(SHAPE, generator=rng, dtype=torch.float64)
+        self.start = cases.randn(SHAPE, rng)
+        self.regularizer = cases.regularizer(kind, network)
+        self.fidelity: Fidelity = data_term.of(operator, operator.A(self.x))
+
+    def at(self) -> Linearization:
+        return Linearization.at(pose(self.fidelity, self.regularizer, WEIGHT, SIGMA), self.x)
+
+    def dense(self) -> Tensor:
+        """|μ|_max of each image's Jacobian, (b,)."""
+        return torch.linalg.eigvals(self.jacobian()).abs().amax(1)
+
+    def jacobian(self) -> Tensor:
+        """T'(x) of each image, (b, n, n)."""
+        problem = pose(self.fidelity, self.regularizer, WEIGHT, SIGMA)
+
+        def T(x: Tensor) -> Tensor:
+            return problem.fidelity.prox(x - STEP.view(-1, 1, 1, 1) * problem.slope(x), STEP)
+
+        jacobian = torch.autograd.functional.jacobian(T, self.x)
+        n = self.x[0].numel()
+        return torch.stack([jacobian[i, ..., i, :, :, :].reshape(n, n) for i in range(len(self.x))])
+
+
+@pytest.mark.parametrize("name", DATA)
+@pytest.mark.parametrize(("kind", "network"), KINDS, ids=str)
+def test_it_is_the_largest_eigenvalue_of_the_jacobian(kind, network, name):
+    setup = Setup(kind, network, name)
+    found = spectral_radius(setup.at(), STEP, setup.start, iterations=3000)
+    torch.testing.assert_close(found.detach(), setup.dense(), rtol=1e-6, atol=0)
+
+
+def test_for_an_implicit_regulariser_it_is_the_growth_of_the_transposed_jacobian():
+    setup = Setup("implicit", "dncnn", "csmri")
+    grown = (setup.jacobian().transpose(1, 2) @ setup.start.flatten(1).unsqueeze(2)).flatten(1).norm(dim=1)
+    found = spectral_radius(setup.at(), STEP, setup.start, iterations=0)
+    torch.testing.assert_close(found.detach(), grown / setup.start.flatten(1).norm(dim=1))
+
+
+def test_few_iterations_tell_it_from_below(rng):
+    setup = Setup("least_squares", "dncnn", "csmri")
+    estimates = [spectral_radius(setup.at(), STEP, setup.start, k).detach() for k in (0, 1, 3, 3000)]
+    for less, more in pairwise(estimates):
+        assert bool((less <= more + 1e-12).all())
+
+
+@pytest.mark.parametrize("name", DATA)
+@pytest.mark.parametrize(("kind", "network"), [*KINDS, ("implicit", "dncnn")], ids=str)
+def test_the_gradient_of_the_penalty_is_that_of_finite_differences(kind, network, name):
+    """Of the penalty on the true eigenvalue, with the eigenvector found again on either side.
+
+    Without a symmetric Jacobian the norm ‖T'ᵀu‖ is differentiated at a constant u: there u is the start.
+    """
+    setup = Setup(kind, network, name)
+    iterations = 0 if kind == "implicit" else 3000
+    theta = list(setup.regularizer.parameters())
+    target = 0.5 * float(spectral_radius(setup.at(), STEP, setup.start, iterations).detach().min())
+
+    def value() -> Tensor:
+        return penalty(spectral_radius(setup.at(), STEP, setup.start, iterations), target)
+
+    gradient = torch.autograd.grad(value(), theta, materialize_grads=True)
+    generator = torch.Generator().manual_seed(5)
+    direction = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in theta]
+    slope = sum(float((g * d).sum()) for g, d in zip(gradient, direction, strict=True))
+    length, values = 1e-6, []
+    for sign in (1, -2, 1):
+        with torch.no_grad():
+            for p, d in zip(theta, direction, strict=True):
+                p.add_(length * sign * d)
+        values.append(float(value().detach()))
+    assert (values[0] - values[1]) / (2 * length) == pytest.approx(slope, rel=1e-4)
+
+
+def test_below_the_target_nothing_is_charged():
+    assert float(penalty(torch.tensor([0.2, 0.9]), 0.95)) == 0
+    assert float(penalty(torch.tensor([0.95, 1.15]), 0.95)) == pytest.approx(0.02)
+
+
+def test_the_weight_follows_the_radius_and_stays_within_bounds():
+    high, low = torch.tensor([0.9, 1.2]), torch.tensor([0.8, 0.9])
+    assert adapted(10.0, high, 0.95) > 10 > adapted(10.0, low, 0.95)
+    assert adapted(1e4, high, 0.95) == 1e4
+    assert adapted(1.0, low, 0.95) == 1.0

@@ -19,7 +19,6 @@ from elder.problems.base import Problem
 from elder.solvers import path
 from elder.total_variation import reconstruct_tv
 
-
 # The relative residual below which a solve in float32 no longer changes the picture.
 STILL = 1e-6
 

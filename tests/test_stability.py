@@ -46,6 +46,12 @@ class Setup:
         """|μ|_max of each image's Jacobian, (b,)."""
         return torch.linalg.eigvals(self.jacobian()).abs().amax(1)
 
+    def leading(self) -> Tensor:
+        """The eigenvector of |μ|_max of each image, (b, c, h, w). It is real for an energy."""
+        values, vectors = torch.linalg.eig(self.jacobian())
+        chosen = values.abs().argmax(1)
+        return torch.stack([v[:, k].real for v, k in zip(vectors, chosen, strict=True)]).view_as(self.x)
+
     def jacobian(self) -> Tensor:
         """T'(x) of each image, (b, n, n)."""
         problem = pose(self.fidelity, self.regularizer, WEIGHT, SIGMA)
@@ -62,7 +68,13 @@ class Setup:
 @pytest.mark.parametrize(("kind", "network"), KINDS, ids=str)
 def test_it_is_the_largest_eigenvalue_of_the_jacobian(kind, network, name):
     setup = Setup(kind, network, name)
-    found = spectral_radius(setup.at(), STEP, setup.start, iterations=3000)
+    found = spectral_radius(setup.at(), STEP, setup.leading() + 1e-3 * setup.start, iterations=20)
+    torch.testing.assert_close(found.detach(), setup.dense(), rtol=1e-5, atol=0)
+
+
+def test_power_iterations_find_it_from_any_direction():
+    setup = Setup("least_squares", "dncnn", "csmri")
+    found = spectral_radius(setup.at(), STEP, setup.start, iterations=1000)
     torch.testing.assert_close(found.detach(), setup.dense(), rtol=1e-6, atol=0)
 
 
@@ -75,7 +87,7 @@ def test_for_an_implicit_regulariser_it_is_the_growth_of_the_transposed_jacobian
 
 def test_few_iterations_tell_it_from_below(rng):
     setup = Setup("least_squares", "dncnn", "csmri")
-    estimates = [spectral_radius(setup.at(), STEP, setup.start, k).detach() for k in (0, 1, 3, 3000)]
+    estimates = [spectral_radius(setup.at(), STEP, setup.start, k).detach() for k in (0, 1, 3, 100)]
     for less, more in pairwise(estimates):
         assert bool((less <= more + 1e-12).all())
 
@@ -88,12 +100,12 @@ def test_the_gradient_of_the_penalty_is_that_of_finite_differences(kind, network
     Without a symmetric Jacobian the norm ‖T'ᵀu‖ is differentiated at a constant u: there u is the start.
     """
     setup = Setup(kind, network, name)
-    iterations = 0 if kind == "implicit" else 3000
+    start, iterations = (setup.start, 0) if kind == "implicit" else (setup.leading(), 10)
     theta = list(setup.regularizer.parameters())
-    target = 0.5 * float(spectral_radius(setup.at(), STEP, setup.start, iterations).detach().min())
+    target = 0.5 * float(spectral_radius(setup.at(), STEP, start, iterations).detach().min())
 
     def value() -> Tensor:
-        return penalty(spectral_radius(setup.at(), STEP, setup.start, iterations), target)
+        return penalty(spectral_radius(setup.at(), STEP, start, iterations), target)
 
     gradient = torch.autograd.grad(value(), theta, materialize_grads=True)
     generator = torch.Generator().manual_seed(5)

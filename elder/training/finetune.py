@@ -145,14 +145,7 @@ def finetune(
     same measurement on smaller pictures, say. With a checkpoint training resumes where the last run stopped. Raises
     `FloatingPointError` after `patience` steps in a row without a finite gradient.
     """
-    now = Progress(
-        before,
-        rates=(settings.learning_rate, settings.tuning_rate),
-        steps=settings.steps,
-        average=settings.average,
-        penalty_weight=settings.stability_weight,
-        seed=settings.seed,
-    )
+    now = progress(before, settings)
     state = None if checkpoint is None else checkpoint.load()
     if state is not None:
         now.restore(state)
@@ -161,7 +154,7 @@ def finetune(
         report(0, {"val_psnr": now.best_score.psnr, "val_converged": now.best_score.converged})
     for step in range(now.step + 1, settings.steps + 1):
         now.step = step
-        figures = _update(now, before, patches, settings, problem or before.problem)
+        figures = update(now, before, patches, settings, problem or before.problem)
         now.failures = now.failures + 1 if "loss" not in figures else 0
         if now.failures >= settings.patience:
             raise FloatingPointError(
@@ -188,8 +181,23 @@ def _validate(now: Progress, before: Model, validation: Sequence[Measured], sett
     return {"val_psnr": score.psnr, "val_converged": score.converged, "went_back": float(back)}
 
 
-def _update(now: Progress, before: Model, patches: Patches, settings: Finetuning, drawn: Problem) -> dict[str, float]:
-    """One step of the optimizer; its figures, which hold a loss only where the gradient was finite."""
+def progress(before: Model, settings: Finetuning) -> Progress:
+    """Where a fine-tuning of `before` begins."""
+    return Progress(
+        before,
+        rates=(settings.learning_rate, settings.tuning_rate),
+        steps=settings.steps,
+        average=settings.average,
+        penalty_weight=settings.stability_weight,
+        seed=settings.seed,
+    )
+
+
+def update(now: Progress, before: Model, patches: Patches, settings: Finetuning, drawn: Problem) -> dict[str, float]:
+    """One step of the optimizer; its figures, which hold a loss only where the gradient was finite.
+
+    drawn: the problem that makes the measurements.
+    """
     effort = Effort.at(settings, now.step)
     x = patches.draw(settings.batch, now.generator)
     operator, y = drawn.simulate(x, now.generator)
@@ -210,30 +218,24 @@ def _update(now: Progress, before: Model, patches: Patches, settings: Finetuning
     # The step that the line search found grows short where λ∇²h is steep. The penalty is to see how steep.
     tau = torch.full_like(solution.step, now.longest / weight)
     adjoint = ADJOINTS[settings.adjoint](problem, effort.adjoint_tol, settings.adjoint_steps)
-    implicit = ImplicitGradient(adjoint, FALLBACKS[settings.fallback])
-    attached, backward = implicit.attach_to(at, tau, solved=solution.usable)
+    attached, backward = ImplicitGradient(adjoint, FALLBACKS[settings.fallback]).attach_to(
+        at, tau, solved=solution.usable
+    )
     error = (attached - x).square().flatten(1).mean(1)
     loss = LOSSES[settings.loss](error)
-    figures = {
+    charge, figures = _stability(at, tau, now, settings)
+    total = loss + UNITS[settings.loss](error.detach()) * charge
+    now.optimizer.zero_grad()
+    total.backward(inputs=list(now.theta.parameters()))
+    norm = torch.nn.utils.clip_grad_norm_(now.theta.parameters(), settings.clip)
+    exact = 0 if backward.exact is None else int(backward.exact.sum())
+    figures |= {
         "weight": weight,
         "sigma": float(problem.sigma.detach()),
         "step_size": now.scale / weight,
         "forward_steps": float(solution.steps.double().mean()),
         "forward_failed": float((~solution.usable).sum()),
         "evaluations": float(solution.evaluations.sum()),
-    }
-    total = loss
-    if settings.stability and now.step % settings.stability_every == 0 and not _certified(problem):
-        rho = _radius(at, tau, now, settings)
-        unit = UNITS[settings.loss](error.detach())
-        total = loss + now.penalty_weight * settings.stability_every * unit * penalty(rho, settings.stability)
-        figures |= {"spectral_radius": float(rho.detach().max()), "penalty_weight": now.penalty_weight}
-        now.penalty_weight = adapted(now.penalty_weight, rho, settings.stability)
-    now.optimizer.zero_grad()
-    total.backward(inputs=list(now.theta.parameters()))
-    norm = torch.nn.utils.clip_grad_norm_(now.theta.parameters(), settings.clip)
-    exact = 0 if backward.exact is None else int(backward.exact.sum())
-    figures |= {
         "backward_products": float(backward.products),
         "exact": exact / len(x),
         "approximate": 1 - (exact + backward.skipped) / len(x),
@@ -245,6 +247,19 @@ def _update(now: Progress, before: Model, patches: Patches, settings: Finetuning
         now.averaged.update_parameters(now.theta)
         figures |= {"loss": float(loss.detach()), "mse": float(error.detach().mean()), "gradient_norm": float(norm)}
     return figures
+
+
+def _stability(
+    at: Linearization, tau: Tensor, now: Progress, settings: Finetuning
+) -> tuple[Tensor | float, dict[str, float]]:
+    """What the loss is charged for a spectral radius above the target at this step, and its figures."""
+    if not settings.stability or now.step % settings.stability_every or _certified(at.problem):
+        return 0.0, {}
+    rho = _radius(at, tau, now, settings)
+    charge = now.penalty_weight * settings.stability_every * penalty(rho, settings.stability)
+    figures = {"spectral_radius": float(rho.detach().max()), "penalty_weight": now.penalty_weight}
+    now.penalty_weight = adapted(now.penalty_weight, rho, settings.stability)
+    return charge, figures
 
 
 def _radius(at: Linearization, tau: Tensor, now: Progress, settings: Finetuning) -> Tensor:

@@ -1,0 +1,43 @@
+"""What a step of DEQ training costs: `python -m benchmarks.training`.
+
+The same step twice, at equal numbers of forward steps: with the gradient of pictures whose solve failed and the penalty
+on the spectral radius, as the settings have it, and with neither. CS-MRI at 20 %, 4 pictures of 64x64. The penalty
+falls on every second step, so a run is two steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from benchmarks.common import NETWORKS, TRAINING, Row, main, model, paired, pictures, summarised
+from elder.images import Patches
+from elder.model import Model
+from elder.training.finetune import Finetuning, progress, update
+
+AS_IT_IS = Finetuning(batch=4, patch=64, tol=3e-4, max_steps=12, warmup=0.0, learning_rate=1e-9, tuning_rate=1e-9)
+BEFORE = replace(AS_IT_IS, stability=0.0, fallback="skip")
+
+
+def run(runs: int) -> Iterator[Row]:
+    """The ratio of both, for each network."""
+    for title in NETWORKS:
+        chosen = model(title, "csmri", ratio=0.2)
+        (ratios,) = paired(stepping(chosen, BEFORE), stepping(chosen, AS_IT_IS), runs=runs)
+        yield summarised("training", f"DEQ step, {title}", ratios, "of the time without penalty and fallback", 1.3)
+
+
+def stepping(chosen: Model, settings: Finetuning) -> Callable[[], None]:
+    """Two steps of training on the same patches, whatever was called before. The rates are too small to move θ."""
+    patches = Patches(pictures(TRAINING, (256, 256)), settings.patch, TRAINING)
+
+    def steps() -> None:
+        now = progress(chosen, settings)
+        for now.step in (1, 2):
+            update(now, chosen, patches, settings, chosen.problem)
+
+    return steps
+
+
+if __name__ == "__main__":
+    main(run, __doc__, runs=5)

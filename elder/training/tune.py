@@ -22,7 +22,7 @@ GAIN = 0.03
 # What the search keeps to.
 SIGMAS, WEIGHTS = (1 / 255, 1.0), (1e-7, 1e4)
 # λ where there is no noise, in units of the mean eigenvalue of AᵀA: data first, the regulariser for what they leave.
-NOISELESS = 0.002
+NOISELESS = 0.01
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def best(trials: Sequence[Trial]) -> Trial:
 
 
 def starting_weight(measured: Sequence[Measured], noise: float, sigma: float) -> float:
-    """λ by the noise and the operator, before any search: s²/σ², or 0.002 · tr(AᵀA)/n without noise.
+    """λ by the noise and the operator, before any search: s²/σ², or 0.01 · tr(AᵀA)/n without noise.
 
     A denoiser that fits noise of level σ has x − D(x) = −σ²∇log p(x) (Tweedie; Efron 2011), so that the most probable
     picture under noise of level s minimises ½‖A x − y‖² + (s²/σ²) h(x). The trace is estimated from one random

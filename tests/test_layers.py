@@ -82,7 +82,7 @@ def test_the_presets_fit_the_default(tmp_path):
 def test_a_preset_of_another_name_is_named(project):
     done = project.run(sys.executable, "-m", "pipeline.preset", "huge", check=False)
     assert done.returncode == 1
-    assert "unknown preset 'huge': there are color, default, mri, tiny" in done.stderr
+    assert "unknown preset 'huge': there are brain, color, default, mri, tiny" in done.stderr
     project.run(sys.executable, "-m", "pipeline.preset", "default")
     before = yaml.safe_load((ROOT / "params.yaml").read_text())
     assert yaml.safe_load((project.folder / "params.yaml").read_text()) == before

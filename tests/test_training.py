@@ -115,6 +115,14 @@ def test_a_trial_tells_the_end_of_the_solves_from_their_best_on_the_way(tuned):
     assert strong.psnr > weak.psnr + 3
 
 
+def test_a_solve_that_runs_away_is_ended(tuned, monkeypatch):
+    before, validation = tuned
+    falling = iter([20.0, 25.0, 24.0, 21.9, 21.0, 20.0])
+    monkeypatch.setattr("elder.training.tune.psnr", lambda x, truth: next(falling))
+    trial = trial_of(replace(before, tuning=replace(before.tuning, tol=1e-12)), validation[:1])
+    assert (trial.psnr, trial.peak_psnr, trial.peak_step, trial.converged) == (21.9, 25.0, 1.0, 0.0)
+
+
 def test_the_search_starts_at_a_weight_that_fits_noise_and_operator(images):
     denoise = problems.make("denoise", {"noise": 0.1})
     measured = measure(denoise, ["brick"], images[:1])
@@ -199,8 +207,10 @@ def test_the_penalty_holds_the_spectral_radius(tuned, patches):
         )
         rows = []
         finetune(before, patches, validation, settings, lambda step, figures, rows=rows: rows.append(figures))
-        radii[target] = sum(row["spectral_radius"] for row in rows[-10:]) / 10
-        weights = [row["penalty_weight"] for row in rows[1:]]
+        penalized = [row for row in rows if "spectral_radius" in row]
+        assert len(penalized) == settings.steps // settings.stability_every
+        radii[target] = sum(row["spectral_radius"] for row in penalized[-5:]) / 5
+        weights = [row["penalty_weight"] for row in penalized]
         assert (weights[-1] > weights[0]) == (target == 0.6)
     assert radii[0.6] < radii[0.99] - 0.05
 

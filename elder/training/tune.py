@@ -1,4 +1,4 @@
-"""Tuning λ, σ and τ of a trained regulariser on validation images: the fair state before DEQ training."""
+"""Tuning λ, σ and τ of a trained regularizer on validation images: the fair state before DEQ training."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from elder.training.validation import Score
 GAIN = 0.03
 # What the search keeps to.
 SIGMAS, WEIGHTS = (1 / 255, 1.0), (1e-7, 1e4)
+# dB below its best on the way at which a solve counts as run away: its energy's minimum is far from any picture.
+RUNAWAY = 3.0
 # λ where there is no noise, in units of the mean eigenvalue of AᵀA: data first, the regulariser for what they leave.
 NOISELESS = 0.01
 
@@ -129,7 +131,10 @@ def is_constrained(model: Model, measured: Sequence[Measured]) -> bool:
 
 @torch.no_grad()
 def trial_of(model: Model, measured: Sequence[Measured]) -> Trial:
-    """What the model's λ and σ give on the measurements, where the solves end and along the way."""
+    """What the model's λ and σ give on the measurements, where the solves end and along the way.
+
+    A solve that has run away is ended there, as one that did not converge.
+    """
     tuning, rows = model.tuning, []
     for m in measured:
         placed, y = m.operator.to(model.device), m.y.to(model.device)
@@ -138,7 +143,7 @@ def trial_of(model: Model, measured: Sequence[Measured]) -> Trial:
         for s in islice(states, tuning.max_steps + 1):
             quality.append(float(psnr(s.x.to(m.truth.device), m.truth)))
             (why,), step = stops(s, tuning.tol), float(s.step.min())
-            if why is not None:
+            if why is not None or quality[-1] < max(quality) - RUNAWAY:
                 break
         peak = max(range(len(quality)), key=lambda k: quality[k])
         solved = why in (Status.CONVERGED, Status.PRECISION)

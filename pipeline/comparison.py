@@ -24,7 +24,7 @@ class Method:
     rows: list[dict[str, str]]  # one an image, in the same order for every method
     seconds: float  # an image, on the machine of the run
     gain: str = ""  # over the row it is compared with
-    long_psnr: float | None = None  # mean PSNR when iterated for evaluate.long_steps
+    long_change: float | None = None  # mean change of PSNR in dB when iterated for evaluate.long_steps
 
     @property
     def psnr(self) -> list[float]:

@@ -63,12 +63,15 @@ class Evaluation:
 
     curve_steps: int
     long_steps: int
+    long_images: int
     tv_weights: list[float]
     robustness: dict[str, list[dict[str, Any]]]
 
     def __post_init__(self) -> None:
-        if min(self.curve_steps, self.long_steps) < 1 or not self.tv_weights or min(self.tv_weights) <= 0:
-            raise UserError("params.yaml: evaluate.curve_steps, long_steps and tv_weights must be positive")
+        if min(self.curve_steps, self.long_steps, self.long_images) < 1:
+            raise UserError("params.yaml: evaluate.curve_steps, long_steps and long_images must be positive")
+        if not self.tv_weights or min(self.tv_weights) <= 0:
+            raise UserError("params.yaml: evaluate.tv_weights must be positive")
 
 
 @dataclass(frozen=True)

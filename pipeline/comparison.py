@@ -88,7 +88,7 @@ def read(path: Path) -> list[dict[str, str]]:
 def _read(folder: Path, key: str, title: str) -> Method:
     rows = [row for row in read(folder / "images.csv") if row["method"] == key]
     figures, seconds = (files.read_json(folder / name)[key] for name in ("metrics.json", "seconds.json"))
-    patient = (
-        [row for row in read(folder / "long.csv") if row["method"] == key] if (folder / "long.csv").exists() else []
-    )
-    return Method(title, figures, rows, seconds, long_psnr=float(patient[0]["psnr"]) if patient else None)
+    # Baselines are not iterated on.
+    patient = read(folder / "long.csv") if (folder / "long.csv").exists() else []
+    long_change = next((float(row["change"]) for row in patient if row["method"] == key), None)
+    return Method(title, figures, rows, seconds, long_change=long_change)

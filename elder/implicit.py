@@ -101,13 +101,13 @@ class ImplicitGradient:
             v, exact = torch.zeros_like(u), torch.zeros_like(everywhere)
             if bool(solved.any()):
                 weights = None if self.solver.contraction else at.problem.fidelity.metric()
-                found = self.solver(at.transposed, _only(solved, u), at.preconditioner(step, weights))
+                found = self.solver(_within(solved, at.transposed), _only(solved, u), at.preconditioner(step, weights))
                 report.solution, report.products = found, found.products
                 exact = solved & found.converged
                 v = _only(exact, found.v)
             left = ~exact
             if self.fallback is not None and bool(left.any()):
-                rough = self.fallback(at.transposed, _only(left, u), at.preconditioner(step))
+                rough = self.fallback(_within(left, at.transposed), _only(left, u), at.preconditioner(step))
                 report.products += rough.products
                 left = left & ~rough.converged
                 v = v + _only(~exact & ~left, rough.v)
@@ -131,3 +131,8 @@ def fixed_point_step(at: Linearization, step: Tensor) -> Tensor:
 def _only(images: Tensor, v: Tensor) -> Tensor:
     """v at the images for which `images`, (b,) bool, holds; zero at the others, whatever v is there."""
     return torch.where(per_image(images, v) > 0, v, 0.0)
+
+
+def _within(images: Tensor, H: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """H at some of the images, the identity at the others, whose products may overflow."""
+    return lambda v: torch.where(per_image(images, v) > 0, H(v), v)

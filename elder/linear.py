@@ -115,6 +115,7 @@ class GMRES(Krylov):
         basis, directions, left = [b / per_image(safe, b)], [], scale
         hessenberg = b.new_zeros(len(b), self.max_steps + 1, self.max_steps, dtype=torch.float64)
         weights = hessenberg.new_zeros(len(b), self.max_steps, 1)
+        broken = ~scale.isfinite()
         for k in range(self.max_steps):
             directions.append(precondition(basis[k]))
             w = H(directions[k])
@@ -125,6 +126,10 @@ class GMRES(Krylov):
                     hessenberg[:, j, k] += share
                     w = w - per_image(share, w) * q
             length = norm(w)
+            # An image whose products overflow must not end the solves of the others.
+            broken |= ~(length + hessenberg[:, : k + 1, k].sum(1)).isfinite()
+            w, length = torch.where(per_image(broken, w) > 0, 0.0, w), length.masked_fill(broken, 0.0)
+            hessenberg[broken] = 0.0
             hessenberg[:, k + 1, k] = length
             basis.append(w / per_image(length.clamp(min=torch.finfo(torch.float64).tiny), w))
             corner = hessenberg[:, : k + 2, : k + 1]
@@ -132,8 +137,9 @@ class GMRES(Krylov):
             target[:, 0, 0] = scale
             weights[:, : k + 1] = torch.linalg.pinv(corner) @ target
             left = (corner @ weights[:, : k + 1] - target).norm(dim=(1, 2))
-            if bool((left <= self.tol * scale).all()):
+            if bool(((left <= self.tol * scale) | broken).all()):
                 break
+        left = left.masked_fill(broken, torch.inf)
         v = torch.zeros_like(b)
         for j, z in enumerate(directions):
             v = v + per_image(weights[:, j, 0], b) * z

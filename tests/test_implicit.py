@@ -269,3 +269,15 @@ def test_a_diverged_adjoint_solve_does_not_spoil_the_other_images(setup):
     assert backward.exact.tolist() == [True, False]
     assert all(bool(g.isfinite().all()) for g in gradient)
     assert any(float(g.abs().max()) > 0 for g in gradient)
+
+
+@pytest.mark.parametrize("solver", [GMRES(1e-10, 80), MINRES(1e-10, 500)], ids=str)
+def test_products_that_overflow_spoil_their_own_image_alone(solver):
+    b = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def H(v: Tensor) -> Tensor:
+        return torch.cat([2 * v[:1], v[1:] * torch.inf])
+
+    found = solver(H, b, lambda r: r)
+    assert found.converged.tolist() == [True, False]
+    torch.testing.assert_close(found.v[0], b[0] / 2)

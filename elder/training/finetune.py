@@ -20,6 +20,7 @@ from elder.problems.base import Problem
 from elder.regularizers.base import Energy
 from elder.solvers import fixed_point
 from elder.stability import adapted, penalty, spectral_radius
+from elder.tensors import norm
 from elder.training.checkpoint import Checkpoint
 from elder.training.pretrain import Report
 from elder.training.progress import Progress
@@ -29,6 +30,8 @@ from elder.training.validation import validate
 LOSSES: dict[str, Callable[[Tensor], Tensor]] = {"mse": torch.mean, "psnr": lambda error: error.log().mean()}
 # A loss whose gradient grows with the error gets its penalty in the same units.
 UNITS: dict[str, Callable[[Tensor], Tensor]] = {"mse": torch.mean, "psnr": lambda error: torch.ones(())}
+# The norm of an iterate, in units of that of the initial guess, beyond which its solve has diverged.
+DIVERGED = 10.0
 # The tolerances of the solves at the start of the warm-up, and the most steps, in units of those at its end.
 LOOSER, FEWER = 10.0, 0.4
 
@@ -213,13 +216,14 @@ def update(now: Progress, before: Model, patches: Patches, settings: Finetuning,
         precision=before.precision,
     )
     now.advance(solution, weight)
-    finite = solution.x.flatten(1).isfinite().all(1)
-    at = Linearization.at(problem, torch.where(_wide(finite), solution.x, start))
+    # A solve that has left all pictures behind (NaN compares as false) teaches nothing but at its start.
+    kept = norm(solution.x) <= DIVERGED * norm(start)
+    at = Linearization.at(problem, torch.where(_wide(kept), solution.x, start))
     # The step that the line search found grows short where λ∇²h is steep. The penalty is to see how steep.
     tau = torch.full_like(solution.step, now.longest / weight)
     adjoint = ADJOINTS[settings.adjoint](problem, effort.adjoint_tol, settings.adjoint_steps)
     attached, backward = ImplicitGradient(adjoint, FALLBACKS[settings.fallback]).attach_to(
-        at, tau, solved=solution.usable
+        at, tau, solved=solution.usable & kept
     )
     error = (attached - x).square().flatten(1).mean(1)
     loss = LOSSES[settings.loss](error)
@@ -227,7 +231,7 @@ def update(now: Progress, before: Model, patches: Patches, settings: Finetuning,
     total = loss + UNITS[settings.loss](error.detach()) * charge
     now.optimizer.zero_grad()
     total.backward(inputs=list(now.theta.parameters()))
-    norm = torch.nn.utils.clip_grad_norm_(now.theta.parameters(), settings.clip)
+    length = torch.nn.utils.clip_grad_norm_(now.theta.parameters(), settings.clip)
     exact = 0 if backward.exact is None else int(backward.exact.sum())
     figures |= {
         "weight": weight,
@@ -241,11 +245,11 @@ def update(now: Progress, before: Model, patches: Patches, settings: Finetuning,
         "approximate": 1 - (exact + backward.skipped) / len(x),
         "left_out": backward.skipped / len(x),
     }
-    if bool(norm.isfinite()) and backward.skipped < len(x):
+    if bool(length.isfinite()) and backward.skipped < len(x):
         now.optimizer.step()
         now.schedule.step()
         now.averaged.update_parameters(now.theta)
-        figures |= {"loss": float(loss.detach()), "mse": float(error.detach().mean()), "gradient_norm": float(norm)}
+        figures |= {"loss": float(loss.detach()), "mse": float(error.detach().mean()), "gradient_norm": float(length)}
     return figures
 
 

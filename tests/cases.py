@@ -76,8 +76,8 @@ def network(name: str, channels: int = 1) -> networks.Network:
     made = networks.make(channels=channels, **NETWORKS[name]).double()
     with torch.no_grad():
         for parameter in made.parameters():
-            # Training starts with blocks near the identity, which would hide most of the Jacobian.
-            if parameter.ndim == 4:
+            # A DRUNet starts with blocks near the identity, which would hide most of the Jacobian.
+            if isinstance(made, networks.DRUNet) and parameter.ndim == 4:
                 parameter.normal_(std=parameter[0].numel() ** -0.5)
             parameter.add_(0.1 * torch.randn_like(parameter))
     return made

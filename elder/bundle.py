@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 
 from elder import files, regularizers
 from elder.errors import UserError
@@ -15,13 +16,16 @@ from elder.regularizers.base import Regularizer
 FORMAT = 1
 
 
-def write(folder: str | Path, regularizer: Regularizer, config: Mapping[str, Any]) -> None:
+def write(
+    folder: str | Path, regularizer: Regularizer, config: Mapping[str, Any], dtype: torch.dtype | None = None
+) -> None:
     """Write the weights, then the configuration, each whole or not at all.
 
     config: `problem` (name, settings), `regularizer` (what `regularizers.make` takes), `tuning` and `metadata`.
+    dtype: of the weights in the file, that of the regularizer if `None`. `read` returns float32 in any case.
     """
     with files.replacing(Path(folder) / "weights.safetensors") as temporary:
-        weights = {name: value.detach().cpu().contiguous() for name, value in regularizer.state_dict().items()}
+        weights = {k: value.detach().cpu().to(dtype).contiguous() for k, value in regularizer.state_dict().items()}
         safetensors.torch.save_file(weights, temporary)
     files.write_json(Path(folder) / "config.json", {"format": FORMAT, **config})
 

@@ -142,11 +142,16 @@ class Model:
 
 
 def load(uri_or_path: str | Path) -> Model:
-    """The model of a bundle folder, or of an MLflow URI such as `models:/elder-csmri@champion`.
+    """The model of a bundle folder, one that comes with the package, or one of an MLflow model registry.
 
-    Raises `UserError` when there is none, or it is broken.
+    uri_or_path: a folder; `released:NAME`, see `elder.released`; or an MLflow URI such as
+    `models:/elder-csmri@champion`. Raises `UserError` when there is none, or it is broken.
     """
-    if str(uri_or_path).startswith(("models:/", "runs:/")):
+    if str(uri_or_path).startswith("released:"):
+        from elder import released
+
+        uri_or_path = released.folder(str(uri_or_path).removeprefix("released:"))
+    elif str(uri_or_path).startswith(("models:/", "runs:/")):
         from elder import registry
 
         uri_or_path = registry.download(str(uri_or_path))

@@ -9,6 +9,7 @@ import torch
 from elder import bundle, files, regularizers
 from elder.compute import Compute
 from elder.images import Patches
+from elder.training.initial import initialize
 from elder.training.pretrain import Pretraining, denoising_psnr, pretrain
 from pipeline import tracking
 from stages import params, prepared, settings
@@ -27,6 +28,8 @@ def main(arguments: argparse.Namespace) -> None:
     torch.manual_seed(chosen.seed)
     description = params.description(arguments.regularizer, images[0].shape[1])
     regularizer = regularizers.make(**description).to(compute.device)
+    start = initialize(regularizer, description, chosen.init)
+    print(f"starts from {f'released:{start}' if start else 'random weights'}")
     logged = {"pretrain": vars(chosen), "regularizer": description}
     cell = f"pretrain {arguments.regularizer}"
     with tracking.training(cell, logged, [arguments.images], chosen) as (log, curve, checkpoint):
@@ -37,7 +40,7 @@ def main(arguments: argparse.Namespace) -> None:
             "problem": {"name": "denoise", "settings": {"noise": 0.1}},
             "regularizer": description,
             "tuning": {"weight": 1.0, "sigma": 0.1, "step": 1.0},
-            "metadata": {"stage": "pretrain", "denoising_psnr": scores},
+            "metadata": {"stage": "pretrain", "init": start, "settings": vars(chosen), "denoising_psnr": scores},
         }
         bundle.write(arguments.out, regularizer, config)
         files.write_json(arguments.metrics, {"denoising_psnr": scores})

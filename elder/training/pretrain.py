@@ -18,6 +18,9 @@ from elder.training.checkpoint import Checkpoint
 
 Report = Callable[[int, dict[str, float]], None]
 
+# Where the weights start, see `elder.training.initial`.
+INITS = ("none", "released")
+
 # Steps of the shortest one-cycle schedule: in shorter ones the rise would have no step of its own.
 SHORTEST = 20
 
@@ -26,6 +29,7 @@ SHORTEST = 20
 class Pretraining:
     """Settings of `pretrain`."""
 
+    init: str = "none"  # where the weights start: the regularizer's own weights, or a released denoiser's
     steps: int = 1200
     batch: int = 16
     patch: int = 48
@@ -38,6 +42,8 @@ class Pretraining:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.init not in INITS:
+            raise UserError(f"pretrain.init={self.init!r} must be one of {', '.join(INITS)}")
         for name in ("steps", "batch", "patch", "learning_rate", "sigma_max", "clip", "checkpoint_every", "patience"):
             if not getattr(self, name) > 0:
                 raise UserError(f"pretrain.{name}={getattr(self, name)} must be positive")

@@ -1,0 +1,100 @@
+"""Put a trained bundle into the package: `python -m pipeline.release models/pretrained/red denoise-red --terms "..."`.
+
+Writes elder/released/NAME: the weights in half precision, the configuration, and a card with data, terms, recipe and
+figures. Run it where the bundle was trained, with that run's params.yaml and a clean working tree: the card names both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+
+from elder import bundle, files, released
+from elder.errors import UserError
+
+# Sections of params.yaml that say how a model was trained.
+RECIPE = ("prepare", "network", "pretrain", "tune", "finetune")
+LARGEST = 5 * 2**20  # bytes
+
+
+def main() -> None:
+    """Write the released model and its card."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path, help="the folder of the trained bundle")
+    parser.add_argument("name", help="the name that follows `released:`")
+    parser.add_argument("--about", required=True, help="what the model is for, in one sentence")
+    parser.add_argument("--data", required=True, help="the pictures that it was trained on")
+    parser.add_argument("--terms", required=True, help="the terms of these pictures, as their origin states them")
+    arguments = parser.parse_args()
+    try:
+        release(arguments.bundle, arguments.name, arguments.about, arguments.data, arguments.terms)
+    except (UserError, OSError) as error:
+        sys.exit(f"release: {error}")
+    print(f"wrote {released.FOLDER / arguments.name}")
+
+
+def release(source: Path, name: str, about: str, data: str, terms: str) -> None:
+    """Write elder/released/`name`. Raises `UserError` if the working tree is changed, or the weights are too large."""
+    regularizer, config = bundle.read(source)
+    commit = _commit()
+    folder = released.FOLDER / name
+    bundle.write(folder, regularizer, {k: v for k, v in config.items() if k != "format"}, dtype=torch.float16)
+    size = (folder / "weights.safetensors").stat().st_size
+    if size > LARGEST:
+        raise UserError(f"{folder}: {size / 2**20:.1f} MB of weights; at most {LARGEST / 2**20:.0f} MB are released")
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    card = CARD.format(
+        name=name,
+        about=about,
+        parameters=sum(p.numel() for p in regularizer.parameters()),
+        size=size,
+        data=data,
+        terms=terms,
+        commit=commit,
+        recipe=yaml.safe_dump({key: params[key] for key in RECIPE}, sort_keys=False, allow_unicode=True),
+        figures=yaml.safe_dump(config["metadata"], sort_keys=False, allow_unicode=True),
+    )
+    with files.replacing(folder / "card.md") as temporary:
+        temporary.write_text(card)
+
+
+def _commit() -> str:
+    changed = subprocess.run(["git", "status", "--porcelain", "elder", "stages"], capture_output=True, text=True)
+    if changed.returncode or changed.stdout:
+        raise UserError("the code differs from the last commit, so the card could not say which code trained it")
+    return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+
+
+CARD = """# {name}
+
+{about}
+
+- Load it: `elder.load("released:{name}")`.
+- Parameters: {parameters}, stored in half precision ({size} bytes).
+- Data: {data}
+- Terms of the data: {terms}
+- Code: commit {commit}.
+
+## Recipe
+
+params.yaml of the training:
+
+```yaml
+{recipe}```
+
+## Figures
+
+What the training measured, on its validation pictures:
+
+```yaml
+{figures}```
+"""
+
+
+if __name__ == "__main__":
+    main()

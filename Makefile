@@ -11,13 +11,13 @@ export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
 run: $(READY)  ## train, evaluate and register: dvc repro, then what was made
 	@$(BIN)/dvc repro
-	@$(BIN)/python -m pipeline.summary
+	@$(BIN)/python -m pipeline.report.summary
 
 test: $(READY)  ## all tests but the slow ones
 	@$(BIN)/python -m pytest -n 2 --dist loadfile && echo "Tested. Next: make run, or make help for the rest"
 
-lint: $(READY)  ## ruff and pyright
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+lint: $(READY)  ## ruff, import-linter and pyright
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache --no-logo && $(BIN)/pyright
 
 bench: $(READY)  ## every benchmark, side by side: about an hour; benchmarks/results.json
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import NETWORKS, TOLERANCES, Row, counted, main, measured, model
-from elder.adjoint import AndersonFixedPoint, FixedPoint
 from elder.implicit import ImplicitGradient
-from elder.linear import GMRES, MINRES, LinearSolver
+from elder.linear import GMRES, MINRES, AndersonFixedPoint, FixedPoint, LinearSolver
 from elder.solvers import fixed_point
 
 ERROR, MOST = 1e-3, 300

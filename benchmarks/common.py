@@ -16,11 +16,13 @@ import skimage
 import torch
 from torch import Tensor
 
-from elder import bundle, files, problems, regularizers
-from elder.images import Patches, to_tensor
-from elder.measurements import measure
-from elder.model import Model, Tuning
+from elder import io, problems, regularizers
+from elder.io import to_tensor
+from elder.model import bundle
+from elder.model.model import Model, Tuning
+from elder.problems.samples import measure
 from elder.regularizers import LeastSquaresResidual
+from elder.training.patches import Patches
 from elder.training.pretrain import Pretraining, pretrain
 
 NETWORKS = {
@@ -99,7 +101,7 @@ def pictures(names: Sequence[str], size: tuple[int, int]) -> list[Tensor]:
     folder = Path(skimage.__file__).parent / "data"
     found = []
     for name in names:
-        x = to_tensor(files.read_image(folder / name)).mean(1, keepdim=True)
+        x = to_tensor(io.read_image(folder / name)).mean(1, keepdim=True)
         top, left = ((n - m) // 2 for n, m in zip(x.shape[-2:], size, strict=True))
         found.append(x[..., top : top + size[0], left : left + size[1]])
     return found
@@ -148,7 +150,7 @@ def record(rows: Sequence[Row]) -> None:
     old = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     fresh = {row.benchmark for row in rows}
     kept = [row for row in old if row["benchmark"] not in fresh]
-    files.write_json(RESULTS, {"machine": machine(), "rows": kept + [asdict(row) for row in rows]})
+    io.write_json(RESULTS, {"machine": machine(), "rows": kept + [asdict(row) for row in rows]})
 
 
 def machine() -> dict[str, object]:

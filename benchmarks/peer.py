@@ -37,9 +37,9 @@ from benchmarks.common import (
 from elder.fidelity import LeastSquares
 from elder.implicit import ImplicitGradient
 from elder.linear import MINRES
-from elder.measurements import Measured
-from elder.model import Model
+from elder.model.model import Model
 from elder.objective import Objective
+from elder.problems.samples import Sample
 from elder.solvers import fixed_point, path
 from elder.tensors import norm, per_image
 
@@ -130,7 +130,7 @@ class Training:
         self.weights = list(chosen.regularizer.requires_grad_().parameters())
         self.truth = torch.cat([m.truth for m in measured(chosen, (side, side))[:BATCH]])
         operator, y = chosen.problem.simulate(self.truth, torch.Generator().manual_seed(0))
-        self.m = Measured("batch", self.truth, operator, y)
+        self.m = Sample("batch", self.truth, operator, y)
         self.start = chosen.problem.initial(operator, y)
         self.physics = physics_of(chosen, self.m)
         self.problem = chosen.objective(operator, y)
@@ -208,7 +208,7 @@ def deepinv():
     return module
 
 
-def physics_of(chosen: Model, m: Measured):
+def physics_of(chosen: Model, m: Sample):
     """deepinv's operator; checked to be ours. Its CS-MRI takes complex pictures only: there it is handed ours."""
     dinv = deepinv()
     if chosen.problem.name == "csmri":
@@ -223,7 +223,7 @@ def physics_of(chosen: Model, m: Measured):
     return physics
 
 
-def ours_as_physics(m: Measured):
+def ours_as_physics(m: Sample):
     """Our operator with its closed-form prox as an operator of deepinv."""
     operator = m.operator
 
@@ -241,7 +241,7 @@ def ours_as_physics(m: Measured):
     return Physics()
 
 
-def Peer(chosen: Model, m: Measured, most: int, anderson: bool, residual: float = 0.0, backward: bool | None = None):
+def Peer(chosen: Model, m: Sample, most: int, anderson: bool, residual: float = 0.0, backward: bool | None = None):
     """deepinv's proximal gradient descent on the same energy: gradient step on the prior, then prox of the data."""
     dinv = deepinv()
     energy = chosen.regularizer
@@ -274,7 +274,7 @@ def Peer(chosen: Model, m: Measured, most: int, anderson: bool, residual: float 
     )
 
 
-def steps_to(goal: float, chosen: Model, m: Measured, x0: Tensor, objective: Objective, anderson: bool) -> int | None:
+def steps_to(goal: float, chosen: Model, m: Sample, x0: Tensor, objective: Objective, anderson: bool) -> int | None:
     """How many steps deepinv takes to the energy `goal`, or None where MOST are not enough."""
     peer = Peer(chosen, m, MOST, anderson)
     reached: list[int] = []

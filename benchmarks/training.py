@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from benchmarks.common import NETWORKS, TRAINING, Row, main, model, paired, pictures, summarised
-from elder.images import Patches
-from elder.model import Model
+from elder.model.model import Model
 from elder.training.finetune import Finetuning, progress, update
+from elder.training.patches import Patches
 
 AS_IT_IS = Finetuning(batch=4, patch=64, tol=3e-4, max_steps=12, warmup=0.0, learning_rate=1e-9, tuning_rate=1e-9)
 BEFORE = replace(AS_IT_IS, stability=0.0, fallback="skip")

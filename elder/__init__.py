@@ -11,15 +11,20 @@ from typing import TYPE_CHECKING, Any
 from elder.errors import UserError
 
 if TYPE_CHECKING:
-    from elder.model import Info, Model, load
+    from elder.model.address import load
+    from elder.model.model import Info, Model
 
 __all__ = ["Info", "Model", "UserError", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded on first use: a pipeline stage depends on the files that it imports, and no more.
-    if name in ("Info", "Model", "load"):
-        from elder import model
+    # Imported on first use, so that `import elder` stays quick.
+    if name == "load":
+        from elder.model.address import load
+
+        return load
+    if name in ("Info", "Model"):
+        from elder.model import model
 
         return getattr(model, name)
     raise AttributeError(f"module 'elder' has no attribute {name!r}")

@@ -109,19 +109,20 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _simulate(arguments: argparse.Namespace) -> None:
-    from elder import measurements, problems
+    from elder import problems
+    from elder.problems import samples
 
     problem = problems.make(arguments.problem, dict(arguments.set))
     names, images = _clean(arguments.images)
-    for m in measurements.measure(problem, names, images):
-        measurements.save(arguments.out / f"{m.name}.npz", problem, m)
+    for m in samples.measure(problem, names, images):
+        samples.save(arguments.out / f"{m.name}.npz", problem, m)
         print(f"{m.name}: {problem.name} measurement {tuple(m.y.shape[1:])}")
     print(f"{len(names)} measurements in {arguments.out}")
 
 
 def _reconstruct(arguments: argparse.Namespace) -> None:
-    from elder import files
-    from elder.model import load
+    from elder import io
+    from elder.model.address import load
 
     chosen = dict(arguments.set)
     model = load(arguments.model)
@@ -134,29 +135,30 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     # What the user sets by hand goes before what the file holds.
     given = {name: value for name, value in arrays.items() if name != "y" and name not in chosen}
     x, info = model.reconstruct(arrays["y"], **given)
-    files.write_image(arguments.out, x if x.ndim == 2 else x.transpose(1, 2, 0))
+    io.write_image(arguments.out, x if x.ndim == 2 else x.transpose(1, 2, 0))
     print(f"{arguments.out}: {info.status} after {info.steps} steps, {info.seconds:.1f} s")
 
 
 def _measurement(path: Path) -> dict[str, Any]:
     """y and the operator's arguments: from arrays as they are, from a picture scaled to [0, 1], (h, w) or (c, h, w)."""
-    from elder import files
+    from elder import io
 
-    if path.suffix.lower() in files.PICTURES:
-        picture = files.read_image(path)
+    if path.suffix.lower() in io.PICTURES:
+        picture = io.read_image(path)
         return {"y": picture if picture.ndim == 2 else picture.transpose(2, 0, 1)}
-    arrays = files.read_arrays(path)
+    arrays = io.read_arrays(path)
     if "y" not in arrays:
         raise UserError(f"{path}: holds {', '.join(sorted(arrays))} but no y, the measurement")
     return arrays
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from elder import files
-    from elder.evaluation import Result, evaluate, summary
-    from elder.images import to_array
-    from elder.measurements import measure
-    from elder.model import load
+    from elder import io
+    from elder.evaluation.evaluate import evaluate, summary
+    from elder.evaluation.results import Result
+    from elder.io import to_array
+    from elder.model.address import load
+    from elder.problems.samples import measure
 
     if arguments.limit is not None and arguments.limit < 1:
         raise UserError(f"--limit {arguments.limit}: must be at least 1")
@@ -164,7 +166,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     names, images = _clean(arguments.images, arguments.limit)
 
     def show(result: Result) -> None:
-        files.write_image(arguments.out / f"{result.measured.name}.png", to_array(result.x[0]))
+        io.write_image(arguments.out / f"{result.sample.name}.png", to_array(result.x[0]))
         row = result.row
         print(
             f"{row['name']}: {row['psnr_initial']:.2f} -> {row['psnr']:.2f} dB, SSIM {row['ssim']:.4f}, "
@@ -173,13 +175,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         )
 
     report = summary(model, evaluate(model, measure(model.problem, names, images), show))
-    files.write_json(arguments.out / "metrics.json", report)
+    io.write_json(arguments.out / "metrics.json", report)
     mean, baseline = report["mean"], report["baseline"]
     print(f"mean of {len(names)}: {baseline['psnr']:.2f} -> {mean['psnr']:.2f} dB, SSIM {mean['ssim']:.4f}")
 
 
 def _models(arguments: argparse.Namespace) -> None:
-    from elder import registry
+    from elder.model import registry
 
     rows = registry.listing()
     if not rows:
@@ -192,9 +194,9 @@ def _models(arguments: argparse.Namespace) -> None:
 
 def _clean(folder: Path, limit: int | None = None):
     """Names, unique below the folder, and pictures as tensors."""
-    from elder import files
-    from elder.images import to_tensor
+    from elder import io
+    from elder.io import to_tensor
 
-    paths = files.list_images(folder)[:limit]
+    paths = io.list_images(folder)[:limit]
     names = ["__".join(path.relative_to(folder).with_suffix("").parts) for path in paths]
-    return names, [to_tensor(files.read_image(path)) for path in paths]
+    return names, [to_tensor(io.read_image(path)) for path in paths]

@@ -8,10 +8,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from elder.compute import parts, rounded
+from elder.backend import parts, rounded
 from elder.fidelity import Fidelity
-from elder.metric import weighted
 from elder.regularizers.base import Energy, Regularizer
+from elder.spectral import weighted
 from elder.tensors import dot, per_image
 
 
@@ -20,7 +20,7 @@ class Equilibrium:
     """∇g(x; y) + λ R_θ(x, σ) = 0, with R the regulariser's direction; weight λ >= 0 and sigma σ are scalars.
 
     Its solutions are the fixed points of x ↦ prox_{τg}(x − τλR(x)), for every τ > 0. precision: of the evaluations of
-    R, see `elder.compute`; everything else is in that of x. metric: the weights W(ω) of the metric in which solvers
+    R, see `elder.backend`; everything else is in that of x. metric: the weights W(ω) of the metric in which solvers
     measure a step, (h, w), the Euclidean one for None; it changes the way to the solutions, not them.
     """
 

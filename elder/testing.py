@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from elder import metric
+from elder import spectral
 from elder.fidelity import LeastSquares
 from elder.operators.base import Operator
 from elder.regularizers.base import Energy
@@ -58,9 +58,9 @@ def assert_shifted_solve(operator: Operator, v: Tensor, steps: Tensor) -> None:
 
 def assert_weighted_solve(operator: Operator, v: Tensor, scales: Tensor) -> None:
     """(AᵀA + cW) weighted_solve(v, cW) = v in the metric W of natural pictures; scales c: (b,)."""
-    weights = scales.view(-1, 1, 1, 1) * metric.natural((v.shape[-2], v.shape[-1]), v)
+    weights = scales.view(-1, 1, 1, 1) * spectral.natural((v.shape[-2], v.shape[-1]), v)
     z = operator.weighted_solve(v, weights)
-    assert_close(operator.normal(z) + metric.weighted(z, weights), v, "(AᵀA + W) z = v", 1e-9)
+    assert_close(operator.normal(z) + spectral.weighted(z, weights), v, "(AᵀA + W) z = v", 1e-9)
 
 
 def assert_prox(fidelity: LeastSquares, v: Tensor, steps: Tensor) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from elder import files
+from elder import io
 from elder.errors import UserError
 from pipeline import ROOT
 
@@ -52,7 +52,7 @@ def apply(name: str, target: Path) -> None:
             params[section] = over
         else:
             merge(params[section], over, f"presets/{name}.yaml: {section}")
-    with files.replacing(target) as temporary, temporary.open("w") as file:
+    with io.replacing(target) as temporary, temporary.open("w") as file:
         yaml.dump(params, file)
 
 

@@ -13,10 +13,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema, TensorSpec
 
-import elder
-from elder.evaluation import evaluate, mean
-from elder.measurements import Measured
+from elder.evaluation.evaluate import evaluate
+from elder.evaluation.results import mean
+from elder.model.address import load
 from elder.problems import Problem
+from elder.problems.samples import Sample
 
 CODE = Path(__file__).with_name("served_model.py")
 
@@ -34,7 +35,7 @@ class Verdict:
 
 
 def register(
-    problem: Problem, bundle: Path, psnr: float, data_hash: str, test: Sequence[Measured], margin: float
+    problem: Problem, bundle: Path, psnr: float, data_hash: str, test: Sequence[Sample], margin: float
 ) -> Verdict:
     """A new version of `elder-<problem>` as challenger; champion if it passes the gate.
 
@@ -68,7 +69,7 @@ def smoke(uri: str, inputs: dict[str, np.ndarray], size: Sequence[int]) -> bool:
     return bool(np.isfinite(x).all()) and x.shape[-2:] == tuple(size)
 
 
-def served_inputs(problem: Problem, measured: Measured) -> dict[str, np.ndarray]:
+def served_inputs(problem: Problem, measured: Sample) -> dict[str, np.ndarray]:
     """A measurement as the served model takes it: grey without an axis for colour, complex as a last axis of two."""
     y = (measured.y[:, 0] if measured.y.shape[1] == 1 else measured.y).numpy()
     measurement = np.stack([np.real(y), np.imag(y)], -1) if np.iscomplexobj(y) else y
@@ -95,11 +96,11 @@ def _log_version(name: str, bundle: Path, example: dict[str, np.ndarray], channe
     return int(info.registered_model_version)
 
 
-def _champion_psnr(client: MlflowClient, name: str, data_hash: str, test: Sequence[Measured]) -> float | None:
+def _champion_psnr(client: MlflowClient, name: str, data_hash: str, test: Sequence[Sample]) -> float | None:
     try:
         champion = client.get_model_version_by_alias(name, "champion")
     except MlflowException:
         return None
     if champion.tags.get("data") == data_hash:
         return float(champion.tags["psnr"])
-    return mean(evaluate(elder.load(f"models:/{name}@champion"), test))["psnr"]
+    return mean(evaluate(load(f"models:/{name}@champion"), test))["psnr"]

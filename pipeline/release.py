@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 import yaml
 
-from elder import bundle, files, released
+from elder import io, released
 from elder.errors import UserError
+from elder.model import bundle
 
 # Sections of params.yaml that say how a model was trained.
 RECIPE = ("prepare", "network", "pretrain", "tune", "finetune")
@@ -59,7 +60,7 @@ def release(source: Path, name: str, about: str, data: str, terms: str) -> None:
         recipe=yaml.safe_dump({key: params[key] for key in RECIPE}, sort_keys=False, allow_unicode=True),
         figures=yaml.safe_dump(config["metadata"], sort_keys=False, allow_unicode=True),
     )
-    with files.replacing(folder / "card.md") as temporary:
+    with io.replacing(folder / "card.md") as temporary:
         temporary.write_text(card)
 
 

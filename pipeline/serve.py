@@ -15,7 +15,8 @@ import time
 import urllib.error
 import urllib.request
 
-from pipeline import ROOT, process
+from pipeline import ROOT
+from pipeline.flows import process
 
 
 def main() -> None:
@@ -33,7 +34,7 @@ def main() -> None:
         if not os.environ.get("PREFECT_API_URL"):
             server = start_server(arguments.port)
         # Prefect reads its address when it is first imported.
-        from pipeline.flows import pipeline
+        from pipeline.flows.flow import pipeline
 
         schedule = {"cron": arguments.cron} if arguments.cron else {"interval": arguments.every}
         pipeline.serve(name=arguments.name, limit=1, parameters={"folder": str(ROOT)}, **schedule)

@@ -17,7 +17,7 @@ from typing import Any, Self
 import mlflow
 from tqdm import tqdm
 
-from elder import files
+from elder import io
 from elder.training.checkpoint import Checkpoint
 from pipeline import ROOT
 
@@ -164,7 +164,7 @@ class Curve:
 
     def write(self, path: Path) -> None:
         """All rows as CSV."""
-        files.write_csv(path, self.rows)
+        io.write_csv(path, self.rows)
 
     def _kept(self) -> Iterator[dict[str, float]]:
         """The journal's rows, but for one that was being written when the process died."""

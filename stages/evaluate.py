@@ -3,51 +3,65 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from elder import evaluation, files
-from elder.compute import Compute
-from elder.model import load
-from pipeline import tracking
-from stages import compared, posed, settings
-from stages.params import Evaluation
+from elder import io
+from elder.backend import Compute
+from elder.evaluation.evaluate import convergence, evaluate, evaluate_long
+from elder.evaluation.results import Result, mean
+from elder.model.model import Model, load
+from elder.problems.samples import Sample
+from pipeline import settings, tracking
+from pipeline.params import Evaluation
+from stages import command
+from stages.results import means, remeasured, robustness_row, write_results
+from stages.samples import find_problem, read_samples
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Write the table, every image's figures, the pictures, the convergence curves, and the figures elsewhere."""
     chosen = settings.typed(Evaluation, "evaluate")
     compute = settings.typed(Compute, "compute")
-    problem = posed.problem(arguments.problem)
-    test = posed.measured(arguments.images, arguments.measurements, "test", problem)
+    problem = find_problem(arguments.problem)
+    test = read_samples(arguments.images, arguments.measurements, "test", problem)
     models = {
         "pretrained": load(arguments.tuned).on(compute),
         "finetuned": load(arguments.finetuned).on(compute),
     }
     params = {"evaluate": vars(chosen), "problem": problem.settings}
-    inputs = [arguments.images, arguments.measurements, arguments.tuned, arguments.finetuned]
-    with tracking.run(f"evaluate {arguments.cell}", params, inputs) as log:
-        results = {name: evaluation.evaluate(model, test) for name, model in models.items()}
-        compared.write_results(results, arguments.out)
-        curves = {name: evaluation.convergence(m, test[0], chosen.curve_steps) for name, m in models.items()}
+    watched = [arguments.images, arguments.measurements, arguments.tuned, arguments.finetuned]
+    with tracking.run(f"evaluate {arguments.cell}", params, watched) as log:
+        results = {name: evaluate(model, test) for name, model in models.items()}
+        write_results(results, arguments.out)
+        curves = {name: convergence(model, test[0], chosen.curve_steps) for name, model in models.items()}
         rows = [{"method": name, **point} for name, curve in curves.items() for point in curve]
-        files.write_csv(arguments.out / "convergence.csv", rows)
-        rows = []
-        for change in chosen.robustness.get(problem.name, []):
-            elsewhere = compared.changed(problem, test, change)
-            for name, model in models.items():
-                mean = evaluation.mean(evaluation.evaluate(model.override(change), elsewhere))
-                rows.append({"method": name, "change": compared.spelled(change), "psnr": mean["psnr"]})
-        files.write_csv(arguments.out / "robustness.csv", rows)
-        rows = []
-        for name, model in models.items():
-            patient = evaluation.mean(evaluation.evaluate_long(model, test[: chosen.long_images], chosen.long_steps))
-            usual = evaluation.mean(results[name][: chosen.long_images])
-            rows.append({"method": name, "steps": chosen.long_steps, "change": patient["psnr"] - usual["psnr"]})
-        files.write_csv(arguments.out / "long.csv", rows)
-        log.metrics(compared.means(results) | {f"{row['method']}.long_change": row["change"] for row in rows})
+        io.write_csv(arguments.out / "convergence.csv", rows)
+        rows = [row for change in chosen.robustness.get(problem.name, []) for row in robustness(models, test, change)]
+        io.write_csv(arguments.out / "robustness.csv", rows)
+        rows = [long_row(name, model, results[name], chosen) for name, model in models.items()]
+        io.write_csv(arguments.out / "long.csv", rows)
+        log.metrics(means(results) | {f"{row['method']}.long_change": row["change"] for row in rows})
+
+
+def robustness(models: Mapping[str, Model], test: Sequence[Sample], change: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The row of each model under a change of the problem's settings."""
+    rows = []
+    for name, model in models.items():
+        samples = remeasured(model.problem, test, change)
+        rows.append(robustness_row(name, change, evaluate(model.override(change), samples)))
+    return rows
+
+
+def long_row(name: str, model: Model, usual: Sequence[Result], chosen: Evaluation) -> dict[str, Any]:
+    """How PSNR changes on average when a model iterates for `long_steps` steps, in dB."""
+    first = usual[: chosen.long_images]
+    patient = evaluate_long(model, [result.sample for result in first], chosen.long_steps)
+    return {"method": name, "steps": chosen.long_steps, "change": mean(patient)["psnr"] - mean(first)["psnr"]}
 
 
 if __name__ == "__main__":
-    settings.run(
+    command.run(
         main,
         "images",
         "measurements",

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from elder import files
-from elder.compute import Compute
-from elder.images import Patches
-from elder.model import load
+from elder import io
+from elder.backend import Compute
+from elder.model.model import load
 from elder.training.finetune import Finetuning, finetune
+from elder.training.patches import Patches
 from elder.training.validation import validate
-from pipeline import tracking
-from stages import posed, prepared, settings
+from pipeline import settings, tracking
+from stages import command, inputs
+from stages.samples import read_samples
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -20,13 +21,13 @@ def main(arguments: argparse.Namespace) -> None:
     cell = settings.cell(arguments.cell)
     chosen = settings.typed(Finetuning, "finetune", over=cell.finetune)
     before = load(arguments.tuned).on(settings.typed(Compute, "compute"))
-    names, images = prepared.images(arguments.images, "train")
+    names, images = inputs.clean_images(arguments.images, "train")
     patches = Patches(images, chosen.patch, names)
-    validation = posed.measured(arguments.images, arguments.measurements, "validation", before.problem)
+    validation = read_samples(arguments.images, arguments.measurements, "validation", before.problem)
     problem = before.problem.override(cell.training_problem)
     params = {"finetune": vars(chosen), "problem": problem.settings}
-    inputs = [arguments.images, arguments.measurements, arguments.tuned]
-    with tracking.training(f"finetune {arguments.cell}", params, inputs, chosen) as (log, curve, checkpoint):
+    watched = [arguments.images, arguments.measurements, arguments.tuned]
+    with tracking.training(f"finetune {arguments.cell}", params, watched, chosen) as (log, curve, checkpoint):
         model = finetune(before, patches, validation, chosen, curve, problem=problem, checkpoint=checkpoint)
         score, _ = validate(model, validation)
         gained = {
@@ -44,9 +45,9 @@ def main(arguments: argparse.Namespace) -> None:
         }
         log.metrics(gained)
         replace(model, metadata={"stage": "finetune", **gained}).save(arguments.out)
-        files.write_json(arguments.metrics, gained)
+        io.write_json(arguments.metrics, gained)
         curve.write(arguments.curve)
 
 
 if __name__ == "__main__":
-    settings.run(main, "images", "measurements", "tuned", "out", "metrics", "curve", cell="what is trained")
+    command.run(main, "images", "measurements", "tuned", "out", "metrics", "curve", cell="what is trained")

@@ -18,10 +18,11 @@ from PIL import Image
 from skimage.color import rgb2gray
 from skimage.transform import resize
 
-from elder import files, sources
+from elder import io
 from elder.errors import UserError
-from stages import settings
-from stages.params import Preparation
+from pipeline import settings
+from pipeline.params import Preparation
+from stages import command
 
 SPLITS = ("train", "validation", "test")
 # Bits of 64 in which the perceptual hashes of near-duplicates differ at most; other photographs differ in some 30.
@@ -44,7 +45,7 @@ def main(arguments: argparse.Namespace) -> None:
     rows = [row for name in SPLITS for path in parts[name] for row in write(path, name, temporary, chosen)]
     refuse_duplicates(rows)
     listed = [{key: value for key, value in row.items() if key != "perceptual"} for row in rows]
-    files.write_json(temporary / "manifest.json", {"source": chosen.source, "images": listed})
+    io.write_json(temporary / "manifest.json", {"source": chosen.source, "images": listed})
     shutil.rmtree(arguments.out, ignore_errors=True)
     temporary.rename(arguments.out)
     counts = {name: sum(row["split"] == name for row in rows) for name in SPLITS}
@@ -59,7 +60,7 @@ def builtin() -> dict[str, list[Path]]:
 
 def split(folder: Path, chosen: Preparation) -> dict[str, list[Path]]:
     """The files of a folder, each in one part: by the settings' shares, by the folders they lie in, or by a list."""
-    paths = sources.list_sources(folder)
+    paths = io.list_sources(folder)
     if chosen.split == "random":
         return at_random(paths, chosen)
     named = {path: path.relative_to(folder).as_posix() for path in paths}
@@ -105,7 +106,7 @@ def at_random(paths: list[Path], chosen: Preparation) -> dict[str, list[Path]]:
 def write(path: Path, part: str, out: Path, chosen: Preparation) -> list[dict[str, Any]]:
     """The images of one source file: training copies of each, or its central square."""
     scales = chosen.train_scales if part == "train" else [1.0]
-    images = sources.read_images(path, scaling=chosen.scaling, slices=chosen.slices)
+    images = io.read_images(path, scaling=chosen.scaling, slices=chosen.slices)
     rows = []
     for index, image in enumerate(images):
         image = with_channels(image, color=chosen.color)
@@ -113,12 +114,12 @@ def write(path: Path, part: str, out: Path, chosen: Preparation) -> list[dict[st
         for scale in scales:
             sized = shrink(image, round(chosen.size * scale))
             picture = sized if part == "train" else central_square(sized, chosen.size)
-            name = sources.stem(path) + (f"-{index}" if len(images) > 1 else "")
+            name = io.stem(path) + (f"-{index}" if len(images) > 1 else "")
             name += "" if len(scales) == 1 else f"@{scale:g}"
             target = out / part / f"{name}.tif"
             if target.exists():
                 raise UserError(f"{path}: another image has the name {name}; rename one")
-            files.write_image(target, picture)
+            io.write_image(target, picture)
             shape = {"height": picture.shape[0], "width": picture.shape[1]}
             rows.append({"name": name, "split": part, "sha256": digest, "perceptual": perceptual(image), **shape})
     return rows
@@ -167,4 +168,4 @@ def refuse_duplicates(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    settings.run(main, "folder", "out")
+    command.run(main, "folder", "out")

@@ -6,13 +6,14 @@ import argparse
 
 import torch
 
-from elder import bundle, files, regularizers
-from elder.compute import Compute
-from elder.images import Patches
+from elder import io, regularizers
+from elder.backend import Compute
+from elder.model import bundle
 from elder.training.initial import initialize
+from elder.training.patches import Patches
 from elder.training.pretrain import Pretraining, denoising_psnr, pretrain
-from pipeline import tracking
-from stages import params, prepared, settings
+from pipeline import params, settings, tracking
+from stages import command, inputs
 
 LEVELS = (0.02, 0.06, 0.1, 0.2)
 
@@ -22,9 +23,9 @@ def main(arguments: argparse.Namespace) -> None:
     over = settings.section("regularizers", arguments.regularizer).get("pretrain")
     chosen = settings.typed(Pretraining, "pretrain", over=over)
     compute = settings.typed(Compute, "compute")
-    names, images = prepared.images(arguments.images, "train")
+    names, images = inputs.clean_images(arguments.images, "train")
     patches = Patches(images, chosen.patch, names)
-    _, validation = prepared.images(arguments.images, "validation")
+    _, validation = inputs.clean_images(arguments.images, "validation")
     torch.manual_seed(chosen.seed)
     description = params.description(arguments.regularizer, images[0].shape[1])
     regularizer = regularizers.make(**description).to(compute.device)
@@ -43,9 +44,9 @@ def main(arguments: argparse.Namespace) -> None:
             "metadata": {"stage": "pretrain", "init": start, "settings": vars(chosen), "denoising_psnr": scores},
         }
         bundle.write(arguments.out, regularizer, config)
-        files.write_json(arguments.metrics, {"denoising_psnr": scores})
+        io.write_json(arguments.metrics, {"denoising_psnr": scores})
         curve.write(arguments.curve)
 
 
 if __name__ == "__main__":
-    settings.run(main, "images", "out", "metrics", "curve", regularizer="the parameterisation")
+    command.run(main, "images", "out", "metrics", "curve", regularizer="the parameterisation")

@@ -6,31 +6,32 @@ import argparse
 import hashlib
 from dataclasses import asdict
 
-from elder import files
-from pipeline import registry, tracking
-from stages import posed, settings
-from stages.params import Registration
+from elder import io
+from pipeline import registry, settings, tracking
+from pipeline.params import Registration
+from stages import command
+from stages.samples import find_problem, read_samples
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Make a version of `elder-<problem>`, challenger at once, champion if it passes the gate."""
     chosen = settings.typed(Registration, "register")
-    problem = posed.problem(arguments.problem)
-    test = posed.measured(arguments.images, arguments.measurements, "test", problem)
-    psnr = files.read_json(arguments.metrics)["finetuned"]["psnr"]
+    problem = find_problem(arguments.problem)
+    test = read_samples(arguments.images, arguments.measurements, "test", problem)
+    psnr = io.read_json(arguments.metrics)["finetuned"]["psnr"]
     parts = [tracking.content_hash(folder / "test") for folder in (arguments.images, arguments.measurements)]
     data = hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
-    inputs = [arguments.model, arguments.metrics]
-    with tracking.run(f"register {arguments.cell}", {"register": vars(chosen)}, inputs) as log:
+    watched = [arguments.model, arguments.metrics]
+    with tracking.run(f"register {arguments.cell}", {"register": vars(chosen)}, watched) as log:
         verdict = registry.register(problem, arguments.model, psnr, data, test, chosen.margin)
         log.metrics({"psnr": psnr, "promoted": float(verdict.promoted)})
     alias = "champion" if verdict.promoted else "challenger"
     print(f"{verdict.name} version {verdict.version} is {alias}: {verdict.reason}")
-    files.write_json(arguments.out, asdict(verdict))
+    io.write_json(arguments.out, asdict(verdict))
 
 
 if __name__ == "__main__":
-    settings.run(
+    command.run(
         main,
         "images",
         "measurements",

@@ -7,26 +7,28 @@ import shutil
 
 import torch
 
-from elder import files, measurements
-from elder.images import Patches
+from elder import io
 from elder.problems.base import Problem
-from stages import posed, prepared, settings
+from elder.problems.samples import measure, save
+from elder.training.patches import Patches
+from stages import command, inputs
+from stages.samples import find_problem
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Measure validation and test images with fixed seeds; describe how training measurements are drawn."""
-    problem = posed.problem(arguments.problem)
+    problem = find_problem(arguments.problem)
     temporary = arguments.out.with_name(f".{arguments.out.name}-partial")
     shutil.rmtree(temporary, ignore_errors=True)
     counts = {}
     for part in ("validation", "test"):
-        names, images = prepared.images(arguments.images, part)
-        for measured in measurements.measure(problem, names, images):
-            measurements.save(temporary / part / f"{measured.name}.npz", problem, measured)
+        names, images = inputs.clean_images(arguments.images, part)
+        for sample in measure(problem, names, images):
+            save(temporary / part / f"{sample.name}.npz", problem, sample)
         counts[part] = len(names)
-    names, images = prepared.images(arguments.images, "train")
+    names, images = inputs.clean_images(arguments.images, "train")
     side = min(min(image.shape[-2:]) for image in images)
-    files.write_json(temporary / "training.json", describe(problem, Patches(images, side, names)))
+    io.write_json(temporary / "training.json", describe(problem, Patches(images, side, names)))
     shutil.rmtree(arguments.out, ignore_errors=True)
     temporary.rename(arguments.out)
     print(
@@ -55,4 +57,4 @@ def describe(problem: Problem, patches: Patches) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    settings.run(main, "images", "out", problem="the inverse problem")
+    command.run(main, "images", "out", problem="the inverse problem")

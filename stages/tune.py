@@ -5,28 +5,29 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from elder import files
-from elder.compute import Compute
-from elder.model import Tuning, load
+from elder import io
+from elder.backend import Compute
+from elder.model.model import Tuning, load
 from elder.training.tune import Trial, best, edges, is_constrained, starting_weight, tune
-from pipeline import tracking
-from stages import posed, settings
-from stages.params import Search
+from pipeline import settings, tracking
+from pipeline.params import Search
+from stages import command
+from stages.samples import find_problem, read_samples
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Search λ and σ for the best validation PSNR; write the tuned bundle and every trial."""
     search = settings.typed(Search, "tune")
     compute = settings.typed(Compute, "compute")
-    problem = posed.problem(arguments.problem)
-    validation = posed.measured(arguments.images, arguments.measurements, "validation", problem)
+    problem = find_problem(arguments.problem)
+    validation = read_samples(arguments.images, arguments.measurements, "validation", problem)
     pretrained = replace(load(arguments.pretrained), problem=problem).on(compute)
     weight = search.weight or starting_weight(validation, problem.noise, search.sigma)
     start = Tuning(weight, search.sigma, 1 / weight, search.tol, search.max_steps)
     params = {"tune": vars(search), "problem": problem.settings}
-    inputs = [arguments.measurements, arguments.pretrained]
+    watched = [arguments.measurements, arguments.pretrained]
     title = f"tune {arguments.cell}"
-    with tracking.run(title, params, inputs) as log, tracking.resumable(log, title, every=1) as checkpoint:
+    with tracking.run(title, params, watched) as log, tracking.resumable(log, title, every=1) as checkpoint:
 
         def report(number: int, trial: Trial) -> None:
             log.step(number, {"weight": trial.weight, "sigma": trial.sigma, "val_psnr": trial.psnr})
@@ -48,7 +49,7 @@ def main(arguments: argparse.Namespace) -> None:
         }
         replace(model, metadata={"stage": "tune", **figures}).save(arguments.out)
         log.metrics(figures)
-        files.write_csv(arguments.trials, [vars(trial) for trial in trials])
+        io.write_csv(arguments.trials, [vars(trial) for trial in trials])
 
 
 def described(trial: Trial) -> str:
@@ -60,7 +61,7 @@ def described(trial: Trial) -> str:
 
 
 if __name__ == "__main__":
-    settings.run(
+    command.run(
         main,
         "images",
         "measurements",

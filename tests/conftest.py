@@ -23,8 +23,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 sys.path.insert(0, str(ROOT))
 
-from elder import files, problems, regularizers  # noqa: E402
-from elder.model import Model, Tuning  # noqa: E402
+from elder import io, problems, regularizers  # noqa: E402
+from elder.model.model import Model, Tuning  # noqa: E402
 from pipeline import preset  # noqa: E402
 
 
@@ -38,8 +38,8 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six real photographs, grey, 40x48."""
     folder = tmp_path_factory.mktemp("photographs")
     for name in ("camera", "coins", "moon", "brick", "page", "text"):
-        picture = files.read_image(Path(skimage.__file__).parent / "data" / f"{name}.png")
-        files.write_image(folder / f"{name}.png", resize(picture, (40, 48), anti_aliasing=True))
+        picture = io.read_image(Path(skimage.__file__).parent / "data" / f"{name}.png")
+        io.write_image(folder / f"{name}.png", resize(picture, (40, 48), anti_aliasing=True))
     return folder
 
 

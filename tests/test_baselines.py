@@ -8,11 +8,12 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio
 from skimage.restoration import denoise_tv_chambolle
 
+from elder.evaluation.quality import psnr, ssim
 from elder.fidelity import LeastSquares
-from elder.metrics import psnr, ssim
 from elder.operators import Identity, MaskedFourier
+from elder.operators.differences import gradient, gradient_adjoint
 from elder.problems import masks
-from elder.total_variation import gradient, gradient_adjoint, reconstruct_tv, total_variation
+from elder.solvers.primal_dual import reconstruct_tv, total_variation
 
 
 def test_psnr_is_of_the_clipped_picture(rng):

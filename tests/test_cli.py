@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from elder import files
+from elder import io
 from elder.cli import main
 
 
@@ -29,7 +29,7 @@ def test_simulate_then_reconstruct_then_the_picture_is_there(bundle, photographs
         out = tmp_path / f"camera{suffix}"
         measurement = tmp_path / "camera.npz"
         assert main(["reconstruct", str(bundle), "--measurement", str(measurement), "--out", str(out)]) == 0
-        assert files.read_arrays(out)["y"].shape == (40, 48)
+        assert io.read_arrays(out)["y"].shape == (40, 48)
     assert "after" in capsys.readouterr().out
 
 
@@ -37,7 +37,7 @@ def test_a_measurement_file_without_its_mask_takes_one_by_setting(bundle, photog
     settings = ["--set", f"mask={mask}"]
     assert main(["simulate", "csmri", "--images", str(photographs), "--out", str(tmp_path), *settings]) == 0
     y = tmp_path / "y.npy"
-    np.save(y, files.read_arrays(tmp_path / "camera.npz")["y"])
+    np.save(y, io.read_arrays(tmp_path / "camera.npz")["y"])
     out = tmp_path / "x.png"
     assert "needs the mask" in failure(capsys, "reconstruct", bundle, "--measurement", y, "--out", out)
     assert not out.exists()

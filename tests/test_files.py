@@ -8,28 +8,28 @@ import pytest
 import skimage.io
 import tifffile
 
-from elder import UserError, files
+from elder import UserError, io
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):
     path = tmp_path / "x.json"
-    files.write_json(path, {"a": 1})
+    io.write_json(path, {"a": 1})
     with pytest.raises(TypeError):
-        files.write_json(path, {"a": object()})
-    assert files.read_json(path) == {"a": 1}
+        io.write_json(path, {"a": object()})
+    assert io.read_json(path) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
 
 def test_floating_point_tiff_keeps_every_digit(tmp_path):
     image = np.random.default_rng(0).random((9, 7), dtype=np.float32)
-    files.write_image(tmp_path / "x.tif", image)
-    assert np.array_equal(files.read_image(tmp_path / "x.tif"), image)
+    io.write_image(tmp_path / "x.tif", image)
+    assert np.array_equal(io.read_image(tmp_path / "x.tif"), image)
 
 
 @pytest.mark.parametrize(("dtype", "top"), [(np.uint8, 255), (np.uint16, 65535)])
 def test_integers_are_divided_by_their_range(dtype, top, tmp_path):
     skimage.io.imsave(tmp_path / "x.png", np.array([[0, top], [top // 5, 0]], dtype), check_contrast=False)
-    assert files.read_image(tmp_path / "x.png") == pytest.approx(np.array([[0, 1], [0.2, 0]]), abs=1e-6)
+    assert io.read_image(tmp_path / "x.png") == pytest.approx(np.array([[0, 1], [0.2, 0]]), abs=1e-6)
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".h5", ".tif"])
@@ -45,7 +45,7 @@ def test_a_measurement_from_each_format(suffix, tmp_path):
             file["y"] = y
     else:
         tifffile.imwrite(path, y)
-    assert np.array_equal(files.read_arrays(path)["y"], y)
+    assert np.array_equal(io.read_arrays(path)["y"], y)
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".h5", ".mat", ".png", ".tif"])
@@ -53,13 +53,13 @@ def test_a_corrupt_file_is_named(suffix, tmp_path):
     path = tmp_path / f"broken{suffix}"
     path.write_bytes(b"not what the name says" * 9)
     with pytest.raises(UserError, match=f"broken{suffix}: corrupt"):
-        files.read_arrays(path)
+        io.read_arrays(path)
 
 
 def test_pickled_arrays_are_refused(tmp_path):
     np.save(tmp_path / "x.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(UserError, match="corrupt"):
-        files.read_arrays(tmp_path / "x.npy")
+        io.read_arrays(tmp_path / "x.npy")
 
 
 @pytest.mark.parametrize(
@@ -73,11 +73,11 @@ def test_pickled_arrays_are_refused(tmp_path):
 def test_a_bad_picture_is_named(image, message, tmp_path):
     tifffile.imwrite(tmp_path / "bad.tif", image)
     with pytest.raises(UserError, match=rf"bad\.tif.*{message}"):
-        files.read_image(tmp_path / "bad.tif")
+        io.read_image(tmp_path / "bad.tif")
 
 
 def test_an_empty_folder_is_named(tmp_path):
     with pytest.raises(UserError, match="holds no picture"):
-        files.list_images(tmp_path)
+        io.list_images(tmp_path)
     with pytest.raises(UserError, match="no such folder"):
-        files.list_images(tmp_path / "absent")
+        io.list_images(tmp_path / "absent")

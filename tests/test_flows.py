@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import process
+from pipeline.flows import process
 
 
 def alive(marker: str) -> bool:

@@ -10,11 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from elder import metric
-from elder.adjoint import JACOBIAN_FREE, AndersonFixedPoint, FixedPoint, Neumann
+from elder import spectral
 from elder.fidelity import Fidelity, HardConstraint, LeastSquares
 from elder.implicit import ImplicitGradient
-from elder.linear import GMRES, MINRES, LinearSolver
+from elder.linear import GMRES, JACOBIAN_FREE, MINRES, AndersonFixedPoint, FixedPoint, LinearSolver, Neumann
 from elder.objective import Equilibrium, pose
 from elder.operators import Operator
 from elder.regularizers import EXPLICIT, Energy, Regularizer
@@ -79,7 +78,7 @@ class Natural(Regularizer):
         self.a = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
 
     def direction(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return self.a * metric.weighted(x, metric.natural(x.shape[-2:], x))
+        return self.a * spectral.weighted(x, spectral.natural(x.shape[-2:], x))
 
 
 class Setup:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from elder import metric, testing
+from elder import spectral, testing
 from elder.fidelity import HardConstraint, LeastSquares
 from elder.networks import activations
 from elder.operators import MaskedFourier, Operator
@@ -57,13 +57,15 @@ def test_a_hard_constraint_projects(rng):
 
 def test_the_metric_weighs_each_frequency(rng):
     size = (9, 12)
-    weights = metric.natural(size, cases.randn((1,), rng))
-    assert float(weights.min()) == float(weights[0, 0]) == metric.TOP * metric.FLOOR
-    assert float(weights.max()) < metric.TOP
+    weights = spectral.natural(size, cases.randn((1,), rng))
+    assert float(weights.min()) == float(weights[0, 0]) == spectral.TOP * spectral.FLOOR
+    assert float(weights.max()) < spectral.TOP
     row, column = torch.meshgrid(torch.arange(9.0).double(), torch.arange(12.0).double(), indexing="ij")
     wave = torch.cos(2 * torch.pi * (2 * row / 9 - 5 * column / 12) + 0.3).view(1, 1, *size)
     power = (2 / 9) ** 2 + (5 / 12) ** 2
-    torch.testing.assert_close(metric.weighted(wave, weights), metric.TOP * power / (power + metric.CORNER**2) * wave)
+    torch.testing.assert_close(
+        spectral.weighted(wave, weights), spectral.TOP * power / (power + spectral.CORNER**2) * wave
+    )
 
 
 def test_closed_forms_in_the_metric_are_for_operators_diagonal_in_the_fourier_basis(rng):

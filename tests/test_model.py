@@ -11,7 +11,7 @@ import torch
 
 import elder
 from elder import UserError
-from elder.measurements import measure
+from elder.problems.samples import measure
 
 
 @pytest.fixture

@@ -19,9 +19,8 @@ import tifffile
 import yaml
 from conftest import ROOT, Project
 
-from elder import UserError, files
-from pipeline import preset
-from stages import params, settings
+from elder import UserError, io
+from pipeline import params, preset, settings
 
 CELL = "csmri-least_squares"
 
@@ -58,7 +57,7 @@ def test_every_output_is_there(finished):
         assert {row["monotone"] for row in rows} == ({"True"} if cell == CELL else {""})
     baseline = json.loads((reports / "baselines" / "csmri" / "metrics.json").read_text())
     assert baseline.keys() == {"initial", "total_variation"}
-    manifest = files.read_json(finished.folder / "data" / "prepared" / "manifest.json")["images"]
+    manifest = io.read_json(finished.folder / "data" / "prepared" / "manifest.json")["images"]
     splits = {}
     for row in manifest:
         splits.setdefault(row["sha256"], set()).add(row["split"])
@@ -75,12 +74,12 @@ def test_the_report_stands_by_itself(finished):
     assert not re.search(r'(src|href)="(?!data:|#)', page)
     assert "Explicit against implicit" in page
     assert "ratio 0.3" in page
-    manifest = files.read_json(finished.folder / "data" / "prepared" / "manifest.json")["images"]
+    manifest = io.read_json(finished.folder / "data" / "prepared" / "manifest.json")["images"]
     assert all(row["sha256"][:16] in page for row in manifest)
 
 
 def test_the_summary_shows_every_method_and_what_to_try_next(finished):
-    printed = finished.run(sys.executable, "-m", "pipeline.summary").stdout
+    printed = finished.run(sys.executable, "-m", "pipeline.report.summary").stdout
     for text in ("zero-filled", "total variation", "least squares, DEQ", "implicit, pre-trained", "reports/index.html"):
         assert text in printed
     assert f"{figures(finished)['finetuned']['psnr']:.2f} dB" in printed
@@ -192,7 +191,7 @@ def test_repeating_runs_nothing_and_a_setting_only_what_follows(finished):
     ran = [line.split("'")[1] for line in out.splitlines() if line.startswith("Running stage")]
     assert ran == [f"{stage}@{CELL}" for stage in ("finetune", "evaluate", "register")] + ["report"]
     assert len(runs(finished)) == len(EVERY_RUN) + 3
-    verdict = files.read_json(finished.folder / "reports" / "cells" / CELL / "registered.json")
+    verdict = io.read_json(finished.folder / "reports" / "cells" / CELL / "registered.json")
     assert verdict["version"] == 3
     assert verdict["champion_psnr"] is not None
     # Going back costs nothing: the run cache has it.
@@ -352,7 +351,7 @@ def test_a_folder_of_pictures_is_split_and_used(project, photographs):
         target.write_bytes(path.read_bytes())
     project.change("prepare", source="folder")
     project.run("dvc", "repro", "simulate")
-    manifest = files.read_json(project.folder / "data" / "prepared" / "manifest.json")
+    manifest = io.read_json(project.folder / "data" / "prepared" / "manifest.json")
     assert sorted(row["name"] for row in manifest["images"]) == sorted(p.stem for p in photographs.iterdir())
     assert {row["split"] for row in manifest["images"]} == {"train", "validation", "test"}
 
@@ -379,11 +378,11 @@ def test_colour_goes_through_to_the_registry(project):
     )
     assert out.strip().endswith("(2, 3, 30, 28) float32 True")
     blurred = project.folder / "blurred.png"
-    files.write_image(blurred, np.random.default_rng(0).random((30, 28, 3)))
+    io.write_image(blurred, np.random.default_rng(0).random((30, 28, 3)))
     project.run(
         "elder", "reconstruct", "models/deblur-least_squares", "--measurement", "blurred.png", "--out", "sharp.png"
     )
-    assert files.read_image(project.folder / "sharp.png").shape == (30, 28, 3)
+    assert io.read_image(project.folder / "sharp.png").shape == (30, 28, 3)
 
 
 def test_the_documented_problem_of_ones_own_is_trained_and_found_by_name(project):
@@ -398,7 +397,7 @@ def test_the_documented_problem_of_ones_own_is_trained_and_found_by_name(project
     for path in (project.folder / "data" / "prepared" / "test").iterdir():
         shutil.copy(path, project.folder / "data" / "raw" / "test")
     project.run("elder", "evaluate", "models:/elder-wide@champion", "--images", "data/raw/test", "--out", "again")
-    again = files.read_json(project.folder / "again" / "metrics.json")
+    again = io.read_json(project.folder / "again" / "metrics.json")
     assert again["problem"] == "wide"
     assert again["mean"]["psnr"] == pytest.approx(figures(project, "wide-least_squares")["finetuned"]["psnr"], abs=0.5)
 

@@ -13,11 +13,11 @@ import scipy.io
 import torch
 from conftest import ROOT
 
-from elder import UserError, files, measurements, problems
-from elder.measurements import measure
-from elder.metrics import psnr
-from elder.model import load
-from elder.problems import kernels, masks
+from elder import UserError, io, problems
+from elder.evaluation.quality import psnr
+from elder.model.model import load
+from elder.problems import kernels, masks, samples
+from elder.problems.samples import measure
 from elder.problems.superres import shifted_bicubic
 from elder.testing import check_operator
 
@@ -78,7 +78,7 @@ def test_a_mask_from_a_file(suffix, tmp_path, rng):
     elif suffix == ".mat":
         scipy.io.savemat(path, {"mask_matrix": mask})
     else:
-        files.write_image(path, mask.astype(float))
+        io.write_image(path, mask.astype(float))
     problem = problems.make("csmri", {"mask": str(path)})
     operator, _ = problem.simulate(torch.rand((1, 1, 10, 12), generator=rng), rng)
     assert np.array_equal(operator.mask.numpy(), mask)
@@ -162,8 +162,8 @@ class TestEveryProblem:
     def test_a_measurement_comes_back_from_disk(self, name, channels, rng, tmp_path):
         problem, images = problems.make(name), self.images(channels, rng)
         for m in measure(problem, ["a", "b"], images):
-            measurements.save(tmp_path / f"{m.name}.npz", problem, m)
-            again = measurements.read(tmp_path / f"{m.name}.npz", problem, m.truth)
+            samples.save(tmp_path / f"{m.name}.npz", problem, m)
+            again = samples.read(tmp_path / f"{m.name}.npz", problem, m.truth)
             assert torch.equal(again.y, m.y)
             torch.testing.assert_close(again.operator.A(m.truth), m.operator.A(m.truth))
 
@@ -229,7 +229,7 @@ def test_kernels_from_files(form, tmp_path):
         scipy.io.savemat(path, {"kernels": cells})
     elif form == ".png":
         stack = [np.round(stack[0] * 255) / 255]
-        files.write_image(path, stack[0])
+        io.write_image(path, stack[0])
     else:
         with h5py.File(path, "w", userblock_size=512) as file:
             cells = [file.create_dataset(f"#refs#/{i}", data=kernel.T) for i, kernel in enumerate(stack)]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from elder.measurements import measure
+from elder.problems.samples import measure
 from pipeline import registry
 
 

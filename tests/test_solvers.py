@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from elder import metric
-from elder.adjoint import JACOBIAN_FREE, AndersonFixedPoint, FixedPoint, Neumann
+from elder import spectral
 from elder.fidelity import HardConstraint, LeastSquares
-from elder.linear import GMRES, MINRES
+from elder.linear import GMRES, JACOBIAN_FREE, MINRES, AndersonFixedPoint, FixedPoint, Neumann
 from elder.objective import Equilibrium, Objective, pose
 from elder.operators import MaskedFourier
 from elder.problems import masks
@@ -39,10 +38,10 @@ class Natural(Energy):
     """h(x) = ½⟨x, W x⟩, W the metric of natural pictures."""
 
     def value(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return dot(x, metric.weighted(x, metric.natural(x.shape[-2:], x))) / 2
+        return dot(x, spectral.weighted(x, spectral.natural(x.shape[-2:], x))) / 2
 
     def value_and_grad(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        return self.value(x, sigma), metric.weighted(x, metric.natural(x.shape[-2:], x))
+        return self.value(x, sigma), spectral.weighted(x, spectral.natural(x.shape[-2:], x))
 
 
 class Quadratic(Energy):
@@ -121,7 +120,7 @@ def test_a_step_in_the_metric_solves_its_proximal_problem(learned):
     tau, slope = torch.tensor([0.5, 2.0, 8.0], dtype=torch.float64), objective.slope(x0)
     for posed in (objective, objective.natural()):
         p = posed.step(x0, slope, tau)
-        pull = p - x0 if posed.metric is None else metric.weighted(p - x0, posed.metric)
+        pull = p - x0 if posed.metric is None else spectral.weighted(p - x0, posed.metric)
         gradient = objective.fidelity.grad(p) + slope + pull / tau.view(-1, 1, 1, 1)
         torch.testing.assert_close(gradient, torch.zeros_like(p), rtol=0, atol=1e-12)
         torch.testing.assert_close(posed.square(p - x0), dot(p - x0, pull))

@@ -16,7 +16,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 from skimage.transform import resize
 
-from elder import UserError, files, sources
+from elder import UserError, io
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def write_dicom(path: Path, image: np.ndarray) -> None:
 
 
 def write(path: Path, volume: np.ndarray) -> None:
-    kind = sources.suffix(path)
+    kind = io.suffix(path)
     if kind == ".npy":
         np.save(path, volume)
     elif kind == ".npz":
@@ -61,23 +61,23 @@ def write(path: Path, volume: np.ndarray) -> None:
 @pytest.mark.parametrize("name", ["v.npy", "v.npz", "v.mat", "v.h5", "v.nii", "v.nii.gz"])
 def test_volumes_give_their_slices(name, volume, tmp_path):
     write(tmp_path / name, volume)
-    found = sources.read_images(tmp_path / name, scaling="max")
+    found = io.read_images(tmp_path / name, scaling="max")
     assert len(found) == 5
     for image, expected in zip(found, volume / volume.max(), strict=True):
         assert image.dtype == np.float32
         assert image == pytest.approx(expected, abs=1e-5)
-    middle = sources.read_images(tmp_path / name, scaling="max", slices=3)
+    middle = io.read_images(tmp_path / name, scaling="max", slices=3)
     assert [m.tobytes() for m in middle] == [f.tobytes() for f in found[1:4]]
     with pytest.raises(UserError, match=r"must lie in \[0, 1\]; or set prepare.scaling: max"):
-        sources.read_images(tmp_path / name)
+        io.read_images(tmp_path / name)
 
 
 def test_a_dicom_file_is_an_image(volume, tmp_path):
     write_dicom(tmp_path / "s.dcm", volume[0])
-    (image,) = sources.read_images(tmp_path / "s.dcm", scaling="max")
+    (image,) = io.read_images(tmp_path / "s.dcm", scaling="max")
     expected = volume[0].astype(np.uint16)
     assert image == pytest.approx(expected / expected.max(), abs=1e-6)
-    (by_type,) = sources.read_images(tmp_path / "s.dcm")
+    (by_type,) = io.read_images(tmp_path / "s.dcm")
     assert by_type == pytest.approx(expected / 65535, abs=1e-6)
     assert pydicom.dcmread(tmp_path / "s.dcm").Rows == 24
 
@@ -91,14 +91,14 @@ def test_fastmri_k_space_becomes_the_root_sum_of_squares(volume, tmp_path):
     with h5py.File(tmp_path / "file.h5", "w") as file:
         file["kspace"] = kspace.astype(np.complex64)
         file["mask"] = np.ones(20)
-    found = np.stack(sources.read_images(tmp_path / "file.h5", scaling="max"))
+    found = np.stack(io.read_images(tmp_path / "file.h5", scaling="max"))
     assert found == pytest.approx(volume / volume.max(), abs=1e-4)
 
 
 def test_16_bits_stay_16_bits(tmp_path):
     image = np.arange(24 * 20, dtype=np.uint16).reshape(24, 20) * 100
     tifffile.imwrite(tmp_path / "deep.tif", image)
-    (found,) = sources.read_images(tmp_path / "deep.tif")
+    (found,) = io.read_images(tmp_path / "deep.tif")
     assert found == pytest.approx(image / 65535)
     assert len(np.unique(found)) == image.size
 
@@ -115,19 +115,19 @@ def test_16_bits_stay_16_bits(tmp_path):
 def test_a_bad_file_is_named(name, content, message, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
-        sources.read_images(tmp_path / name)
+        io.read_images(tmp_path / name)
 
 
 def test_a_missing_library_is_named(tmp_path, monkeypatch):
     (tmp_path / "a.nii").write_bytes(b"nothing")
     monkeypatch.setitem(__import__("sys").modules, "nibabel", None)
     with pytest.raises(UserError, match=r"needs nibabel; install elder\[formats\]"):
-        sources.read_images(tmp_path / "a.nii")
+        io.read_images(tmp_path / "a.nii")
 
 
 def photographs(folder: Path, names: tuple[str, ...]) -> None:
     for name in names:
-        picture = files.read_image(Path(skimage.__file__).parent / "data" / name)
+        picture = io.read_image(Path(skimage.__file__).parent / "data" / name)
         grey = picture if picture.ndim == 2 else picture.mean(-1)
         target = folder / Path(name).with_suffix(".tif")
         tifffile.imwrite(target, np.round(resize(grey, (48, 56), anti_aliasing=True) * 65535).astype(np.uint16))
@@ -146,8 +146,8 @@ def test_a_near_duplicate_in_two_splits_is_refused(project):
     photographs(raw, NAMES)
     prepare(project)
     for index in range(6):  # smaller, darker and compressed: the same picture to the eye, in other bytes
-        darker = resize(files.read_image(raw / f"{Path(NAMES[index]).stem}.tif"), (44, 52), anti_aliasing=True) * 0.9
-        files.write_image(raw / f"again{index}.jpg", darker)
+        darker = resize(io.read_image(raw / f"{Path(NAMES[index]).stem}.tif"), (44, 52), anti_aliasing=True) * 0.9
+        io.write_image(raw / f"again{index}.jpg", darker)
     done = prepare(project, check=False)
     assert done.returncode != 0
     assert "look the same: remove one" in done.stderr
@@ -158,7 +158,7 @@ def test_a_near_duplicate_in_two_splits_is_refused(project):
     )
     (project.folder / "split.csv").write_text(f"name,split\n{listed}")
     prepare(project, split="split.csv")
-    manifest = files.read_json(project.folder / "data" / "prepared" / "manifest.json")["images"]
+    manifest = io.read_json(project.folder / "data" / "prepared" / "manifest.json")["images"]
     assert {row["name"]: row["split"] for row in manifest}["coffee"] == "test"
 
 
@@ -168,7 +168,7 @@ def test_a_split_by_folders_and_its_mistakes(project):
         (raw / part).mkdir()
         photographs(raw / part, names)
     prepare(project, split="folders")
-    manifest = files.read_json(project.folder / "data" / "prepared" / "manifest.json")["images"]
+    manifest = io.read_json(project.folder / "data" / "prepared" / "manifest.json")["images"]
     assert {row["name"]: row["split"] for row in manifest}["gravel"] == "test"
     (raw / "spare").mkdir()
     photographs(raw / "spare", ("astronaut.png",))
@@ -190,7 +190,7 @@ def test_every_kind_of_file_goes_from_preparation_to_evaluation(project, volume)
         write(raw / name, np.stack([900 * resize(rng.random((9, 8)), (40, 44), order=1) for _ in range(4)]))
     project.only_least_squares()
     prepare(project, scaling="max", slices=2)
-    manifest = files.read_json(project.folder / "data" / "prepared" / "manifest.json")["images"]
+    manifest = io.read_json(project.folder / "data" / "prepared" / "manifest.json")["images"]
     assert {row["name"] for row in manifest} == {"camera", "coins", "brain-0", "brain-1", "knee-0", "knee-1"}
     project.run("dvc", "repro", "evaluate")
-    assert files.read_json(project.folder / "reports" / "cells" / "csmri-least_squares" / "metrics.json")["finetuned"]
+    assert io.read_json(project.folder / "reports" / "cells" / "csmri-least_squares" / "metrics.json")["finetuned"]

@@ -7,13 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from elder import UserError, files, problems, regularizers
-from elder.images import Patches, to_tensor
-from elder.measurements import Measured, measure
-from elder.model import Model, Tuning
+from elder import UserError, io, problems, regularizers
+from elder.io import to_tensor
+from elder.model.model import Model, Tuning
+from elder.problems.samples import Sample, measure
 from elder.training.averaging import moving_average
 from elder.training.checkpoint import Checkpoint
 from elder.training.finetune import Effort, Finetuning, finetune
+from elder.training.patches import Patches
 from elder.training.pretrain import Pretraining, denoising_psnr, pretrain
 from elder.training.tune import Trial, edges, starting_weight, trial_of, tune
 from elder.training.validation import Score, validate
@@ -27,7 +28,7 @@ def silent(step: int, figures: dict[str, float]) -> None:
 
 @pytest.fixture(scope="module")
 def images(photographs) -> list[torch.Tensor]:
-    return [to_tensor(files.read_image(path)) for path in files.list_images(photographs)]
+    return [to_tensor(io.read_image(path)) for path in io.list_images(photographs)]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def pretrained(patches: Patches, steps: int) -> regularizers.Energy:
 
 
 @pytest.fixture(scope="module")
-def tuned(patches, images) -> tuple[Model, list[Measured]]:
+def tuned(patches, images) -> tuple[Model, list[Sample]]:
     problem = problems.make("csmri", {"ratio": 0.4, "seed": 5})
     validation = measure(problem, ["brick", "camera"], images[:2])
     start = Tuning(0.1, 0.1, 10.0, tol=1e-4, max_steps=100)

@@ -8,8 +8,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from elder.compute import moved
-from elder.tensors import dot
+from elder.backend import moved
+from elder.linear.cg import conjugate_gradients
 
 
 class Operator(ABC):
@@ -59,23 +59,8 @@ class Operator(ABC):
         """
         if tol is None:
             tol = 1e-12 if v.dtype == torch.float64 else 1e-6
-        z = v / (1 + step)
-        r = v - (z + step * self.normal(z))
-        p, rr = r, dot(r, r)
-        goal = tol**2 * dot(v, v)
-        for _ in range(max_steps):
-            if bool((rr <= goal).all()):
-                return z
-            q = p + step * self.normal(p)
-            live = rr > goal
-            alpha = (rr / dot(p, q)).where(live, rr.new_zeros(())).to(v.dtype).view(-1, 1, 1, 1)
-            z, r = z + alpha * p, r - alpha * q
-            rr, old = dot(r, r), rr
-            beta = (rr / old).where(live, rr.new_zeros(())).to(v.dtype).view(-1, 1, 1, 1)
-            p = r + beta * p
-        if bool((rr <= goal).all()):
-            return z
-        raise ArithmeticError(
-            f"conjugate gradients left a relative residual of {float((rr / dot(v, v)).max()) ** 0.5:.1e} after "
-            f"{max_steps} steps, above tol={tol:g}: raise max_steps, or use a smaller step"
-        )
+
+        def system(z: Tensor) -> Tensor:
+            return z + step * self.normal(z)
+
+        return conjugate_gradients(system, v, v / (1 + step), tol=tol, max_steps=max_steps)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from elder.metric import weighted
 from elder.operators.base import Operator
+from elder.spectral import weighted
 
 
 @dataclass(frozen=True, eq=False)

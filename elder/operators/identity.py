@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from elder.metric import weighted
 from elder.operators.base import Operator
+from elder.spectral import weighted
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elder import files
+from elder import io
 from elder.errors import UserError
 from elder.operators.base import Operator
 from elder.operators.fourier import MaskedFourier
@@ -43,7 +43,7 @@ class CSMRI(Problem):
         if self.mask in MASKS:
             masks = [MASKS[self.mask](size, self.ratio, generator) for _ in range(batch)]
             return MaskedFourier(torch.stack(masks).unsqueeze(1))
-        mask = files.read_array(self.mask, key="mask_matrix")
+        mask = io.read_array(self.mask, key="mask_matrix")
         if mask.shape != tuple(size):
             raise UserError(
                 f"mask={self.mask} is {mask.shape[0]}x{mask.shape[1]} but the image is {size[0]}x{size[1]}: "
@@ -61,7 +61,7 @@ class CSMRI(Problem):
             raise UserError(
                 "a csmri measurement needs the mask that sampled it: give mask=FILE, or an .npz with `mask`"
             )
-        array = files.read_array(mask, key="mask_matrix") if isinstance(mask, str | Path) else np.asarray(mask)
+        array = io.read_array(mask, key="mask_matrix") if isinstance(mask, str | Path) else np.asarray(mask)
         return _operator(array, str(mask) if isinstance(mask, str | Path) else "an array")
 
     def arguments(self, operator: Operator) -> dict[str, np.ndarray]:

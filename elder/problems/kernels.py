@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elder import files
+from elder import io
 from elder.errors import UserError
 
 
@@ -53,7 +53,7 @@ def load(name: str) -> Tensor:
     path, _, index = name.rpartition(":") if ":" in name and not Path(name).exists() else (name, "", "0")
     if not index.isdigit():
         raise UserError(f"kernel={name}: the part after the colon must be a whole number")
-    found = files.read_stack(path)
+    found = io.read_stack(path)
     if int(index) >= len(found):
         raise UserError(f"kernel={name}: {path} holds {len(found)} kernels, counted from 0")
     kernel = torch.from_numpy(np.ascontiguousarray(found[int(index)], dtype=np.float64))

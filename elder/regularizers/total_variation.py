@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from elder.differences import gradient, gradient_adjoint
+from elder.operators.differences import gradient, gradient_adjoint
 from elder.regularizers.base import Energy
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from elder import files
+from elder import io
 from elder.errors import UserError
 
 FOLDER = Path(__file__).parent
@@ -35,7 +35,7 @@ def denoiser(description: Mapping[str, Any]) -> str | None:
     weights are to fit.
     """
     for name in names():
-        config = files.read_json(FOLDER / name / "config.json")
+        config = io.read_json(FOLDER / name / "config.json")
         if config["problem"]["name"] == "denoise" and config["regularizer"] == description:
             return name
     return None

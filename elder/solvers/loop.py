@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from elder.compute import moved
+from elder.backend import moved
 from elder.objective import Equilibrium
 from elder.solvers.iterate import Iterate
 

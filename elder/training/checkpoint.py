@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from elder import files
+from elder import io
 from elder.errors import UserError
 
 
@@ -44,7 +44,7 @@ class Checkpoint:
         """Write the state after `step`, if its turn has come."""
         if step % self.every:
             return
-        with files.replacing(self.path) as temporary:
+        with io.replacing(self.path) as temporary:
             torch.save(state, temporary)
 
     @contextmanager

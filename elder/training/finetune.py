@@ -8,20 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from elder.adjoint import AndersonFixedPoint, FixedPoint, Neumann
 from elder.errors import UserError
-from elder.images import Patches
 from elder.implicit import ImplicitGradient, Linearization, fixed_point_step
-from elder.linear import GMRES, MINRES, LinearSolver
-from elder.measurements import Measured
-from elder.model import Model
+from elder.linear import GMRES, MINRES, AndersonFixedPoint, FixedPoint, LinearSolver, Neumann
+from elder.model.model import Model
 from elder.objective import Equilibrium, Objective
 from elder.problems.base import Problem
+from elder.problems.samples import Sample
 from elder.regularizers.base import Energy
 from elder.solvers import fixed_point
 from elder.stability import adapted, penalty, spectral_radius
 from elder.tensors import norm
 from elder.training.checkpoint import Checkpoint
+from elder.training.patches import Patches
 from elder.training.pretrain import Report
 from elder.training.progress import Progress
 from elder.training.validation import validate
@@ -126,7 +125,7 @@ class Effort:
 def finetune(
     before: Model,
     patches: Patches,
-    validation: Sequence[Measured],
+    validation: Sequence[Sample],
     settings: Finetuning,
     report: Report,
     *,
@@ -172,7 +171,7 @@ def finetune(
     return now.best
 
 
-def _validate(now: Progress, before: Model, validation: Sequence[Measured], settings: Finetuning) -> dict[str, float]:
+def _validate(now: Progress, before: Model, validation: Sequence[Sample], settings: Finetuning) -> dict[str, float]:
     """Judge the averaged parameters, and go back where they are far below the best."""
     model = now.model.model(before, now.scale)
     score, _ = validate(model, validation)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from elder import bundle, released
+from elder import released
+from elder.model import bundle
 from elder.regularizers.base import Regularizer
 
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from elder.compute import rounded
+from elder.backend import rounded
 from elder.errors import UserError
-from elder.images import Patches
-from elder.metrics import psnr
+from elder.evaluation.quality import psnr
 from elder.regularizers.base import Regularizer
 from elder.training.averaging import moving_average
 from elder.training.checkpoint import Checkpoint
+from elder.training.patches import Patches
 
 Report = Callable[[int, dict[str, float]], None]
 
@@ -64,7 +64,7 @@ def pretrain(
 
     One backward pass a step: ∇h is a forward computation, so training differentiates once. `report` gets each step's
     number and its figures. Runs where the weights are; draws come from the CPU, the same for every device. precision:
-    of the network, see `elder.compute`. With a checkpoint it goes on where the last run stopped. A step whose gradient
+    of the network, see `elder.backend`. With a checkpoint it goes on where the last run stopped. A step whose gradient
     is not finite is left out and counted. Raises `FloatingPointError` after `patience` of them in a row.
     """
     generator = torch.Generator().manual_seed(settings.seed)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from elder.fidelity import Fidelity
-from elder.model import Model, Tuning
+from elder.model.model import Model, Tuning
 from elder.objective import Equilibrium, pose
 from elder.solvers import Solution
 from elder.training.averaging import moving_average

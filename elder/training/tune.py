@@ -8,10 +8,9 @@ from itertools import islice
 
 import torch
 
-from elder.fidelity import HardConstraint
-from elder.measurements import Measured
-from elder.metrics import psnr
-from elder.model import Model, Tuning
+from elder.evaluation.quality import psnr
+from elder.model.model import Model, Tuning
+from elder.problems.samples import Sample
 from elder.solvers import Status, path, stops
 from elder.tensors import dot
 from elder.training.checkpoint import Checkpoint
@@ -49,7 +48,7 @@ def best(trials: Sequence[Trial]) -> Trial:
     return max(trials, key=lambda trial: trial.score.merit)
 
 
-def starting_weight(measured: Sequence[Measured], noise: float, sigma: float) -> float:
+def starting_weight(measured: Sequence[Sample], noise: float, sigma: float) -> float:
     """λ by the noise and the operator, before any search: s²/σ², or 0.01 · tr(AᵀA)/n without noise.
 
     A denoiser that fits noise of level σ has x − D(x) = −σ²∇log p(x) (Tweedie; Efron 2011), so that the most probable
@@ -72,7 +71,7 @@ def edges(found: Trial, *, constrained: bool) -> list[str]:
 
 def tune(
     model: Model,
-    measured: Sequence[Measured],
+    measured: Sequence[Sample],
     *,
     start: Tuning,
     factors: Sequence[float] = (4.0, 2.0),
@@ -124,13 +123,13 @@ def tune(
     return replace(model, tuning=tuning), list(trials.values())
 
 
-def is_constrained(model: Model, measured: Sequence[Measured]) -> bool:
+def is_constrained(model: Model, measured: Sequence[Sample]) -> bool:
     """Whether the data term is a hard constraint, under which λ has no part in the minimum."""
-    return isinstance(model.problem.fidelity(measured[0].operator, measured[0].y), HardConstraint)
+    return model.problem.fidelity(measured[0].operator, measured[0].y).constrains
 
 
 @torch.no_grad()
-def trial_of(model: Model, measured: Sequence[Measured]) -> Trial:
+def trial_of(model: Model, measured: Sequence[Sample]) -> Trial:
     """What the model's λ and σ give on the measurements, where the solves end and along the way.
 
     A solve that has run away is ended there, as one that did not converge.

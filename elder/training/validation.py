@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from elder.measurements import Measured
-from elder.metrics import psnr
-from elder.model import Model
+from elder.evaluation.quality import psnr
+from elder.model.model import Model
+from elder.problems.samples import Sample
 from elder.solvers import Solution
 
 # The share of solves that a model must bring to a fixed point, and the dB that a missing share of one is charged.
@@ -35,7 +35,7 @@ class Score:
         return self.merit > other.merit + by
 
 
-def validate(model: Model, measured: Sequence[Measured]) -> tuple[Score, list[Solution]]:
+def validate(model: Model, measured: Sequence[Sample]) -> tuple[Score, list[Solution]]:
     """The score, and the solution of every image."""
     solutions = [model.solve(m.operator, m.y) for m in measured]
     quality = [float(psnr(s.x, m.truth)) for s, m in zip(solutions, measured, strict=True)]

@@ -1,0 +1,1 @@
+"""How good reconstructions are: quality measures, tables of results, and baselines."""

@@ -1,0 +1,34 @@
+"""Baselines: the initial guess and total variation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from elder.evaluation.results import Result, mean
+from elder.problems.base import Problem
+from elder.problems.samples import Sample
+from elder.solvers.primal_dual import reconstruct_tv
+
+
+def evaluate_initial(problem: Problem, measured: Sequence[Sample]) -> list[Result]:
+    """Every measurement's initial guess."""
+    guesses = [problem.initial(m.operator, m.y) for m in measured]
+    return [Result(m, x, x, 0, "initial", None, 0.0) for m, x in zip(measured, guesses, strict=True)]
+
+
+def evaluate_tv(problem: Problem, measured: Sequence[Sample], weight: float) -> list[Result]:
+    """Every measurement reconstructed by total variation of weight λ."""
+    results = []
+    for m in measured:
+        start = time.perf_counter()
+        initial = problem.initial(m.operator, m.y)
+        x, steps = reconstruct_tv(problem.fidelity(m.operator, m.y), initial, weight)
+        # The primal-dual method is no descent method: its energy may rise on the way, and is not looked at.
+        results.append(Result(m, initial, x, int(steps), "converged", None, time.perf_counter() - start))
+    return results
+
+
+def tune_tv(problem: Problem, measured: Sequence[Sample], weights: Sequence[float]) -> float:
+    """The weight of best mean PSNR."""
+    return max(weights, key=lambda weight: mean(evaluate_tv(problem, measured, weight))["psnr"])

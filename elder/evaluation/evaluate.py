@@ -1,0 +1,75 @@
+"""Reconstruct a set of samples with a model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import torch
+
+from elder.evaluation.baselines import evaluate_initial
+from elder.evaluation.quality import psnr
+from elder.evaluation.results import Result, mean
+from elder.model.model import Model
+from elder.problems.samples import Sample
+from elder.solvers import path
+
+# The relative residual below which a solve no longer changes the picture: a tenth of what reconstructions stop at.
+STILL = 1e-5
+
+Report = Callable[[Result], None]
+
+
+def evaluate(model: Model, measured: Sequence[Sample], report: Report = lambda result: None) -> list[Result]:
+    """Every measurement reconstructed by the model, in order."""
+    results = []
+    for m in measured:
+        start = time.perf_counter()
+        s = model.solve(m.operator, m.y)
+        seconds = time.perf_counter() - start
+        initial = model.problem.initial(m.operator, m.y)
+        monotone = None if s.monotone is None else bool(s.monotone.all())
+        results.append(Result(m, initial, s.x, int(s.steps), s.status[0].name.lower(), monotone, seconds))
+        report(results[-1])
+    return results
+
+
+def evaluate_long(model: Model, measured: Sequence[Sample], steps: int) -> list[Result]:
+    """Every measurement iterated for `steps` steps, whatever the model's tolerance.
+
+    What training saw is a budget of steps. A model whose quality falls beyond it was fitted to where its iteration was
+    cut off, not to a fixed point. A solve ends early only where it stands still, at a residual of `STILL`.
+    """
+    patient = replace(model.tuning, tol=STILL, max_steps=steps)
+    return evaluate(replace(model, tuning=patient), measured)
+
+
+def summary(model: Model, results: Sequence[Result]) -> dict[str, Any]:
+    """What `elder evaluate` writes: problem, settings, means, the initial guess as baseline, and every image."""
+    baseline = mean(evaluate_initial(model.problem, [result.sample for result in results]))
+    return {
+        "problem": model.problem.name,
+        "settings": model.problem.settings,
+        "mean": mean(results),
+        "baseline": {"name": model.problem.initial_name, "psnr": baseline["psnr"], "ssim": baseline["ssim"]},
+        "images": [result.row for result in results],
+    }
+
+
+@torch.no_grad()
+def convergence(model: Model, measured: Sample, steps: int) -> list[dict[str, float | None]]:
+    """Energy f(x), where there is one, PSNR and residual along the first `steps` steps of a reconstruction."""
+    start = model.problem.initial(measured.operator, measured.y)
+    states = path(model.objective(measured.operator, measured.y), start, torch.tensor(model.tuning.step))
+    return [
+        {
+            "step": k,
+            "energy": None if s.energy is None else float(s.energy),
+            "psnr": float(psnr(s.x, measured.truth)),
+            "residual": float(s.residual),
+        }
+        for k, s in enumerate(islice(states, steps + 1))
+    ]

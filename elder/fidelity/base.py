@@ -1,0 +1,55 @@
+"""What a data term gives to solvers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Self
+
+from torch import Tensor
+
+
+class Fidelity(ABC):
+    """A data term g(x; y), convex in x: an operator bound to a measurement of each image of a batch."""
+
+    # Whether g is the indicator of a set of pictures. If so, the weight λ does not affect the minimum.
+    constrains: ClassVar[bool] = False
+
+    @abstractmethod
+    def value(self, x: Tensor) -> Tensor:
+        """g(x), (b, c, h, w) -> (b,) in float64."""
+
+    @abstractmethod
+    def grad(self, x: Tensor) -> Tensor:
+        """∇g(x), (b, c, h, w)."""
+
+    @abstractmethod
+    def prox(self, v: Tensor, step: Tensor) -> Tensor:
+        """argmin_z ½‖z − v‖² + τ g(z), (b, c, h, w); step τ > 0: (b,) or scalar."""
+
+    @abstractmethod
+    def hessian(self, v: Tensor) -> Tensor:
+        """∇²g v, (b, c, h, w)."""
+
+    @abstractmethod
+    def free(self, v: Tensor) -> Tensor:
+        """The projection of v onto the feasible directions, (b, c, h, w)."""
+
+    @abstractmethod
+    def metric(self) -> Tensor | None:
+        """W(ω) of the metric of natural pictures where (∇²g + cW)⁻¹ has a closed form, else `None`."""
+
+    @abstractmethod
+    def precondition(self, r: Tensor, c: Tensor, weights: Tensor | None = None) -> Tensor:
+        """(∇²g + cW)⁻¹ r in the feasible directions, (b, c, h, w); c > 0: (b, 1, 1, 1).
+
+        weights: W(ω) of a metric; if `None`, the identity takes its place.
+        """
+
+    @abstractmethod
+    def select(self, index: Tensor) -> Self:
+        """The data term of the images `index` of the batch alone."""
+
+
+def check_finite(y: Tensor) -> None:
+    if not bool(y.isfinite().all()):
+        raise ValueError("the measurement holds NaN or infinite values: repair or mask them first")

@@ -1,0 +1,61 @@
+"""The data term of pixels that are known exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from elder.fidelity.base import Fidelity, check_finite
+from elder.operators.masking import Masking
+
+
+@dataclass(frozen=True, eq=False)
+class HardConstraint(Fidelity):
+    """g(x) = 0 where M x = y, infinite elsewhere: measured pixels are kept as they are. Made by `HardConstraint.of`.
+
+    For a mask M alone. Every iterate of a proximal method from a start that satisfies M x = y satisfies it, and so does
+    every affine combination of such points; `value` is that of feasible points, which is zero.
+    """
+
+    constrains: ClassVar[bool] = True
+
+    operator: Masking
+    y: Tensor
+
+    @classmethod
+    def of(cls, operator: Masking, y: Tensor) -> HardConstraint:
+        """The constraint of the measurement y. Raises `ValueError` when y is not finite or does not fit."""
+        operator.check(y)
+        check_finite(y)
+        return cls(operator, y)
+
+    def value(self, x: Tensor) -> Tensor:
+        """Zero, (b, c, h, w) -> (b,) in float64."""
+        return torch.zeros(len(x), dtype=torch.float64, device=x.device)
+
+    def grad(self, x: Tensor) -> Tensor:
+        """Zero: within the constraint g is constant."""
+        return torch.zeros_like(x)
+
+    def prox(self, v: Tensor, step: Tensor) -> Tensor:
+        """The projection: y where there is a pixel, v elsewhere, for every step."""
+        return torch.where(self.operator.mask > 0, self.y, v)
+
+    def hessian(self, v: Tensor) -> Tensor:
+        return torch.zeros_like(v)
+
+    def free(self, v: Tensor) -> Tensor:
+        """v on the pixels that may move, zero on the others."""
+        return (1 - self.operator.mask) * v
+
+    def metric(self) -> None:
+        """None: the projection has a closed form in the Euclidean metric alone."""
+
+    def precondition(self, r: Tensor, c: Tensor, weights: Tensor | None = None) -> Tensor:
+        return r / c
+
+    def select(self, index: Tensor) -> HardConstraint:
+        return HardConstraint(self.operator.select(index), self.y[index])

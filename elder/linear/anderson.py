@@ -1,0 +1,57 @@
+"""The preconditioned fixed-point iteration with Anderson mixing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from elder.linear.base import Krylov, LinearSolution, Map, solution
+from elder.tensors import norm, per_image
+
+
+@dataclass(frozen=True)
+class AndersonFixedPoint(Krylov):
+    """`FixedPoint` with Anderson mixing over the last `depth` points (Gilton et al. 2021); the best point is kept."""
+
+    contraction: ClassVar[bool] = True
+
+    depth: int = 6
+
+    @torch.no_grad()
+    def __call__(self, H: Map, b: Tensor, precondition: Map) -> LinearSolution:
+        v, products = precondition(b), 0
+        best, least = v, torch.full((len(b),), torch.inf, dtype=torch.float64, device=b.device)
+        points: list[Tensor] = []
+        moves: list[Tensor] = []
+        while products < self.max_steps:
+            r = b - H(v)
+            products += 1
+            left = norm(r)
+            best = torch.where(per_image(left < least, v) > 0, v, best)
+            least = torch.minimum(left, least)
+            if bool((least <= self.tol * norm(b)).all()):
+                break
+            points, moves = [*points, v][-self.depth :], [*moves, precondition(r)][-self.depth :]
+            v = _mix(points, moves)
+        return solution(best, least, b, products, self.tol)
+
+
+def _mix(points: list[Tensor], moves: list[Tensor]) -> Tensor:
+    """Σ αᵢ (pᵢ + mᵢ) with α minimising ‖Σ αᵢ mᵢ‖ and Σ αᵢ = 1, image by image."""
+    latest = points[-1] + moves[-1]
+    if len(points) == 1:
+        return latest
+    newest = moves[-1].flatten(1)
+    differences = torch.stack([m.flatten(1) - newest for m in moves[:-1]], 1)
+    gram = (differences @ differences.transpose(1, 2)).double()
+    trace = gram.diagonal(dim1=1, dim2=2).sum(1).clamp(min=1e-200)
+    ridge = 1e-10 * torch.eye(len(moves) - 1, dtype=gram.dtype, device=gram.device) * trace.view(-1, 1, 1)
+    target = -(differences @ newest.unsqueeze(2)).double()
+    alpha = torch.linalg.solve(gram + ridge, target)
+    mixed = latest
+    for k, (p, m) in enumerate(zip(points[:-1], moves[:-1], strict=True)):
+        mixed = mixed + per_image(alpha[:, k, 0], latest) * (p + m - latest)
+    return mixed

@@ -1,0 +1,57 @@
+"""Linear systems H v = b, one an image, solved in a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from elder.tensors import norm
+
+Map = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class LinearSolution:
+    """What a linear solve returns; residual is the true ‖b − H v‖ / ‖b‖, from products with H that the solve made."""
+
+    v: Tensor  # (b, c, h, w)
+    residual: Tensor  # (b,) float64
+    converged: Tensor  # (b,) bool: v may be used
+    products: int  # products with H
+
+
+class LinearSolver(Protocol):
+    """v with H v = b, image by image.
+
+    H: (b, c, h, w) -> (b, c, h, w), linear, on each image alone; precondition: likewise, symmetric positive definite
+    and near H⁻¹. contraction: the method converges only where I − PH is a contraction, P the preconditioner.
+    """
+
+    contraction: ClassVar[bool]
+
+    def __call__(self, H: Map, b: Tensor, precondition: Map) -> LinearSolution: ...
+
+
+@dataclass(frozen=True)
+class Krylov:
+    """tol: relative residual to stop at; max_steps: products with H at most."""
+
+    contraction: ClassVar[bool] = False
+
+    tol: float = 1e-3
+    max_steps: int = 100
+
+    def __post_init__(self) -> None:
+        if self.tol <= 0 or self.max_steps < 1:
+            name = type(self).__name__
+            raise ValueError(f"{name} needs tol > 0 and max_steps >= 1; got tol={self.tol}, max_steps={self.max_steps}")
+
+
+def solution(v: Tensor, left: Tensor, b: Tensor, products: int, tol: float) -> LinearSolution:
+    """What is known of v where ‖b − H v‖ = `left`, (b,)."""
+    residual = left / norm(b).clamp(min=torch.finfo(torch.float64).tiny)
+    return LinearSolution(v, residual, residual <= 10 * tol, products)

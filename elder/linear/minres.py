@@ -1,0 +1,60 @@
+"""The minimum residual method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from elder.linear.base import Krylov, LinearSolution, Map, solution
+from elder.tensors import dot, norm, per_image
+
+
+@dataclass(frozen=True)
+class MINRES(Krylov):
+    """Minimum residual for symmetric H, definite or not (Paige & Saunders 1975), preconditioned.
+
+    An image stops when its residual in the norm of the preconditioner is within `tol` of the start. `converged` asks
+    the true residual to be within 10 tol: the two norms differ by the conditioning of the preconditioner.
+    """
+
+    @torch.no_grad()
+    def __call__(self, H: Map, b: Tensor, precondition: Map) -> LinearSolution:
+        eps = torch.finfo(torch.float64).eps
+        v, w, w_old = torch.zeros_like(b), torch.zeros_like(b), torch.zeros_like(b)
+        # H v, carried along by the recurrence of v, so that the true residual costs no product of its own.
+        Hv, Hw, Hw_old = v, w, w_old
+        r_old, r = b, b
+        z = precondition(b)
+        beta1 = dot(b, z).clamp(min=0).sqrt()
+        beta, beta_old = beta1.clone(), torch.ones_like(beta1)
+        dbar, epsilon = torch.zeros_like(beta1), torch.zeros_like(beta1)
+        phi_bar, cs, sn = beta1.clone(), -torch.ones_like(beta1), torch.zeros_like(beta1)
+        products = 0
+        for k in range(self.max_steps):
+            live = (phi_bar > self.tol * beta1) & (beta > 0)
+            if not bool(live.any()):
+                break
+            q = z / per_image(beta.where(live, torch.ones_like(beta)), b)
+            z = Hq = H(q)
+            products += 1
+            if k > 0:
+                z = z - per_image((beta / beta_old).where(live, torch.zeros_like(beta)), b) * r_old
+            alpha = dot(q, z)
+            z = z - per_image((alpha / beta).where(live, torch.zeros_like(beta)), b) * r
+            r_old, r = r, z
+            z = precondition(r)
+            beta_old, beta = beta, dot(r, z).clamp(min=0).sqrt()
+            # The last Givens rotation, then the next one.
+            epsilon_old, delta = epsilon, cs * dbar + sn * alpha
+            g_bar, epsilon, dbar = sn * dbar - cs * alpha, sn * beta, -cs * beta
+            gamma = torch.hypot(g_bar, beta).clamp(min=eps)
+            cs, sn = g_bar / gamma, beta / gamma
+            phi, phi_bar = cs * phi_bar, torch.where(live, sn * phi_bar, phi_bar)
+            back, further, scale = (per_image(a, b) for a in (delta, epsilon_old, gamma))
+            w_old, w = w, (q - further * w_old - back * w) / scale
+            Hw_old, Hw = Hw, (Hq - further * Hw_old - back * Hw) / scale
+            move = per_image(phi.where(live, torch.zeros_like(phi)), b)
+            v, Hv = v + move * w, Hv + move * Hw
+        return solution(v, norm(b - Hv), b, products, self.tol)

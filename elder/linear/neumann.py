@@ -1,0 +1,45 @@
+"""The truncated Neumann series, and the Jacobian-free approximation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from elder.linear.base import LinearSolution, Map, solution
+from elder.tensors import norm
+
+
+@dataclass(frozen=True)
+class Neumann:
+    """v = Σ_{k <= K} (I − P H)ᵏ P b: the inverse of P H by its Neumann series, cut off after `terms` = K products.
+
+    An approximation by intention: `converged` says only that v is finite, and `residual` how far it is off. 0 terms
+    is the Jacobian-free gradient (Fung et al. 2022), which puts the preconditioner in the place of H⁻¹. One product
+    more tells the residual; it is saved, and the residual is NaN, if `measured` is false.
+    """
+
+    contraction: ClassVar[bool] = True
+
+    terms: int = 5
+    measured: bool = True
+
+    def __post_init__(self) -> None:
+        if self.terms < 0:
+            raise ValueError(f"Neumann(terms=...) must not be negative; got {self.terms}")
+
+    @torch.no_grad()
+    def __call__(self, H: Map, b: Tensor, precondition: Map) -> LinearSolution:
+        v = precondition(b)
+        for _ in range(self.terms):
+            v = v + precondition(b - H(v))
+        left = (
+            norm(b - H(v)) if self.measured else torch.full((len(b),), torch.nan, dtype=torch.float64, device=b.device)
+        )
+        found = solution(v, left, b, self.terms + self.measured, 1.0)
+        return replace(found, converged=norm(v).isfinite())
+
+
+JACOBIAN_FREE = Neumann(0)

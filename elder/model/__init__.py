@@ -1,0 +1,1 @@
+"""A trained regularizer with its problem and hyperparameters, its files on disk, and the model registry."""

@@ -1,0 +1,58 @@
+"""Measurements with the clean images behind them, in memory and on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from elder import io
+from elder.errors import UserError
+from elder.operators.base import Operator
+from elder.problems.base import Problem
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A clean image and its measurement."""
+
+    name: str
+    truth: Tensor  # (1, c, h, w)
+    operator: Operator
+    y: Tensor
+
+
+def measure(problem: Problem, names: Sequence[str], images: Sequence[Tensor]) -> list[Sample]:
+    """A measurement of every image, drawn from the problem's seed; the same for the same images in the same order."""
+    generator = torch.Generator().manual_seed(problem.seed)
+    return [Sample(name, image, *problem.simulate(image, generator)) for name, image in zip(names, images, strict=True)]
+
+
+def save(path: str | Path, problem: Problem, measured: Sample) -> None:
+    """Write y, (h, w) or (c, h, w), and the operator's arguments as .npz, whole or not at all."""
+    arguments = {name: value.squeeze() for name, value in problem.arguments(measured.operator).items()}
+    y = measured.y[0, 0] if measured.y.shape[1] == 1 else measured.y[0]
+    with io.replacing(path) as temporary:
+        np.savez(temporary, allow_pickle=False, **{"y": y.numpy(), **arguments})
+
+
+def read(path: str | Path, problem: Problem, truth: Tensor) -> Sample:
+    """What `save` wrote, with its clean image again. Raises `UserError` when the file does not fit."""
+    arrays = io.read_arrays(path)
+    if "y" not in arrays:
+        raise UserError(f"{path}: holds {', '.join(sorted(arrays))} but no y, the measurement")
+    array = arrays.pop("y")
+    y = torch.from_numpy(array[None, None] if array.ndim == 2 else array[None])
+    return Sample(Path(path).stem, truth, problem.bind(y, **arrays), y)
+
+
+def read_all(folder: str | Path, problem: Problem, truths: Sequence[Tensor]) -> list[Sample]:
+    """Every measurement of a folder, sorted by name, with the clean images in the same order."""
+    paths = sorted(Path(folder).glob("*.npz"))
+    if len(paths) != len(truths):
+        raise UserError(f"{folder}: holds {len(paths)} measurements for {len(truths)} images; run dvc repro simulate")
+    return [read(path, problem, truth) for path, truth in zip(paths, truths, strict=True)]

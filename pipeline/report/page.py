@@ -1,0 +1,133 @@
+"""All results on one page."""
+
+from __future__ import annotations
+
+import base64
+import importlib.metadata
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import yaml
+
+from elder import io
+from elder.problems import PROBLEMS
+from pipeline import ROOT, settings
+from pipeline.report import figures, tables
+
+SHOWN = 4  # test images in a panel
+TEMPLATE = Path(__file__).with_name("page.html")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The folders that the page is made of: prepared images, results of the cells, and results of the baselines."""
+
+    images: Path
+    cells: Path
+    baselines: Path
+
+
+def write(sources: Sources, out: Path, pictures: Path) -> None:
+    """Write the page to the file `out`, and the figures in it also as files below `pictures`."""
+    cells = {name: settings.cell(name) for name in settings.section("cells")}
+    manifest = io.read_json(sources.images / "manifest.json")
+    chapters = []
+    for problem in dict.fromkeys(cell.problem for cell in cells.values()):
+        mine = {name: cell.regularizer for name, cell in cells.items() if cell.problem == problem}
+        chapters.append(chapter(problem, mine, sources, pictures))
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    page = template.from_string(TEMPLATE.read_text()).render(
+        made="By dvc repro",
+        commit=commit(),
+        version=importlib.metadata.version("elder"),
+        torch=importlib.metadata.version("torch"),
+        problems=chapters,
+        long_steps=settings.section("evaluate")["long_steps"],
+        settings=yaml.safe_dump(settings.section(), sort_keys=False),
+        source=manifest["source"],
+        images=manifest["images"],
+    )
+    with io.replacing(out) as temporary:
+        temporary.write_text(page)
+
+
+def chapter(problem: str, cells: Mapping[str, str], sources: Sources, out: Path) -> dict[str, Any]:
+    """What the page says of one problem. cells: the regularizer of each cell; out: the folder of the figures."""
+    initial = PROBLEMS[problem].initial_name if problem in PROBLEMS else "initial guess"
+    methods = tables.methods(problem, initial, dict(cells), sources.cells, sources.baselines)
+    truths = sorted((sources.images / "test").glob("*.tif"))
+    panel(out / f"{problem}-panel.png", problem, cells, truths[:SHOWN], sources, initial)
+    curves, training = {}, {}
+    for cell, regularizer in cells.items():
+        name = regularizer.replace("_", " ")
+        rows = tables.read(sources.cells / cell / "convergence.csv")
+        for key, title in (("pretrained", f"{name}, before"), ("finetuned", name)):
+            curves[title] = [row for row in rows if row["method"] == key]
+        training[name] = tables.read(sources.cells / cell / "finetune.csv")
+    figures.convergence(out / f"{problem}-convergence.png", curves)
+    figures.training(out / f"{problem}-training.png", training)
+    verdicts = [io.read_json(sources.cells / cell / "registered.json") for cell in cells]
+    return {
+        "name": problem,
+        "settings": ", ".join(f"{k} {v}" for k, v in settings.section("problems", problem).items() if k != "seed"),
+        "images": len(truths),
+        "methods": methods,
+        "best": max(methods, key=lambda method: method.figures["psnr"]),
+        "against": against(methods),
+        "registered": [f"{v['name']} version {v['version']} ({v['reason']})" for v in verdicts],
+        "first": truths[0].stem,
+        "robustness": tables.robustness(dict(cells), sources.baselines / problem, sources.cells),
+        **{part: embedded(out / f"{problem}-{part}.png") for part in ("panel", "convergence", "training")},
+    }
+
+
+def against(methods: list[tables.Method]) -> str:
+    """Each explicit regularizer's DEQ row compared with the implicit one's."""
+    after = {m.title.removesuffix(", DEQ"): m for m in methods if m.title.endswith(", DEQ")}
+    implicit = after.pop("implicit", None)
+    if implicit is None:
+        return ""
+    return "; ".join(f"{name} {tables.compared(m.psnr, implicit.psnr)}" for name, m in after.items())
+
+
+def panel(
+    path: Path, problem: str, cells: Mapping[str, str], truths: list[Path], sources: Sources, initial: str
+) -> None:
+    """Ground truth, baselines, the first cell before DEQ training, and every cell after it."""
+    first = next(iter(cells))
+    columns = {
+        initial: (sources.baselines / problem, "initial"),
+        "total variation": (sources.baselines / problem, "total_variation"),
+        f"{cells[first].replace('_', ' ')}\nbefore DEQ": (sources.cells / first, "pretrained"),
+        **{f"{r.replace('_', ' ')}\nafter DEQ": (sources.cells / c, "finetuned") for c, r in cells.items()},
+    }
+    shown = {title: captioned(folder, key, truths) for title, (folder, key) in columns.items()}
+    figures.panel(path, [io.read_image(truth) for truth in truths], shown)
+
+
+def captioned(folder: Path, key: str, truths: list[Path]) -> list[tuple[np.ndarray, str]]:
+    """The pictures of one method, each with its PSNR."""
+    scores = {row["name"]: row["psnr"] for row in tables.read(folder / "images.csv") if row["method"] == key}
+    return [
+        (io.read_array(folder / "pictures" / key / truth.name), f"{float(scores[truth.stem]):.2f} dB")
+        for truth in truths
+    ]
+
+
+def embedded(path: Path) -> str:
+    """A PNG file as a data URI."""
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def commit() -> str:
+    """The commit of the code, marked where the code differs from it."""
+    command = ["git", "describe", "--always", "--dirty=, with changes", "--abbrev=10"]
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "not in a repository"

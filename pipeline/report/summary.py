@@ -1,0 +1,54 @@
+"""What `make run` made, as a table, and what to try next."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from elder import io
+from elder.errors import UserError
+from elder.problems import PROBLEMS
+from pipeline import settings
+from pipeline.report.tables import Method, methods
+
+
+def table(methods: list[Method]) -> list[str]:
+    """The rows of one problem's table."""
+    lines = [f"  {'':<34}{'PSNR':>9}{'SSIM':>9}{'steps':>8}  gain by DEQ training"]
+    for m in methods:
+        row = m.figures
+        text = f"  {m.title:<34}{row['psnr']:>6.2f} dB{row['ssim']:>9.4f}{row['steps']:>8.1f}  {m.gain}"
+        lines.append(text.rstrip())
+    return lines
+
+
+def main() -> None:
+    """Print the table of every problem."""
+    reports = Path("reports")
+    if not (reports / "index.html").exists():
+        raise UserError("reports: no result yet; run dvc repro")
+    cells = {name: settings.cell(name) for name in settings.section("cells")}
+    for problem in dict.fromkeys(cell.problem for cell in cells.values()):
+        mine = {name: cell.regularizer for name, cell in cells.items() if cell.problem == problem}
+        initial = PROBLEMS[problem].initial_name if problem in PROBLEMS else "initial guess"
+        print(f"\n{problem}, means over the test images; λ of total variation, λ and σ before DEQ tuned on validation")
+        print("\n".join(table(methods(problem, initial, mine, reports / "cells", reports / "baselines"))))
+    found = [reports / "cells" / name / "registered.json" for name in cells]
+    print("\nThe report, with pictures and curves: reports/index.html; the models: models/CELL")
+    name = io.read_json(found[0])["name"]
+    print(
+        f"""
+Next:
+  source .venv/bin/activate
+  elder evaluate models:/{name}@champion --images YOUR_PICTURES --out report    on pictures of yours
+  dvc repro, after a change in params.yaml                            only what the change affects runs anew
+  mlflow ui --backend-store-uri sqlite:///mlflow.db                  curves, runs and the registry in a browser
+  python -m pipeline.serve --cron "0 3 * * *"                        retrain every night"""
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"summary: {error}")

@@ -1,0 +1,94 @@
+"""The tables of the report: every method on the same measurements, with the significance of what separates them."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from elder import io
+
+BASELINES = {"initial": "initial guess", "total_variation": "total variation"}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row: a method on the test images of a problem."""
+
+    title: str
+    figures: dict[str, float]
+    rows: list[dict[str, str]]  # one an image, in the same order for every method
+    seconds: float  # an image, on the machine of the run
+    gain: str = ""  # over the row it is compared with
+    long_change: float | None = None  # mean change of PSNR in dB when iterated for evaluate.long_steps
+
+    @property
+    def psnr(self) -> list[float]:
+        return [float(row["psnr"]) for row in self.rows]
+
+    @property
+    def solved(self) -> str:
+        """How many solves reached a fixed point, and whether the energy fell all the way."""
+        if not any(row["steps"] != "0" for row in self.rows):
+            return ""
+        usable = sum(row["status"] in ("converged", "precision") for row in self.rows)
+        judged = [row["monotone"] for row in self.rows if row["monotone"]]
+        falls = "" if not judged else ", energy falls" if all(m == "True" for m in judged) else ", energy rose"
+        return f"{usable} of {len(self.rows)}{falls}"
+
+
+def methods(problem: str, initial: str, cells: dict[str, str], reports: Path, baselines: Path) -> list[Method]:
+    """The rows of a problem's table: baselines, then each of its cells, {cell: regulariser}, before and after DEQ."""
+    found = [
+        _read(baselines / problem, key, title if key != "initial" else initial) for key, title in BASELINES.items()
+    ]
+    for cell, regularizer in cells.items():
+        name = regularizer.replace("_", " ")
+        before = _read(reports / cell, "pretrained", f"{name}, pre-trained")
+        after = _read(reports / cell, "finetuned", f"{name}, DEQ")
+        found += [before, replace(after, gain=compared(after.psnr, before.psnr))]
+    return found
+
+
+def compared(a: Sequence[float], b: Sequence[float]) -> str:
+    """The mean of a − b over the same images with its 95 % interval (t) and Wilcoxon's signed-rank p."""
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    mean = sum(differences) / len(differences)
+    if len(differences) < 2 or max(differences) == min(differences):
+        return f"{mean:+.2f} dB"
+    half = stats.sem(differences) * stats.t.ppf(0.975, len(differences) - 1)
+    _, p = stats.wilcoxon(differences)
+    return f"{mean:+.2f} dB ({mean - half:+.2f} to {mean + half:+.2f}; p = {p:.2g})"
+
+
+def robustness(found: dict[str, str], baseline: Path, reports: Path) -> list[dict[str, Any]]:
+    """PSNR under changes that nothing was trained for: a row a method, a column a change."""
+    table: dict[str, dict[str, Any]] = {}
+    sources = {"total variation": (baseline, "total_variation")}
+    for cell, regularizer in found.items():
+        for key, suffix in (("pretrained", "pre-trained"), ("finetuned", "DEQ")):
+            sources[f"{regularizer.replace('_', ' ')}, {suffix}"] = (reports / cell, key)
+    for title, (folder, key) in sources.items():
+        for row in read(folder / "robustness.csv"):
+            if row["method"] == key:
+                table.setdefault(title, {"method": title})[row["change"]] = f"{float(row['psnr']):.2f}"
+    return list(table.values())
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _read(folder: Path, key: str, title: str) -> Method:
+    rows = [row for row in read(folder / "images.csv") if row["method"] == key]
+    figures, seconds = (io.read_json(folder / name)[key] for name in ("metrics.json", "seconds.json"))
+    # Baselines are not iterated on.
+    patient = read(folder / "long.csv") if (folder / "long.csv").exists() else []
+    long_change = next((float(row["change"]) for row in patient if row["method"] == key), None)
+    return Method(title, figures, rows, seconds, long_change=long_change)

@@ -52,7 +52,7 @@ def run(runs: int) -> list[Row]:
 def products(chosen, m) -> dict[str, int]:
     """The fewest products with which each solver brings the gradient's relative error to 1e-3, or MOST."""
     problem = chosen.objective(m.operator, m.y)
-    start, step = chosen.problem.initial(m.operator, m.y), torch.tensor(chosen.tuning.step)
+    start, step = chosen.problem.initial(m.operator, m.y), torch.tensor(chosen.hyperparameters.step)
     solution = fixed_point(problem, start, step, tol=1e-5, max_steps=400)
     weights = list(chosen.regularizer.parameters())
 

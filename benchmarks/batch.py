@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.common import TEST, TRAINING, Row, counted, main, model, paired, pictures, summarised
+from benchmarks.common import TEST, TRAINING, Row, counted, main, model, paired, pictures, summarized
 from elder.regularizers.base import Energy
 from elder.solvers import fixed_point
 
@@ -41,8 +41,8 @@ def run(runs: int) -> list[Row]:
     assert isinstance(chosen.regularizer, Energy)
     counting = Counting(chosen.regularizer)
     whole = chosen.objective(operator, y)
-    whole = type(whole)(whole.fidelity, counting, whole.weight, whole.sigma)
-    start, step = chosen.problem.initial(operator, y), torch.tensor(chosen.tuning.step)
+    whole = type(whole)(whole.fidelity, counting, whole.lambda_reg, whole.sigma)
+    start, step = chosen.problem.initial(operator, y), torch.tensor(chosen.hyperparameters.step)
 
     def together():
         return fixed_point(whole, start, step)
@@ -59,7 +59,7 @@ def run(runs: int) -> list[Row]:
     (ratios,) = paired(singly, together, runs=runs)
     count = len(truth)
     return [
-        summarised("batch", f"time of a batch of {count} over one by one", ratios, ""),
+        summarized("batch", f"time of a batch of {count} over one by one", ratios, ""),
         counted("batch", "pictures evaluated, over one by one", seen / alone, "", 1.0),
         counted("batch", f"pictures evaluated, over {count} times the longest", seen / (count * longest), ""),
     ]

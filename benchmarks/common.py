@@ -19,7 +19,7 @@ from torch import Tensor
 from elder import io, problems, regularizers
 from elder.io import to_tensor
 from elder.model import bundle
-from elder.model.model import Model, Tuning
+from elder.model.model import Hyperparameters, Model
 from elder.problems.samples import measure
 from elder.regularizers import LeastSquaresResidual
 from elder.training.patches import Patches
@@ -91,13 +91,13 @@ def timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def summarised(benchmark: str, case: str, ratios: Sequence[float], unit: str, target: float | None = None) -> Row:
+def summarized(benchmark: str, case: str, ratios: Sequence[float], unit: str, target: float | None = None) -> Row:
     """The median of the ratios."""
     return Row(benchmark, case, statistics.median(ratios), unit, min(ratios), max(ratios), target)
 
 
 def pictures(names: Sequence[str], size: tuple[int, int]) -> list[Tensor]:
-    """The middle of photographs inside scikit-image's wheel, grey, (1, 1, h, w)."""
+    """The middle of photographs inside scikit-image's wheel, gray, (1, 1, h, w)."""
     folder = Path(skimage.__file__).parent / "data"
     found = []
     for name in names:
@@ -126,7 +126,7 @@ def trained(title: str) -> LeastSquaresResidual:
 def model(title: str, problem: str, **settings: object) -> Model:
     """The trained energy in a problem, with λ, σ and τ as pre-training leaves them."""
     weight, sigma = NOISY if settings.get("noise") else CLEAN
-    return Model(problems.make(problem, settings), trained(title), Tuning(weight, sigma, 1 / weight), {})
+    return Model(problems.make(problem, settings), trained(title), Hyperparameters(weight, sigma, 1 / weight), {})
 
 
 def measured(chosen: Model, size: tuple[int, int], names: Sequence[str] = TEST):

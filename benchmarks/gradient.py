@@ -1,8 +1,8 @@
-"""What an explicit regulariser costs over a plain network: `python -m benchmarks.gradient`.
+"""What an explicit regularizer costs over a plain network: `python -m benchmarks.gradient`.
 
 Value and gradient of the energy against one forward pass of the same network, and a pre-training step of the energy
 against a plain denoiser's, with the gradient written out as a forward computation and by automatic differentiation.
-All variants take turns in one process; each figure is the median of the ratios of neighbouring runs.
+All variants take turns in one process; each figure is the median of the ratios of neighboring runs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.common import NETWORKS, Row, main, paired, summarised
+from benchmarks.common import NETWORKS, Row, main, paired, summarized
 from elder import networks
 from elder.regularizers import LeastSquaresResidual
 from elder.regularizers.base import Energy
@@ -55,8 +55,8 @@ def evaluation(title: str, network: networks.Network, runs: int) -> list[Row]:
     ours, theirs = paired(forward, written_out, by_autograd, runs=runs)
     case = f"value and gradient {SIZE}x{SIZE}, {title}"
     return [
-        summarised("gradient", case, ours, "forward passes", 2.2),
-        summarised("gradient", f"{case}, by autograd", theirs, "forward passes"),
+        summarized("gradient", case, ours, "forward passes", 2.2),
+        summarized("gradient", f"{case}, by autograd", theirs, "forward passes"),
     ]
 
 
@@ -76,8 +76,8 @@ def training(title: str, network: networks.Network, runs: int) -> list[Row]:
     ours, theirs = paired(step(network), step(written.denoise), step(autograd.denoise), runs=runs)
     case = f"pre-training step {BATCH} of {PATCH}x{PATCH}, {title}"
     return [
-        summarised("gradient", case, ours, "plain steps", 2.6),
-        summarised("gradient", f"{case}, by autograd", theirs, "plain steps"),
+        summarized("gradient", case, ours, "plain steps", 2.6),
+        summarized("gradient", f"{case}, by autograd", theirs, "plain steps"),
     ]
 
 

@@ -32,7 +32,7 @@ from benchmarks.common import (
     measured,
     model,
     paired,
-    summarised,
+    summarized,
 )
 from elder.fidelity import LeastSquares
 from elder.implicit import ImplicitGradient
@@ -74,7 +74,11 @@ def reconstruction(case: str, chosen: Model, runs: int) -> list[Row]:
     m = measured(chosen, size)[0]
     objective = chosen.objective(m.operator, m.y)
     assert isinstance(objective, Objective)
-    x0, step, physics = chosen.problem.initial(m.operator, m.y), torch.tensor(chosen.tuning.step), physics_of(chosen, m)
+    x0, step, physics = (
+        chosen.problem.initial(m.operator, m.y),
+        torch.tensor(chosen.hyperparameters.step),
+        physics_of(chosen, m),
+    )
     with torch.no_grad():
         states = takewhile(lambda s: not bool(s.stalled), islice(path(objective, x0, step), 50))
         ours = [float(s.energy) for s in states if s.energy is not None]
@@ -96,7 +100,7 @@ def reconstruction(case: str, chosen: Model, runs: int) -> list[Row]:
         for layout, (place, target) in LAYOUTS.items():
             peer = Peer(laid_out(chosen, place), m, count, VARIANTS[name])
             (ratios,) = paired(lambda peer=peer: peer(m.y, physics, init=x0), solve, runs=runs)
-            rows.append(summarised("peer", f"{text}, {layout}", ratios, "of its time", target))
+            rows.append(summarized("peer", f"{text}, {layout}", ratios, "of its time", target))
     return rows
 
 
@@ -118,7 +122,7 @@ def training(case: str, chosen: Model, runs: int) -> list[Row]:
         other = Training(laid_out(chosen, place))
         (ratios,) = paired(lambda other=other: other.theirs(BACKWARD[name]), lambda: setup.ours(tol), runs=runs)
         text = f"{case}: DEQ step, gradient error {error:.1e}; {name} {goal:.1e}, {layout}"
-        rows.append(summarised("peer", text, ratios, "of its time", target))
+        rows.append(summarized("peer", text, ratios, "of its time", target))
     return rows
 
 
@@ -136,7 +140,7 @@ class Training:
         self.problem = chosen.objective(operator, y)
 
     def ours(self, tol: float) -> tuple[Tensor, Tensor]:
-        step = torch.tensor(self.model.tuning.step)
+        step = torch.tensor(self.model.hyperparameters.step)
         solution = fixed_point(self.problem, self.start, step, tol=RESIDUAL, max_steps=MOST)
         x, _ = ImplicitGradient(MINRES(tol, 200)).attach(self.problem, solution.x, solution.step)
         return x.detach(), self.gradient(x)
@@ -154,7 +158,7 @@ class Training:
         energy = copy.deepcopy(objective.regularizer).double()
         problem = replace(objective, fidelity=data, regularizer=energy)
         attached, backward = ImplicitGradient(MINRES(1e-7, 2000)).attach(
-            problem, x.double(), torch.tensor(self.model.tuning.step, dtype=torch.float64)
+            problem, x.double(), torch.tensor(self.model.hyperparameters.step, dtype=torch.float64)
         )
         gradient = self.gradient(attached, list(energy.parameters()))
         assert not backward.skipped, "the reference solve did not converge: there is nothing to compare with"
@@ -236,7 +240,7 @@ def ours_as_physics(m: Sample):
 
         def prox_l2(self, z: Tensor, y: Tensor, gamma: float | Tensor, **options: object) -> Tensor:
             tau = per_image(torch.as_tensor(gamma), z)
-            return operator.shifted_solve(z + tau * operator.AT(y), tau)
+            return operator.prox_solve(z + tau * operator.AT(y), tau)
 
     return Physics()
 
@@ -252,7 +256,7 @@ def Peer(chosen: Model, m: Sample, most: int, anderson: bool, residual: float = 
             self.network = energy.network  # type: ignore[attr-defined]
 
         def fn(self, x: Tensor, sigma: Tensor, *args: object, **kwargs: object) -> Tensor:
-            r = x - self.network(x, torch.as_tensor(chosen.tuning.sigma))
+            r = x - self.network(x, torch.as_tensor(chosen.hyperparameters.sigma))
             return r.square().flatten(1).sum(1) / 2
 
     deq = {}
@@ -262,9 +266,9 @@ def Peer(chosen: Model, m: Sample, most: int, anderson: bool, residual: float = 
     return dinv.optim.PGD(
         data_fidelity=dinv.optim.L2(),
         prior=Residual(),
-        lambda_reg=chosen.tuning.weight,
-        stepsize=chosen.tuning.step,
-        g_param=chosen.tuning.sigma,
+        lambda_reg=chosen.hyperparameters.lambda_reg,
+        stepsize=chosen.hyperparameters.step,
+        g_param=chosen.hyperparameters.sigma,
         max_iter=most,
         g_first=True,
         early_stop=residual > 0,

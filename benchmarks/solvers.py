@@ -59,7 +59,7 @@ def evaluations(chosen, m) -> dict[str, int]:
     """How many evaluations each method took to come within the gap, or MOST."""
     objective = chosen.objective(m.operator, m.y)
     assert isinstance(objective, Objective)
-    guess, step = chosen.problem.initial(m.operator, m.y), torch.tensor(chosen.tuning.step)
+    guess, step = chosen.problem.initial(m.operator, m.y), torch.tensor(chosen.hyperparameters.step)
 
     def until(states: Iterator[Iterate], goal: float) -> Iterator[tuple[int, float]]:
         for s in states:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from benchmarks.common import NETWORKS, TRAINING, Row, main, model, paired, pictures, summarised
+from benchmarks.common import NETWORKS, TRAINING, Row, main, model, paired, pictures, summarized
 from elder.model.model import Model
 from elder.training.finetune import Finetuning, progress, update
 from elder.training.patches import Patches
@@ -24,7 +24,7 @@ def run(runs: int) -> Iterator[Row]:
     for title in NETWORKS:
         chosen = model(title, "csmri", ratio=0.2)
         (ratios,) = paired(stepping(chosen, BEFORE), stepping(chosen, AS_IT_IS), runs=runs)
-        yield summarised("training", f"DEQ step, {title}", ratios, "of the time without penalty and fallback", 1.3)
+        yield summarized("training", f"DEQ step, {title}", ratios, "of the time without penalty and fallback", 1.3)
 
 
 def stepping(chosen: Model, settings: Finetuning) -> Callable[[], None]:

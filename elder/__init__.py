@@ -1,4 +1,4 @@
-"""Learned explicit regularisers for imaging inverse problems (ELDER; Zou, Liu, Wohlberg & Kamilov 2023).
+"""Learned explicit regularizers for imaging inverse problems (ELDER; Zou, Liu, Wohlberg & Kamilov 2023).
 
 model = elder.load("models/csmri-least_squares")
 x, info = model.reconstruct(y, mask=mask)

@@ -17,7 +17,7 @@ PRECISIONS = ("float32", "tf32", "bf16")
 T = TypeVar("T")
 # Pixels, counted in one channel, that a processor evaluates at a time: layers of 64 channels then come to 8 MB. Beyond
 # the 32 MB of glibc's largest heap block, each layer's memory is mapped, cleared and given back anew.
-PART = 1 << 15
+CHUNK = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Compute:
 
 
 @contextmanager
-def rounded(precision: str, device: torch.device) -> Iterator[None]:
+def autocast(precision: str, device: torch.device) -> Iterator[None]:
     """Convolutions in the lower precision; float32 means all of its bits, on every device."""
     matmul, cudnn = cast("list[Any]", [torch.backends.cuda.matmul, torch.backends.cudnn])
     before = matmul.allow_tf32, cudnn.allow_tf32
@@ -57,7 +57,7 @@ def rounded(precision: str, device: torch.device) -> Iterator[None]:
         matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
-def parts(x: Tensor) -> tuple[Tensor, ...]:
+def chunks(x: Tensor) -> tuple[Tensor, ...]:
     """The pictures (b, c, h, w) in the groups to evaluate one after another, in order.
 
     Where nothing is recorded, on a processor, that is faster than all at once, and the memory of a network's layers
@@ -65,10 +65,10 @@ def parts(x: Tensor) -> tuple[Tensor, ...]:
     """
     if torch.is_grad_enabled() or x.device.type != "cpu":
         return (x,)
-    return x.split(max(1, PART // x[0, 0].numel())) if len(x) > 1 else (x,)
+    return x.split(max(1, CHUNK // x[0, 0].numel())) if len(x) > 1 else (x,)
 
 
-def moved(record: T, device: torch.device | str) -> T:
+def to_device(record: T, device: torch.device | str) -> T:
     """A record with every tensor among its attributes on the device."""
     placed = copy.copy(record)
     for name, value in vars(record).items():

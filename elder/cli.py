@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="elder", description="Learned explicit regularisers for imaging inverse problems: y = A x + e."
+        prog="elder", description="Learned explicit regularizers for imaging inverse problems: y = A x + e."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

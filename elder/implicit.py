@@ -23,19 +23,19 @@ class Linearization:
 
     problem: Equilibrium
     x: Tensor  # (b, c, h, w), a leaf of the record
-    slope: Tensor  # λR_θ(x), (b, c, h, w), recorded in x and θ
+    reg_grad: Tensor  # λR_θ(x), (b, c, h, w), recorded in x and θ
 
     @classmethod
     def at(cls, problem: Equilibrium, x: Tensor) -> Linearization:
         """The record of λR_θ at x, (b, c, h, w)."""
         x = x.detach().requires_grad_()
         with torch.enable_grad():
-            return cls(problem, x, problem.slope(x))
+            return cls(problem, x, problem.reg_grad(x))
 
     def pullback(self, v: Tensor, *, record: bool = False) -> Tensor:
         """(λR'_θ(x))ᵀ v in the feasible directions, (b, c, h, w). record: the result can be differentiated in θ."""
-        (product,) = torch.autograd.grad(self.slope, self.x, v, retain_graph=True, create_graph=record)
-        return self.problem.fidelity.free(product)
+        (product,) = torch.autograd.grad(self.reg_grad, self.x, v, retain_graph=True, create_graph=record)
+        return self.problem.fidelity.project_tangent(product)
 
     def transposed(self, v: Tensor) -> Tensor:
         """Hᵀv with H = ∇²g + λR'_θ(x), the Jacobian of the fixed-point equation; (b, c, h, w)."""
@@ -62,7 +62,7 @@ class ImplicitGradient:
     """dL/dθ = −⟨v, ∂_θ(λR_θ)(x)⟩ with Hᵀv = ∂L/∂x and H = ∇²g + λR', at an x with ∇g(x) + λR_θ(x, σ) = 0.
 
     That equation differentiated in θ: the network, λ and σ (ELDER, Section 3.2; Bai et al. 2019). For an energy
-    R = ∇h, and H = ∇²g + λ∇²h is symmetric, so that MINRES applies; for an implicit regulariser take GMRES or a
+    R = ∇h, and H = ∇²g + λ∇²h is symmetric, so that MINRES applies; for an implicit regularizer take GMRES or a
     solver of `elder.adjoint`. Preconditioned by (AᵀA + W/τ)⁻¹, with the metric W and the step τ of the forward solve,
     which the line search fits to the curvature of λh; by (AᵀA + I/τ)⁻¹ for solvers that rest on a contraction, and
     where the data term has no closed form for W. One record of R at x serves all products with Hᵀ and the last one
@@ -97,7 +97,7 @@ class ImplicitGradient:
         solved = everywhere if solved is None else solved
 
         def solve_adjoint(loss_gradient: Tensor) -> Tensor:
-            u = at.problem.fidelity.free(loss_gradient.detach())
+            u = at.problem.fidelity.project_tangent(loss_gradient.detach())
             v, exact = torch.zeros_like(u), torch.zeros_like(everywhere)
             if bool(solved.any()):
                 weights = None if self.solver.contraction else at.problem.fidelity.metric()
@@ -114,9 +114,9 @@ class ImplicitGradient:
             report.exact, report.skipped = exact, int(left.sum())
             return v
 
-        # The value stays; the derivative in θ is −∂_θ slope, applied to what the hook makes of ∂L/∂x.
+        # The value stays; the derivative in θ is −∂_θ reg_grad, applied to what the hook makes of ∂L/∂x.
         base = x if bool(solved.all()) else torch.where(per_image(solved, x) > 0, x, fixed_point_step(at, step))
-        attached = base - (at.slope - at.slope.detach())
+        attached = base - (at.reg_grad - at.reg_grad.detach())
         attached.register_hook(solve_adjoint)
         return attached, report
 
@@ -125,7 +125,7 @@ class ImplicitGradient:
 def fixed_point_step(at: Linearization, step: Tensor) -> Tensor:
     """T(x) = prox_{τg}(x − τλR_θ(x)), (b, c, h, w); step τ: (b,) or scalar."""
     tau = step.expand(len(at.x))
-    return at.problem.fidelity.prox(at.x - per_image(tau, at.x) * at.slope, tau)
+    return at.problem.fidelity.prox(at.x - per_image(tau, at.x) * at.reg_grad, tau)
 
 
 def _only(images: Tensor, v: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a reconstruction solves: an equation of data and regulariser, and where there is one, the energy behind it."""
+"""What a reconstruction solves: an equation of data and regularizer, and where there is one, the energy behind it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from elder.backend import parts, rounded
+from elder.backend import autocast, chunks
 from elder.fidelity import Fidelity
 from elder.regularizers.base import Energy, Regularizer
-from elder.spectral import weighted
+from elder.spectral import fourier_multiplier
 from elder.tensors import dot, per_image
 
 
 @dataclass(frozen=True, eq=False)
 class Equilibrium:
-    """∇g(x; y) + λ R_θ(x, σ) = 0, with R the regulariser's direction; weight λ >= 0 and sigma σ are scalars.
+    """∇g(x; y) + λ R_θ(x, σ) = 0, with R the regularizer's direction; lambda_reg λ >= 0 and sigma σ are scalars.
 
     Its solutions are the fixed points of x ↦ prox_{τg}(x − τλR(x)), for every τ > 0. precision: of the evaluations of
     R, see `elder.backend`; everything else is in that of x. metric: the weights W(ω) of the metric in which solvers
@@ -26,35 +26,35 @@ class Equilibrium:
 
     fidelity: Fidelity
     regularizer: Regularizer
-    weight: Tensor
+    lambda_reg: Tensor
     sigma: Tensor
     precision: str = "float32"
     metric: Tensor | None = None
 
-    def slope(self, x: Tensor) -> Tensor:
+    def reg_grad(self, x: Tensor) -> Tensor:
         """λR(x), (b, c, h, w): one network evaluation; differentiable when the caller records."""
-        with rounded(self.precision, x.device):
-            direction = torch.cat([self.regularizer.direction(part, self.sigma) for part in parts(x)])
-        return self.weight * direction.to(x.dtype)
+        with autocast(self.precision, x.device):
+            direction = torch.cat([self.regularizer.gradient(part, self.sigma) for part in chunks(x)])
+        return self.lambda_reg * direction.to(x.dtype)
 
     def grad(self, x: Tensor) -> Tensor:
         """∇g(x) + λR(x), (b, c, h, w): zero at a solution."""
-        return self.fidelity.grad(x) + self.slope(x)
+        return self.fidelity.grad(x) + self.reg_grad(x)
 
-    def step(self, x: Tensor, slope: Tensor, tau: Tensor) -> Tensor:
-        """The proximal step from x with its slope λR(x): argmin_z g(z) + ⟨λR(x), z⟩ + ‖z − x‖²_W / (2τ), τ: (b,).
+    def step(self, x: Tensor, reg_grad: Tensor, tau: Tensor) -> Tensor:
+        """The proximal step from x with its reg_grad λR(x): argmin_z g(z) + ⟨λR(x), z⟩ + ‖z − x‖²_W / (2τ), τ: (b,).
 
         prox_{τg}(x − τλR(x)) where the metric is Euclidean, x − (AᵀA + W/τ)⁻¹(∇g(x) + λR(x)) else (Chouzenoux et al.
         2014).
         """
         t = per_image(tau, x)
         if self.metric is None:
-            return self.fidelity.prox(x - t * slope, tau)
-        return x - self.fidelity.precondition(self.fidelity.grad(x) + slope, 1 / t, self.metric)
+            return self.fidelity.prox(x - t * reg_grad, tau)
+        return x - self.fidelity.precondition(self.fidelity.grad(x) + reg_grad, 1 / t, self.metric)
 
     def square(self, v: Tensor) -> Tensor:
         """‖v‖²_W = ⟨v, Wv⟩ in the metric, (b,) in float64."""
-        return dot(v, v if self.metric is None else weighted(v, self.metric))
+        return dot(v, v if self.metric is None else fourier_multiplier(v, self.metric))
 
     def natural(self) -> Self:
         """The same equation in the metric of natural pictures, where the data term's step has a closed form in it."""
@@ -73,19 +73,19 @@ class Objective(Equilibrium):
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """f(x), (b,) in float64, and λ∇h(x), (b, c, h, w): one network evaluation."""
-        with rounded(self.precision, x.device):
-            pairs = [self.regularizer.value_and_grad(part, self.sigma) for part in parts(x)]
+        with autocast(self.precision, x.device):
+            pairs = [self.regularizer.value_and_grad(part, self.sigma) for part in chunks(x)]
         value, gradient = (torch.cat(tensors) for tensors in zip(*pairs, strict=True))
-        return self.fidelity.value(x) + self.weight.double() * value, self.weight * gradient.to(x.dtype)
+        return self.fidelity.value(x) + self.lambda_reg.double() * value, self.lambda_reg * gradient.to(x.dtype)
 
     def value(self, x: Tensor) -> Tensor:
         """f(x), (b,) in float64."""
-        with rounded(self.precision, x.device):
-            value = torch.cat([self.regularizer.value(part, self.sigma) for part in parts(x)])
-        return self.fidelity.value(x) + self.weight.double() * value
+        with autocast(self.precision, x.device):
+            value = torch.cat([self.regularizer.value(part, self.sigma) for part in chunks(x)])
+        return self.fidelity.value(x) + self.lambda_reg.double() * value
 
 
-def pose(fidelity: Fidelity, regularizer: Regularizer, weight: Tensor, sigma: Tensor) -> Equilibrium:
-    """An `Objective` where the regulariser is an energy, else an `Equilibrium`, which has no value to descend."""
+def make_objective(fidelity: Fidelity, regularizer: Regularizer, lambda_reg: Tensor, sigma: Tensor) -> Equilibrium:
+    """An `Objective` where the regularizer is an energy, else an `Equilibrium`, which has no value to descend."""
     kind = Objective if isinstance(regularizer, Energy) else Equilibrium
-    return kind(fidelity, regularizer, weight, sigma)  # pyright: ignore[reportArgumentType]
+    return kind(fidelity, regularizer, lambda_reg, sigma)  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""The metric of natural pictures: a quadratic form that says how much curvature a regulariser has at each frequency."""
+"""The metric of natural pictures: a quadratic form that says how much curvature a regularizer has at each frequency."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CORNER = 0.1
 FLOOR, TOP = 0.1, 1.25
 
 
-def natural(size: tuple[int, int], like: Tensor) -> Tensor:
+def natural_image_weights(size: tuple[int, int], like: Tensor) -> Tensor:
     """W(ω) = TOP max(|ω|² / (|ω|² + ω_c²), FLOOR): (h, w), on the grid of fft2, of the dtype and device of `like`.
 
     The power of natural pictures falls as 1/|ω|² (Field 1987), so that the residual x − D(x) of their Wiener filter D
@@ -23,7 +23,7 @@ def natural(size: tuple[int, int], like: Tensor) -> Tensor:
     return TOP * (power / (power + CORNER**2)).clamp(min=FLOOR)
 
 
-def weighted(v: Tensor, weights: Tensor) -> Tensor:
+def fourier_multiplier(v: Tensor, weights: Tensor) -> Tensor:
     """W v = F⁻¹ diag(W) F v, (b, c, h, w), for weights W(ω) = W(−ω) that broadcast to (b, c, h, w)."""
     half = weights[..., : v.shape[-1] // 2 + 1] if weights.shape[-1] > 1 else weights
     return torch.fft.irfft2(half * torch.fft.rfft2(v), s=v.shape[-2:])

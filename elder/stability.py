@@ -22,7 +22,7 @@ def spectral_radius(at: Linearization, step: Tensor, start: Tensor, iterations: 
 
     the Rayleigh quotient, whose error is the square of that of u. So μ > 1 says that f = g + λh has negative curvature
     along u, and μ < −1 that the step τ is too long. Its derivative in θ, at a constant u, is that of the eigenvalue
-    where u is an eigenvector. For an implicit regulariser ‖T'ᵀu‖ / ‖u‖ takes its place (Bai et al. 2021, who take
+    where u is an eigenvector. For an implicit regularizer ‖T'ᵀu‖ / ‖u‖ takes its place (Bai et al. 2021, who take
     random directions u).
 
     Reuses the record: each iteration is one product with the Jacobian. step τ: (b,) or scalar.
@@ -38,7 +38,7 @@ def spectral_radius(at: Linearization, step: Tensor, start: Tensor, iterations: 
         z = precondition(u)
         return c * z - at.pullback(z, record=record)
 
-    u = _unit(fidelity.free(start.detach()))
+    u = _unit(fidelity.project_tangent(start.detach()))
     for _ in range(iterations):
         u = _unit(apply(u).detach())
     if not symmetric:

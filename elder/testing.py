@@ -50,17 +50,17 @@ def assert_adjoint(operator: Operator, x: Tensor, y: Tensor) -> None:
 
 
 def assert_shifted_solve(operator: Operator, v: Tensor, steps: Tensor) -> None:
-    """(I + τAᵀA) shifted_solve(v, τ) = v; steps τ: (b,)."""
+    """(I + τAᵀA) prox_solve(v, τ) = v; steps τ: (b,)."""
     tau = steps.view(-1, 1, 1, 1)
-    z = operator.shifted_solve(v, tau, tol=1e-12, max_steps=2000)
+    z = operator.prox_solve(v, tau, tol=1e-12, max_steps=2000)
     assert_close(z + tau * operator.normal(z), v, "(I + τ AᵀA) z = v", 1e-9)
 
 
 def assert_weighted_solve(operator: Operator, v: Tensor, scales: Tensor) -> None:
     """(AᵀA + cW) weighted_solve(v, cW) = v in the metric W of natural pictures; scales c: (b,)."""
-    weights = scales.view(-1, 1, 1, 1) * spectral.natural((v.shape[-2], v.shape[-1]), v)
+    weights = scales.view(-1, 1, 1, 1) * spectral.natural_image_weights((v.shape[-2], v.shape[-1]), v)
     z = operator.weighted_solve(v, weights)
-    assert_close(operator.normal(z) + spectral.weighted(z, weights), v, "(AᵀA + W) z = v", 1e-9)
+    assert_close(operator.normal(z) + spectral.fourier_multiplier(z, weights), v, "(AᵀA + W) z = v", 1e-9)
 
 
 def assert_prox(fidelity: LeastSquares, v: Tensor, steps: Tensor) -> None:

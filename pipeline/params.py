@@ -123,7 +123,7 @@ def check() -> None:
 
 
 def description(regularizer: str, channels: int) -> dict[str, Any]:
-    """What `regularizers.make` takes for the regulariser of that name in params.yaml."""
+    """What `regularizers.make` takes for the regularizer of that name in params.yaml."""
     from elder import regularizers
 
     entry = settings.section("regularizers", regularizer)

@@ -70,7 +70,7 @@ def smoke(uri: str, inputs: dict[str, np.ndarray], size: Sequence[int]) -> bool:
 
 
 def served_inputs(problem: Problem, measured: Sample) -> dict[str, np.ndarray]:
-    """A measurement as the served model takes it: grey without an axis for colour, complex as a last axis of two."""
+    """A measurement as the served model takes it: gray without an axis for color, complex as a last axis of two."""
     y = (measured.y[:, 0] if measured.y.shape[1] == 1 else measured.y).numpy()
     measurement = np.stack([np.real(y), np.imag(y)], -1) if np.iscomplexobj(y) else y
     arguments = {name: value.squeeze() for name, value in problem.arguments(measured.operator).items()}
@@ -78,7 +78,7 @@ def served_inputs(problem: Problem, measured: Sample) -> dict[str, np.ndarray]:
 
 
 def _log_version(name: str, bundle: Path, example: dict[str, np.ndarray], channels: int) -> int:
-    # Any batch, height and width; the rank, colours, parts of a complex number and dtype are fixed.
+    # Any batch, height and width; the rank, colors, parts of a complex number and dtype are fixed.
     specs: list[ColSpec | TensorSpec] = [
         TensorSpec(value.dtype, tuple(n if n in (2, 3) else -1 for n in value.shape), key)
         for key, value in example.items()

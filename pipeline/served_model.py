@@ -12,9 +12,9 @@ import elder
 class Reconstruction(PythonModel):
     """Pictures from measurements.
 
-    Input: `measurement`, float32 (b, h, w), colour (b, 3, h, w); complex ones with a last axis of real and imaginary
+    Input: `measurement`, float32 (b, h, w), color (b, 3, h, w); complex ones with a last axis of real and imaginary
     part. Further tensors are arguments of the operator, for csmri `mask`, (h, w). Output: float32 (b, h, w) in [0, 1],
-    colour (b, 3, h, w).
+    color (b, 3, h, w).
     """
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -23,11 +23,11 @@ class Reconstruction(PythonModel):
     def predict(self, context, model_input, params=None):  # MLflow reads type hints here as a schema of its own
         inputs = {name: np.asarray(value) for name, value in model_input.items()}
         measurement = inputs.pop("measurement")
-        grey = self.model.channels == 1
-        if measurement.ndim == (4 if grey else 5):
+        gray = self.model.channels == 1
+        if measurement.ndim == (4 if gray else 5):
             measurement = measurement[..., 0] + 1j * measurement[..., 1]
-        x, _ = self.model.reconstruct(measurement[:, None] if grey else measurement, **inputs)
-        return (x[:, 0] if grey else x).clip(0, 1).astype(np.float32)
+        x, _ = self.model.reconstruct(measurement[:, None] if gray else measurement, **inputs)
+        return (x[:, 0] if gray else x).clip(0, 1).astype(np.float32)
 
 
 set_model(Reconstruction())

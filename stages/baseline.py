@@ -1,4 +1,4 @@
-"""The initial guess and total variation on a problem's test images: what every regulariser is compared with."""
+"""The initial guess and total variation on a problem's test images: what every regularizer is compared with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reconstruct the test images by the regulariser before and after DEQ training."""
+"""Reconstruct the test images by the regularizer before and after DEQ training."""
 
 from __future__ import annotations
 

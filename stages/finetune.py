@@ -1,4 +1,4 @@
-"""DEQ fine-tuning of the tuned regulariser for one problem."""
+"""DEQ fine-tuning of the tuned regularizer for one problem."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stages.samples import read_samples
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Minimise the squared error of the fixed points; write the bundle that is best on validation, and the curve."""
+    """Minimize the squared error of the fixed points; write the bundle that is best on validation, and the curve."""
     cell = settings.cell(arguments.cell)
     chosen = settings.typed(Finetuning, "finetune", over=cell.finetune)
     before = load(arguments.tuned).on(settings.typed(Compute, "compute"))
@@ -33,8 +33,8 @@ def main(arguments: argparse.Namespace) -> None:
         gained = {
             "validation_psnr_before": curve.first("val_psnr"),
             "validation_psnr": score.psnr,
-            "weight": model.tuning.weight,
-            "sigma": model.tuning.sigma,
+            "weight": model.hyperparameters.lambda_reg,
+            "sigma": model.hyperparameters.sigma,
             "validation_converged": score.converged,
             "exact": curve.mean("exact"),
             "approximate": curve.mean("approximate"),

@@ -37,7 +37,7 @@ BUILTIN = {
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Split the source's images, make them grey or coloured and of one size, and write float32 TIFF with a manifest."""
+    """Split the source's images, make them gray or colored and of one size, and write float32 TIFF with a manifest."""
     chosen = settings.typed(Preparation, "prepare")
     parts = builtin() if chosen.source == "builtin" else split(arguments.folder, chosen)
     temporary = arguments.out.with_name(f".{arguments.out.name}-partial")
@@ -127,12 +127,12 @@ def write(path: Path, part: str, out: Path, chosen: Preparation) -> list[dict[st
 
 def perceptual(image: np.ndarray) -> imagehash.ImageHash:
     """A hash that survives scaling, compression and small changes of brightness (pHash, 64 bits)."""
-    grey = image if image.ndim == 2 else rgb2gray(image)
-    return imagehash.phash(Image.fromarray(np.round(grey.clip(0, 1) * 255).astype(np.uint8)))
+    gray = image if image.ndim == 2 else rgb2gray(image)
+    return imagehash.phash(Image.fromarray(np.round(gray.clip(0, 1) * 255).astype(np.uint8)))
 
 
 def with_channels(image: np.ndarray, *, color: bool) -> np.ndarray:
-    """(h, w, 3) if colour is wanted, else (h, w)."""
+    """(h, w, 3) if color is wanted, else (h, w)."""
     if color:
         return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=-1)
     return rgb2gray(image) if image.ndim == 3 else image

@@ -1,4 +1,4 @@
-"""Pre-train the regulariser as a denoiser."""
+"""Pre-train the regularizer as a denoiser."""
 
 from __future__ import annotations
 
@@ -49,4 +49,4 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, "images", "out", "metrics", "curve", regularizer="the parameterisation")
+    command.run(main, "images", "out", "metrics", "curve", regularizer="the parameterization")

@@ -1,4 +1,4 @@
-"""Tune λ, σ and τ of the pre-trained regulariser on validation: the fair state before DEQ training."""
+"""Tune λ, σ and τ of the pre-trained regularizer on validation: the fair state before DEQ training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from elder import io
 from elder.backend import Compute
-from elder.model.model import Tuning, load
+from elder.model.model import Hyperparameters, load
 from elder.training.tune import Trial, best, edges, is_constrained, starting_weight, tune
 from pipeline import settings, tracking
 from pipeline.params import Search
@@ -22,15 +22,15 @@ def main(arguments: argparse.Namespace) -> None:
     problem = find_problem(arguments.problem)
     validation = read_samples(arguments.images, arguments.measurements, "validation", problem)
     pretrained = replace(load(arguments.pretrained), problem=problem).on(compute)
-    weight = search.weight or starting_weight(validation, problem.noise, search.sigma)
-    start = Tuning(weight, search.sigma, 1 / weight, search.tol, search.max_steps)
+    lambda_reg = search.weight or starting_weight(validation, problem.noise, search.sigma)
+    start = Hyperparameters(lambda_reg, search.sigma, 1 / lambda_reg, search.tol, search.max_steps)
     params = {"tune": vars(search), "problem": problem.settings}
     watched = [arguments.measurements, arguments.pretrained]
     title = f"tune {arguments.cell}"
     with tracking.run(title, params, watched) as log, tracking.resumable(log, title, every=1) as checkpoint:
 
         def report(number: int, trial: Trial) -> None:
-            log.step(number, {"weight": trial.weight, "sigma": trial.sigma, "val_psnr": trial.psnr})
+            log.step(number, {"weight": trial.lambda_reg, "sigma": trial.sigma, "val_psnr": trial.psnr})
             print(described(trial), flush=True)
 
         model, trials = tune(
@@ -49,13 +49,18 @@ def main(arguments: argparse.Namespace) -> None:
         }
         replace(model, metadata={"stage": "tune", **figures}).save(arguments.out)
         log.metrics(figures)
-        io.write_csv(arguments.trials, [vars(trial) for trial in trials])
+        io.write_csv(arguments.trials, [row(trial) for trial in trials])
+
+
+def row(trial: Trial) -> dict[str, float]:
+    """A row of tune.csv."""
+    return {"weight": trial.lambda_reg, **{key: value for key, value in vars(trial).items() if key != "lambda_reg"}}
 
 
 def described(trial: Trial) -> str:
     """One line on a trial."""
     return (
-        f"λ = {trial.weight:.4g}, σ = {trial.sigma:.4g}: {trial.psnr:.2f} dB where solves end, "
+        f"λ = {trial.lambda_reg:.4g}, σ = {trial.sigma:.4g}: {trial.psnr:.2f} dB where solves end, "
         f"{trial.converged:.0%} converged; at best {trial.peak_psnr:.2f} dB, at step {trial.peak_step:.0f}"
     )
 

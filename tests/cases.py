@@ -1,4 +1,4 @@
-"""The tables that every law runs over: a new operator, network or regulariser is one row."""
+"""The tables that every law runs over: a new operator, network or regularizer is one row."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 sys.path.insert(0, str(ROOT))
 
 from elder import io, problems, regularizers  # noqa: E402
-from elder.model.model import Model, Tuning  # noqa: E402
+from elder.model.model import Hyperparameters, Model  # noqa: E402
 from pipeline import preset  # noqa: E402
 
 
@@ -35,7 +35,7 @@ def rng() -> torch.Generator:
 
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six real photographs, grey, 40x48."""
+    """Six real photographs, gray, 40x48."""
     folder = tmp_path_factory.mktemp("photographs")
     for name in ("camera", "coins", "moon", "brick", "page", "text"):
         picture = io.read_image(Path(skimage.__file__).parent / "data" / f"{name}.png")
@@ -49,7 +49,7 @@ def small_model() -> Model:
     torch.manual_seed(0)
     description = {"name": "least_squares", "network": {"name": "dncnn", "channels": 1, "width": 6, "depth": 3}}
     regularizer = regularizers.make(**description).eval().requires_grad_(False)
-    return Model(problems.make("csmri", {"ratio": 0.4}), regularizer, Tuning(0.1, 0.1, 5.0), description)
+    return Model(problems.make("csmri", {"ratio": 0.4}), regularizer, Hyperparameters(0.1, 0.1, 5.0), description)
 
 
 @pytest.fixture(scope="session")

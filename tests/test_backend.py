@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from elder import UserError, backend, io, problems, regularizers
-from elder.backend import Compute, moved, parts, rounded
+from elder.backend import Compute, autocast, chunks, to_device
 from elder.io import to_tensor
-from elder.model.model import Model, Tuning
-from elder.objective import Objective, pose
+from elder.model.model import Hyperparameters, Model
+from elder.objective import Objective, make_objective
 from elder.problems.samples import measure
 from elder.training.finetune import Finetuning, finetune
 from elder.training.patches import Patches
@@ -41,17 +41,17 @@ def model(request, patches) -> Model:
     regularizer = regularizers.make(**description)
     pretrain(regularizer, patches, Pretraining(steps=60, batch=8, patch=24, learning_rate=5e-3), silent)
     regularizer.eval().requires_grad_(False)
-    return Model(problems.make("csmri", {"ratio": 0.4}), regularizer, Tuning(1.0, 0.2, 1.0), description)
+    return Model(problems.make("csmri", {"ratio": 0.4}), regularizer, Hyperparameters(1.0, 0.2, 1.0), description)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 def test_the_answer_does_not_depend_on_the_precision(precision, device, model, patches):
     m = measure(model.problem, ["a"], [patches.images[1]])[0]
-    tight = replace(model, tuning=replace(model.tuning, tol=1e-6, max_steps=400))
+    tight = replace(model, hyperparameters=replace(model.hyperparameters, tol=1e-6, max_steps=400))
     exact = tight.solve(m.operator, m.y)
     polished = tight.on(Compute(device, precision)).solve(m.operator, m.y)
-    assert polished.usable.all()
+    assert polished.succeeded.all()
     assert polished.x.device == m.y.device
     assert float((polished.x - exact.x).norm() / exact.x.norm()) < 1e-3
     # The rough part was run: its evaluations are counted, and the energy starts where it led.
@@ -87,9 +87,9 @@ def test_training_runs_in_every_precision(precision, device, model, patches):
 def test_every_direction_is_near_in_bf16_and_trains(kind, network, device, rng):
     regularizer = cases.regularizer(kind, network).float().to(device)
     x, sigma = torch.rand((2, 1, 13, 18), generator=rng).to(device), torch.tensor(0.1, device=device)
-    exact = regularizer.direction(x, sigma)
-    with rounded("bf16", x.device):
-        near = regularizer.direction(x, sigma)
+    exact = regularizer.gradient(x, sigma)
+    with autocast("bf16", x.device):
+        near = regularizer.gradient(x, sigma)
     assert float(((near - exact).norm() / exact.norm()).detach()) < 0.05
     gradients = torch.autograd.grad(near.square().sum(), list(regularizer.parameters()), allow_unused=True)
     assert all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None)
@@ -104,7 +104,7 @@ def test_placing_leaves_the_original_where_it_was(model):
 def test_rounding_ends_with_its_block():
     before = torch.backends.cudnn.allow_tf32
     x = torch.rand(8, 8)
-    with rounded("bf16", torch.device("cpu")):
+    with autocast("bf16", torch.device("cpu")):
         assert (x @ x).dtype == torch.bfloat16
     assert (x @ x).dtype == torch.float32
     assert torch.backends.cudnn.allow_tf32 == before
@@ -112,7 +112,7 @@ def test_rounding_ends_with_its_block():
 
 def test_a_record_moves_with_all_its_tensors(rng):
     operator, _ = problems.make("csmri").simulate(torch.rand((1, 1, 9, 8), generator=rng), rng)
-    placed = moved(operator, "meta")
+    placed = to_device(operator, "meta")
     assert placed.mask.device.type == placed.eigenvalues.device.type == "meta"
     assert operator.mask.device.type == "cpu"
 
@@ -123,20 +123,20 @@ def test_a_batch_is_evaluated_in_parts_only_where_nothing_is_recorded(name, rng,
     x = torch.rand((5, 1, 12, 10), generator=rng)
     operator, y = problem.simulate(x, rng)
     regularizer = regularizers.make(**{**DESCRIPTION, "name": name}).requires_grad_(False)
-    equation = pose(problem.fidelity(operator, y), regularizer, torch.tensor(0.1), torch.tensor(0.2))
+    equation = make_objective(problem.fidelity(operator, y), regularizer, torch.tensor(0.1), torch.tensor(0.2))
 
     sizes: list[int] = []
     monkeypatch.setattr(regularizer.network, "check", lambda group: sizes.append(len(group)))
 
     def evaluated() -> tuple[list[int], list[Tensor]]:
         sizes.clear()
-        results = [equation.slope(x)]
+        results = [equation.reg_grad(x)]
         if isinstance(equation, Objective):
             results += [*equation.evaluate(x), equation.value(x)]
         return list(sizes), results
 
     whole_sizes, whole = evaluated()
-    monkeypatch.setattr(backend, "PART", 2 * x[0].numel())
+    monkeypatch.setattr(backend, "CHUNK", 2 * x[0].numel())
     with torch.no_grad():
         sizes_in_parts, in_parts = evaluated()
     assert set(whole_sizes) == {5}
@@ -147,11 +147,11 @@ def test_a_batch_is_evaluated_in_parts_only_where_nothing_is_recorded(name, rng,
 
 
 def test_a_picture_larger_than_a_part_is_one(monkeypatch):
-    monkeypatch.setattr(backend, "PART", 10)
+    monkeypatch.setattr(backend, "CHUNK", 10)
     with torch.no_grad():
-        assert [len(part) for part in parts(torch.zeros(3, 1, 4, 4))] == [1, 1, 1]
-        assert [len(part) for part in parts(torch.zeros(0, 1, 4, 4))] == [0]
-        assert [len(part) for part in parts(torch.zeros(3, 1, 4, 4, device="meta"))] == [3]
+        assert [len(part) for part in chunks(torch.zeros(3, 1, 4, 4))] == [1, 1, 1]
+        assert [len(part) for part in chunks(torch.zeros(0, 1, 4, 4))] == [0]
+        assert [len(part) for part in chunks(torch.zeros(3, 1, 4, 4, device="meta"))] == [3]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The implicit gradient equals the unrolled one and finite differences, for every regulariser, data term and solver."""
+"""The implicit gradient equals the unrolled one and finite differences, for every regularizer, data term and solver."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from elder import spectral
 from elder.fidelity import Fidelity, HardConstraint, LeastSquares
 from elder.implicit import ImplicitGradient
 from elder.linear import GMRES, JACOBIAN_FREE, MINRES, AndersonFixedPoint, FixedPoint, LinearSolver, Neumann
-from elder.objective import Equilibrium, pose
+from elder.objective import Equilibrium, make_objective
 from elder.operators import Operator
 from elder.regularizers import EXPLICIT, Energy, Regularizer
 from elder.tensors import dot
@@ -54,11 +54,11 @@ class Anchored(Regularizer):
     def __init__(self, inner: Regularizer, x0: Tensor) -> None:
         super().__init__()
         self.inner = inner
-        jacobian = torch.autograd.functional.jacobian(lambda x: inner.direction(x, torch.tensor(0.1)), x0)
+        jacobian = torch.autograd.functional.jacobian(lambda x: inner.gradient(x, torch.tensor(0.1)), x0)
         self.share = 0.3 / float(torch.linalg.matrix_norm(jacobian.view(x0.numel(), -1), ord=2))
 
-    def direction(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return self.share * self.inner.direction(x, sigma) + x
+    def gradient(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self.share * self.inner.gradient(x, sigma) + x
 
 
 class AnchoredEnergy(Anchored, Energy):
@@ -67,7 +67,7 @@ class AnchoredEnergy(Anchored, Energy):
     def value(self, x: Tensor, sigma: Tensor) -> Tensor:
         return self.share * self.inner.value(x, sigma) + dot(x, x) / 2
 
-    direction = Anchored.direction
+    gradient = Anchored.gradient
 
 
 class Natural(Regularizer):
@@ -77,8 +77,8 @@ class Natural(Regularizer):
         super().__init__()
         self.a = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
 
-    def direction(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return self.a * spectral.weighted(x, spectral.natural(x.shape[-2:], x))
+    def gradient(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self.a * spectral.fourier_multiplier(x, spectral.natural_image_weights(x.shape[-2:], x))
 
 
 class Setup:
@@ -92,23 +92,23 @@ class Setup:
         self.regularizer = anchored(cases.regularizer(kind, network, shape[1]), self.truth)
         data_term = HardConstraint if "exactly" in name else LeastSquares
         self.fidelity: Fidelity = data_term.of(operator, operator.A(self.truth))
-        self.log_weight = torch.tensor(-0.7, dtype=torch.float64, requires_grad=True)
+        self.log_lambda = torch.tensor(-0.7, dtype=torch.float64, requires_grad=True)
         self.log_sigma = torch.tensor(-2.0, dtype=torch.float64, requires_grad=True)
         self.fixed_point = self.iterate(self.truth)
 
     @property
     def theta(self) -> list[Tensor]:
-        return [*self.regularizer.parameters(), self.log_weight, self.log_sigma]
+        return [*self.regularizer.parameters(), self.log_lambda, self.log_sigma]
 
     def problem(self) -> Equilibrium:
-        return pose(self.fidelity, self.regularizer, self.log_weight.exp(), self.log_sigma.exp())
+        return make_objective(self.fidelity, self.regularizer, self.log_lambda.exp(), self.log_sigma.exp())
 
     @torch.no_grad()
     def iterate(self, x: Tensor, most: int = 500) -> Tensor:
         """Plain steps until nothing moves."""
         problem = self.problem()
         for _ in range(most):
-            x, old = problem.fidelity.prox(x - STEP * problem.slope(x), STEP), x
+            x, old = problem.fidelity.prox(x - STEP * problem.reg_grad(x), STEP), x
             if float((x - old).abs().max()) < 1e-14:
                 return x
         raise AssertionError(f"no fixed point after {most} steps: {float((x - old).abs().max()):.1e}")
@@ -130,7 +130,7 @@ class Setup:
         """Through plain steps that autograd records, from the fixed point itself."""
         problem, x = self.problem(), self.fixed_point
         for _ in range(steps):
-            x = problem.fidelity.prox(x - STEP * problem.slope(x), STEP)
+            x = problem.fidelity.prox(x - STEP * problem.reg_grad(x), STEP)
         return list(torch.autograd.grad(self.loss(x), self.theta, materialize_grads=True))
 
     def difference(self, direction: list[Tensor], length: float = 1e-6) -> float:
@@ -207,7 +207,7 @@ def test_taking_an_implicit_model_for_a_symmetric_one_is_caught():
     exact = setup.unrolled()
     for matrices, same in ((blocks.transpose(1, 2), True), (blocks, False)):
         v = torch.linalg.solve(matrices, u).view_as(x)
-        found = torch.autograd.grad(problem.slope(x), setup.theta, -v, materialize_grads=True, retain_graph=True)
+        found = torch.autograd.grad(problem.reg_grad(x), setup.theta, -v, materialize_grads=True, retain_graph=True)
         assert (relative(list(found), exact) < 1e-6) == same
 
 
@@ -234,7 +234,7 @@ def test_an_image_without_a_fixed_point_moves_its_next_step(setup):
     assert backward.exact.tolist() == [True, False]
     assert backward.skipped == 0
     problem = setup.problem()
-    stepped = problem.fidelity.prox(x - STEP * problem.slope(x), STEP)
+    stepped = problem.fidelity.prox(x - STEP * problem.reg_grad(x), STEP)
     torch.testing.assert_close(attached.detach()[1], stepped.detach()[1])
     step_gradient = torch.autograd.grad((stepped - setup.truth)[1].square().sum(), setup.theta, materialize_grads=True)
     exact, _ = ImplicitGradient(MINRES(1e-10, 500)).attach(setup.problem(), setup.fixed_point, STEP)

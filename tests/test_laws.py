@@ -39,8 +39,8 @@ def test_closed_forms_agree_with_conjugate_gradients(name, rng):
     shape = (2, 1, 9, 12)
     operator = cases.OPERATORS[name](shape, rng)
     v, step = cases.randn(shape, rng), torch.tensor([0.25, 4.0]).double().view(-1, 1, 1, 1)
-    generic = Operator.shifted_solve(operator, v, step, tol=1e-12)
-    torch.testing.assert_close(operator.shifted_solve(v, step, tol=1e-12), generic)
+    generic = Operator.prox_solve(operator, v, step, tol=1e-12)
+    torch.testing.assert_close(operator.prox_solve(v, step, tol=1e-12), generic)
 
 
 def test_a_hard_constraint_projects(rng):
@@ -51,20 +51,20 @@ def test_a_hard_constraint_projects(rng):
     p = constraint.prox(v, torch.tensor([0.25, 4.0]))
     assert torch.equal(operator.A(p), constraint.y)
     # What is moved is moved within the measured pixels: v − p is normal to the constraint.
-    assert float((constraint.free(v - p)).abs().max()) == 0
+    assert float((constraint.project_tangent(v - p)).abs().max()) == 0
     torch.testing.assert_close(constraint.prox(p, torch.tensor(1.0)), p)
 
 
 def test_the_metric_weighs_each_frequency(rng):
     size = (9, 12)
-    weights = spectral.natural(size, cases.randn((1,), rng))
+    weights = spectral.natural_image_weights(size, cases.randn((1,), rng))
     assert float(weights.min()) == float(weights[0, 0]) == spectral.TOP * spectral.FLOOR
     assert float(weights.max()) < spectral.TOP
     row, column = torch.meshgrid(torch.arange(9.0).double(), torch.arange(12.0).double(), indexing="ij")
     wave = torch.cos(2 * torch.pi * (2 * row / 9 - 5 * column / 12) + 0.3).view(1, 1, *size)
     power = (2 / 9) ** 2 + (5 / 12) ** 2
     torch.testing.assert_close(
-        spectral.weighted(wave, weights), spectral.TOP * power / (power + spectral.CORNER**2) * wave
+        spectral.fourier_multiplier(wave, weights), spectral.TOP * power / (power + spectral.CORNER**2) * wave
     )
 
 
@@ -83,8 +83,8 @@ class Wrong(MaskedFourier):
     def AT(self, y: Tensor) -> Tensor:
         return torch.fft.ifft2(y, norm="ortho").real
 
-    def shifted_solve(self, v: Tensor, step: Tensor, **options) -> Tensor:
-        return super().shifted_solve(v, 1 / step)
+    def prox_solve(self, v: Tensor, step: Tensor, **options) -> Tensor:
+        return super().prox_solve(v, 1 / step)
 
     def weighted_solve(self, v: Tensor, weights: Tensor) -> Tensor:
         return super().weighted_solve(v, 1 / weights)

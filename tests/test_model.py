@@ -22,7 +22,7 @@ def measurement(small_model, rng):
 def test_a_bundle_reconstructs_as_the_model_that_wrote_it(small_model, bundle, measurement):
     loaded = elder.load(bundle)
     assert loaded.problem == small_model.problem
-    assert loaded.tuning == small_model.tuning
+    assert loaded.hyperparameters == small_model.hyperparameters
     expected = small_model.solve(measurement.operator, measurement.y)
     x, info = loaded.reconstruct(measurement.y, mask=measurement.operator.mask.numpy())
     assert torch.equal(x, expected.x)

@@ -356,8 +356,8 @@ def test_a_folder_of_pictures_is_split_and_used(project, photographs):
     assert {row["split"] for row in manifest["images"]} == {"train", "validation", "test"}
 
 
-def test_colour_goes_through_to_the_registry(project):
-    """Deblurring colour pictures, from their preparation to the served champion."""
+def test_color_goes_through_to_the_registry(project):
+    """Deblurring color pictures, from their preparation to the served champion."""
     project.only_least_squares()
     project.replace(
         cells={"deblur-least_squares": {"problem": "deblur", "regularizer": "least_squares"}},

@@ -30,7 +30,7 @@ def test_masks_sample_the_share_asked_for_and_the_zero_frequency(kind, ratio, si
     assert mask.shape == size
     assert set(mask.unique().tolist()) == {0, 1}
     assert mask[0, 0] == 1
-    # A whole row, or a line through the centre, is the least that can be added.
+    # A whole row, or a line through the center, is the least that can be added.
     assert abs(float(mask.mean()) - ratio) <= 1.1 * max(size) / (size[0] * size[1]) + 0.01
 
 

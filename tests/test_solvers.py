@@ -13,7 +13,7 @@ from torch import Tensor
 from elder import spectral
 from elder.fidelity import HardConstraint, LeastSquares
 from elder.linear import GMRES, JACOBIAN_FREE, MINRES, AndersonFixedPoint, FixedPoint, Neumann
-from elder.objective import Equilibrium, Objective, pose
+from elder.objective import Equilibrium, Objective, make_objective
 from elder.operators import MaskedFourier
 from elder.problems import masks
 from elder.regularizers.base import Energy, Regularizer
@@ -38,10 +38,10 @@ class Natural(Energy):
     """h(x) = ½⟨x, W x⟩, W the metric of natural pictures."""
 
     def value(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return dot(x, spectral.weighted(x, spectral.natural(x.shape[-2:], x))) / 2
+        return dot(x, spectral.fourier_multiplier(x, spectral.natural_image_weights(x.shape[-2:], x))) / 2
 
     def value_and_grad(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        return self.value(x, sigma), spectral.weighted(x, spectral.natural(x.shape[-2:], x))
+        return self.value(x, sigma), spectral.fourier_multiplier(x, spectral.natural_image_weights(x.shape[-2:], x))
 
 
 class Quadratic(Energy):
@@ -79,10 +79,10 @@ def test_a_quadratic_energy_is_solved_to_its_closed_form(method, step, rng):
     objective, x0 = problem(energy, 2, rng)
     solution = solve(method, objective, x0, torch.tensor(step), tol=1e-12, max_steps=2000)
     # (AᵀA + λ D) x = Aᵀy, with D a multiple of the identity.
-    weight = float(objective.weight) * 1.3
+    weight = float(objective.lambda_reg) * 1.3
     operator, back = objective.fidelity.operator, objective.fidelity.back_projection
-    exact = operator.shifted_solve(back / weight, torch.tensor(1 / weight, dtype=torch.float64))
-    assert solution.usable.all()
+    exact = operator.prox_solve(back / weight, torch.tensor(1 / weight, dtype=torch.float64))
+    assert solution.succeeded.all()
     torch.testing.assert_close(solution.x, exact, rtol=1e-7, atol=1e-7)
 
 
@@ -97,7 +97,7 @@ def test_the_energy_never_rises(method, learned):
 def test_a_converged_solve_is_at_a_critical_point(method, learned):
     objective, x0 = learned
     solution = solve(method, objective, x0, torch.tensor(2.0), tol=1e-6, max_steps=3000)
-    assert solution.usable.all()
+    assert solution.succeeded.all()
     # (x − p)/τ = λ∇h(x) + ∇g(p) for the proposal p, and ‖AᵀA‖ <= 1.
     bound = (1 / solution.step + 1) * solution.residual * solution.x.flatten(1).norm(dim=1)
     assert (objective.grad(solution.x).flatten(1).norm(dim=1) <= bound * (1 + 1e-9)).all()
@@ -109,7 +109,7 @@ def test_the_metric_changes_the_way_and_not_the_end(method, rng):
     natural = objective.natural()
     for start in (x0, solve(method, objective, x0, torch.tensor(2.0), tol=1e-9, max_steps=3000).x):
         solution = solve(method, natural, start, torch.tensor(2.0), tol=1e-7, max_steps=3000)
-        assert solution.usable.all()
+        assert solution.succeeded.all()
         assert solution.monotone.all()
         assert float(objective.grad(solution.x).detach().abs().max()) < 1e-6
     assert (solution.steps == 0).all()
@@ -117,10 +117,10 @@ def test_the_metric_changes_the_way_and_not_the_end(method, rng):
 
 def test_a_step_in_the_metric_solves_its_proximal_problem(learned):
     objective, x0 = learned
-    tau, slope = torch.tensor([0.5, 2.0, 8.0], dtype=torch.float64), objective.slope(x0)
+    tau, slope = torch.tensor([0.5, 2.0, 8.0], dtype=torch.float64), objective.reg_grad(x0)
     for posed in (objective, objective.natural()):
         p = posed.step(x0, slope, tau)
-        pull = p - x0 if posed.metric is None else spectral.weighted(p - x0, posed.metric)
+        pull = p - x0 if posed.metric is None else spectral.fourier_multiplier(p - x0, posed.metric)
         gradient = objective.fidelity.grad(p) + slope + pull / tau.view(-1, 1, 1, 1)
         torch.testing.assert_close(gradient, torch.zeros_like(p), rtol=0, atol=1e-12)
         torch.testing.assert_close(posed.square(p - x0), dot(p - x0, pull))
@@ -199,7 +199,7 @@ def test_stopping_early_is_said(learned):
     objective, x0 = learned
     solution = solve(Anderson(), objective, x0, torch.tensor(2.0), tol=1e-14, max_steps=3)
     assert set(solution.status) == {Status.MAX_STEPS}
-    assert not solution.usable.any()
+    assert not solution.succeeded.any()
     assert (solution.steps == 3).all()
 
 
@@ -207,7 +207,7 @@ def test_the_end_of_precision_is_said(rng):
     objective, x0 = problem(Quadratic(torch.logspace(-1, 0, 108).view(1, 1, 9, 12)), 2, rng)
     operator = MaskedFourier(objective.fidelity.operator.mask.float())
     fidelity = LeastSquares.of(operator, objective.fidelity.y.to(torch.complex64))
-    single = replace(objective, fidelity=fidelity, weight=objective.weight.float())
+    single = replace(objective, fidelity=fidelity, lambda_reg=objective.lambda_reg.float())
     solution = solve(Anderson(), single, x0.float(), torch.tensor(2.0), tol=1e-12, max_steps=500)
     assert set(solution.status) == {Status.PRECISION}
     assert solution.monotone.all()
@@ -229,8 +229,8 @@ def test_a_decrease_below_the_rounding_of_the_energy_is_told_by_the_gradients(me
     expected = solve(method, exact, x0, torch.tensor(2.0), tol=1e-9, max_steps=2000).x
     operator = MaskedFourier(exact.fidelity.operator.mask.float())
     fidelity = LeastSquares.of(operator, exact.fidelity.y.to(torch.complex64))
-    rounded = Objective(fidelity, Raised(diagonal.float()), exact.weight, exact.sigma)
-    solution = solve(method, rounded, x0.float(), torch.tensor(step), tol=1e-5, max_steps=2000)
+    autocast = Objective(fidelity, Raised(diagonal.float()), exact.lambda_reg, exact.sigma)
+    solution = solve(method, autocast, x0.float(), torch.tensor(step), tol=1e-5, max_steps=2000)
     assert set(solution.status) == {Status.CONVERGED}
     assert solution.monotone.all()
     torch.testing.assert_close(solution.x.double(), expected, atol=1e-3, rtol=0)
@@ -251,7 +251,7 @@ def test_a_place_without_descent_is_no_solution(method, rng):
     objective, x0 = problem(Kinked(torch.tensor(1.0, dtype=torch.float64)), 2, rng)
     solution = solve(method, objective, x0, torch.tensor(2.0), tol=1e-6, max_steps=50)
     assert set(solution.status) == {Status.STALLED}
-    assert not solution.usable.any()
+    assert not solution.succeeded.any()
     assert (solution.step == 2.0).all()
 
 
@@ -261,14 +261,14 @@ def test_a_non_finite_energy_is_said(rng):
 
 
 class Twisted(Regularizer):
-    """R(x) = D x + a rotation of neighbouring pixels: the gradient of no function. It counts its evaluations."""
+    """R(x) = D x + a rotation of neighboring pixels: the gradient of no function. It counts its evaluations."""
 
     def __init__(self, twist: float) -> None:
         super().__init__()
         self.twist = twist
         self.calls = 0
 
-    def direction(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def gradient(self, x: Tensor, sigma: Tensor) -> Tensor:
         self.calls += 1
         return x + self.twist * (x.roll(1, -1) - x.roll(-1, -1))
 
@@ -276,7 +276,7 @@ class Twisted(Regularizer):
 @pytest.fixture
 def twisted(rng) -> tuple[Equilibrium, Tensor]:
     objective, x0 = problem(Quadratic(torch.tensor(1.0, dtype=torch.float64)), 3, rng)
-    return Equilibrium(objective.fidelity, Twisted(0.4), objective.weight, objective.sigma), x0
+    return Equilibrium(objective.fidelity, Twisted(0.4), objective.lambda_reg, objective.sigma), x0
 
 
 @pytest.mark.parametrize("method", [Picard(), AndersonMixing()], ids=["picard", "anderson mixing"])
@@ -320,12 +320,12 @@ def test_mixing_saves_evaluations(twisted):
 
 def test_the_method_follows_from_what_there_is(twisted, learned):
     equation, x0 = twisted
-    posed = pose(equation.fidelity, equation.regularizer, equation.weight, equation.sigma)
+    posed = make_objective(equation.fidelity, equation.regularizer, equation.lambda_reg, equation.sigma)
     assert type(posed) is Equilibrium
     assert fixed_point(posed, x0, torch.tensor(1.0)).energy is None
     assert next(path(posed, x0, torch.tensor(1.0))).energy is None
     objective, x0 = learned
-    posed = pose(objective.fidelity, objective.regularizer, objective.weight, objective.sigma)
+    posed = make_objective(objective.fidelity, objective.regularizer, objective.lambda_reg, objective.sigma)
     assert type(posed) is Objective
     assert fixed_point(posed, x0, torch.tensor(8.0)).monotone.all()
 

@@ -128,9 +128,9 @@ def test_a_missing_library_is_named(tmp_path, monkeypatch):
 def photographs(folder: Path, names: tuple[str, ...]) -> None:
     for name in names:
         picture = io.read_image(Path(skimage.__file__).parent / "data" / name)
-        grey = picture if picture.ndim == 2 else picture.mean(-1)
+        gray = picture if picture.ndim == 2 else picture.mean(-1)
         target = folder / Path(name).with_suffix(".tif")
-        tifffile.imwrite(target, np.round(resize(grey, (48, 56), anti_aliasing=True) * 65535).astype(np.uint16))
+        tifffile.imwrite(target, np.round(resize(gray, (48, 56), anti_aliasing=True) * 65535).astype(np.uint16))
 
 
 NAMES = ("camera.png", "coins.png", "moon.png", "brick.png", "gravel.png", "coffee.png")

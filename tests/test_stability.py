@@ -11,7 +11,7 @@ from torch import Tensor
 
 from elder.fidelity import Fidelity, HardConstraint, LeastSquares
 from elder.implicit import Linearization
-from elder.objective import pose
+from elder.objective import make_objective
 from elder.stability import adapted, penalty, spectral_radius
 
 SHAPE = (2, 1, 8, 6)
@@ -28,7 +28,7 @@ DATA = {
 
 
 class Setup:
-    """A regulariser at a random picture, with the dense Jacobian of T(x) = prox(x − τλR(x)) beside it."""
+    """A regularizer at a random picture, with the dense Jacobian of T(x) = prox(x − τλR(x)) beside it."""
 
     def __init__(self, kind: str, network: str, name: str) -> None:
         rng = torch.Generator().manual_seed(3)
@@ -40,7 +40,7 @@ class Setup:
         self.fidelity: Fidelity = data_term.of(operator, operator.A(self.x))
 
     def at(self) -> Linearization:
-        return Linearization.at(pose(self.fidelity, self.regularizer, WEIGHT, SIGMA), self.x)
+        return Linearization.at(make_objective(self.fidelity, self.regularizer, WEIGHT, SIGMA), self.x)
 
     def dense(self) -> Tensor:
         """|μ|_max of each image's Jacobian, (b,)."""
@@ -54,10 +54,10 @@ class Setup:
 
     def jacobian(self) -> Tensor:
         """T'(x) of each image, (b, n, n)."""
-        problem = pose(self.fidelity, self.regularizer, WEIGHT, SIGMA)
+        problem = make_objective(self.fidelity, self.regularizer, WEIGHT, SIGMA)
 
         def T(x: Tensor) -> Tensor:
-            return problem.fidelity.prox(x - STEP.view(-1, 1, 1, 1) * problem.slope(x), STEP)
+            return problem.fidelity.prox(x - STEP.view(-1, 1, 1, 1) * problem.reg_grad(x), STEP)
 
         jacobian = torch.autograd.functional.jacobian(T, self.x)
         n = self.x[0].numel()
@@ -78,7 +78,7 @@ def test_power_iterations_find_it_from_any_direction():
     torch.testing.assert_close(found.detach(), setup.dense(), rtol=1e-6, atol=0)
 
 
-def test_for_an_implicit_regulariser_it_is_the_growth_of_the_transposed_jacobian():
+def test_for_an_implicit_regularizer_it_is_the_growth_of_the_transposed_jacobian():
     setup = Setup("implicit", "dncnn", "csmri")
     grown = (setup.jacobian().transpose(1, 2) @ setup.start.flatten(1).unsqueeze(2)).flatten(1).norm(dim=1)
     found = spectral_radius(setup.at(), STEP, setup.start, iterations=0)

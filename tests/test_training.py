@@ -9,7 +9,7 @@ import torch
 
 from elder import UserError, io, problems, regularizers
 from elder.io import to_tensor
-from elder.model.model import Model, Tuning
+from elder.model.model import Hyperparameters, Model
 from elder.problems.samples import Sample, measure
 from elder.training.averaging import moving_average
 from elder.training.checkpoint import Checkpoint
@@ -47,7 +47,7 @@ def pretrained(patches: Patches, steps: int) -> regularizers.Energy:
 def tuned(patches, images) -> tuple[Model, list[Sample]]:
     problem = problems.make("csmri", {"ratio": 0.4, "seed": 5})
     validation = measure(problem, ["brick", "camera"], images[:2])
-    start = Tuning(0.1, 0.1, 10.0, tol=1e-4, max_steps=100)
+    start = Hyperparameters(0.1, 0.1, 10.0, tol=1e-4, max_steps=100)
     model = Model(problem, pretrained(patches, 150).eval().requires_grad_(False), start, DESCRIPTION)
     return tune(model, validation, start=start, factors=(3.0, 3.0**0.5))[0], validation
 
@@ -64,19 +64,22 @@ def test_pretraining_repeats(patches):
 
 def test_tuning_finds_no_worse_than_where_it_starts(tuned):
     model, validation = tuned
-    start = replace(model, tuning=Tuning(0.1, 0.1, 10.0, tol=1e-4, max_steps=100))
+    start = replace(model, hyperparameters=Hyperparameters(0.1, 0.1, 10.0, tol=1e-4, max_steps=100))
     assert validate(model, validation)[0].psnr >= validate(start, validation)[0].psnr
 
 
 def test_tuning_leaves_a_weight_alone_that_has_no_part_in_the_minimum(tuned, images):
-    """Under a hard constraint the minimiser of λh is that of h."""
+    """Under a hard constraint the minimizer of λh is that of h."""
     problem = problems.make("inpaint", {"missing": 0.3})
     before, validation = replace(tuned[0], problem=problem), measure(problem, ["brick"], images[:1])
-    trials = tune(before, validation, start=before.tuning)[1]
+    trials = tune(before, validation, start=before.hyperparameters)[1]
     assert len(trials) >= 3
-    assert {trial.weight for trial in trials} == {before.tuning.weight}
-    other = replace(before, tuning=replace(before.tuning, weight=3 * before.tuning.weight, tol=1e-5))
-    same = replace(before, tuning=replace(before.tuning, tol=1e-5))
+    assert {trial.lambda_reg for trial in trials} == {before.hyperparameters.lambda_reg}
+    other = replace(
+        before,
+        hyperparameters=replace(before.hyperparameters, lambda_reg=3 * before.hyperparameters.lambda_reg, tol=1e-5),
+    )
+    same = replace(before, hyperparameters=replace(before.hyperparameters, tol=1e-5))
     gap = validate(other, validation)[0].psnr - validate(same, validation)[0].psnr
     assert abs(gap) < 0.01
 
@@ -92,12 +95,12 @@ def test_tuning_charges_pairs_whose_solves_fail(tuned, monkeypatch):
     before, validation = tuned
 
     def tried(model, measured):
-        sigma = model.tuning.sigma
-        return Trial(model.tuning.weight, sigma, 30 - sigma, float(sigma > 0.15), 31.0, 4.0, 1.0)
+        sigma = model.hyperparameters.sigma
+        return Trial(model.hyperparameters.lambda_reg, sigma, 30 - sigma, float(sigma > 0.15), 31.0, 4.0, 1.0)
 
     monkeypatch.setattr("elder.training.tune.trial_of", tried)
-    found, trials = tune(before, validation, start=Tuning(0.1, 0.08, 10.0), factors=(2.0,))
-    assert found.tuning.sigma == pytest.approx(0.16)
+    found, trials = tune(before, validation, start=Hyperparameters(0.1, 0.08, 10.0), factors=(2.0,))
+    assert found.hyperparameters.sigma == pytest.approx(0.16)
     assert {trial.converged for trial in trials} == {True, False}
 
 
@@ -108,11 +111,15 @@ def test_a_trial_tells_the_end_of_the_solves_from_their_best_on_the_way(tuned):
     assert trial.converged == score.converged
     assert trial.step == pytest.approx(min(float(s.step.min()) for s in solutions))
     assert trial.peak_psnr >= trial.psnr
-    # Too little regularisation: the start is better than the end.
+    # Too little regularization: the start is better than the end.
     noisy = replace(before, problem=problems.make("denoise", {"noise": 0.2}))
     measured = measure(noisy.problem, ["brick"], [validation[0].truth])
-    weak = trial_of(replace(noisy, tuning=replace(before.tuning, weight=1e-4, step=1e4)), measured)
-    strong = trial_of(replace(noisy, tuning=replace(before.tuning, weight=2.0, step=0.5)), measured)
+    weak = trial_of(
+        replace(noisy, hyperparameters=replace(before.hyperparameters, lambda_reg=1e-4, step=1e4)), measured
+    )
+    strong = trial_of(
+        replace(noisy, hyperparameters=replace(before.hyperparameters, lambda_reg=2.0, step=0.5)), measured
+    )
     assert strong.psnr > weak.psnr + 3
 
 
@@ -120,7 +127,7 @@ def test_a_solve_that_runs_away_is_ended(tuned, monkeypatch):
     before, validation = tuned
     falling = iter([20.0, 25.0, 24.0, 21.9, 21.0, 20.0])
     monkeypatch.setattr("elder.training.tune.psnr", lambda x, truth: next(falling))
-    trial = trial_of(replace(before, tuning=replace(before.tuning, tol=1e-12)), validation[:1])
+    trial = trial_of(replace(before, hyperparameters=replace(before.hyperparameters, tol=1e-12)), validation[:1])
     assert (trial.psnr, trial.peak_psnr, trial.peak_step, trial.converged) == (21.9, 25.0, 1.0, 0.0)
 
 
@@ -137,8 +144,8 @@ def test_the_end_at_an_edge_is_said():
     within, beyond = (Trial(1.0, sigma, 30.0, 1.0, 30.0, 5.0, 1.0) for sigma in (0.1, 1 / 255))
     assert edges(within, constrained=False) == []
     assert edges(beyond, constrained=False) == ["σ"]
-    assert edges(replace(within, weight=1e-7), constrained=False) == ["λ"]
-    assert edges(replace(within, weight=1e-7), constrained=True) == []
+    assert edges(replace(within, lambda_reg=1e-7), constrained=False) == ["λ"]
+    assert edges(replace(within, lambda_reg=1e-7), constrained=True) == []
 
 
 def test_training_that_loses_its_fixed_points_goes_back(tuned, patches):
@@ -151,7 +158,7 @@ def test_training_that_loses_its_fixed_points_goes_back(tuned, patches):
     after = finetune(before, patches, validation, reckless, lambda step, figures: rows.append(figures))
     assert rows[2]["went_back"] == 1
     # The step after it begins where the best was.
-    assert rows[3]["weight"] == pytest.approx(before.tuning.weight) != rows[2]["weight"]
+    assert rows[3]["weight"] == pytest.approx(before.hyperparameters.lambda_reg) != rows[2]["weight"]
     assert validate(after, validation)[0].converged == 1
 
 
@@ -173,7 +180,7 @@ def test_finetuning_repeats(tuned, patches):
     before, validation = tuned
     settings = Finetuning(steps=2, batch=2, patch=24, validate_every=1)
     first, again = (finetune(before, patches, validation, settings, silent) for _ in range(2))
-    assert first.tuning == again.tuning
+    assert first.hyperparameters == again.hyperparameters
     for a, b in zip(first.regularizer.parameters(), again.regularizer.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -220,7 +227,7 @@ def test_a_certified_energy_needs_no_penalty(tuned, patches):
     _, validation = tuned
     energy = regularizers.make("weakly_convex_ridge", filters=4, size=3)
     problem = problems.make("csmri", {"ratio": 0.4, "seed": 5})
-    before = Model(problem, energy, Tuning(0.1, 0.1, 10.0), {"name": "weakly_convex_ridge"})
+    before = Model(problem, energy, Hyperparameters(0.1, 0.1, 10.0), {"name": "weakly_convex_ridge"})
     rows = []
     settings = Finetuning(steps=2, batch=2, patch=24, validate_every=2)
     finetune(before, patches, validation, settings, lambda step, figures: rows.append(figures))
@@ -321,7 +328,7 @@ def test_finetuning_goes_on_from_its_checkpoint(tuned, patches, tmp_path):
         checkpoint=checkpoint,
     )
     assert again == rows[-len(again) :]
-    assert resumed.tuning == unbroken.tuning
+    assert resumed.hyperparameters == unbroken.hyperparameters
     for a, b in zip(unbroken.regularizer.parameters(), resumed.regularizer.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -388,7 +395,7 @@ def test_the_implicit_counterpart_is_trained_by_the_same_loop(patches, images):
     pretrain(denoiser, patches, Pretraining(steps=150, batch=8, patch=24, learning_rate=5e-3), silent)
     problem = problems.make("csmri", {"ratio": 0.4, "seed": 5})
     validation = measure(problem, ["brick", "camera"], images[:2])
-    mistuned = Tuning(1.0, 0.4, 1.0, tol=1e-4, max_steps=100)
+    mistuned = Hyperparameters(1.0, 0.4, 1.0, tol=1e-4, max_steps=100)
     before = Model(problem, denoiser.eval().requires_grad_(False), mistuned, description)
     settings = Finetuning(steps=20, batch=4, patch=24, learning_rate=5e-4, tuning_rate=0.1, validate_every=5)
     after = finetune(before, patches, validation, settings, silent)

@@ -17,18 +17,18 @@ def evaluate_initial(problem: Problem, measured: Sequence[Sample]) -> list[Resul
     return [Result(m, x, x, 0, "initial", None, 0.0) for m, x in zip(measured, guesses, strict=True)]
 
 
-def evaluate_tv(problem: Problem, measured: Sequence[Sample], weight: float) -> list[Result]:
-    """Every measurement reconstructed by total variation of weight λ."""
+def evaluate_tv(problem: Problem, measured: Sequence[Sample], lambda_reg: float) -> list[Result]:
+    """Every measurement reconstructed by total variation of lambda_reg λ."""
     results = []
     for m in measured:
         start = time.perf_counter()
         initial = problem.initial(m.operator, m.y)
-        x, steps = reconstruct_tv(problem.fidelity(m.operator, m.y), initial, weight)
+        x, steps = reconstruct_tv(problem.fidelity(m.operator, m.y), initial, lambda_reg)
         # The primal-dual method is no descent method: its energy may rise on the way, and is not looked at.
         results.append(Result(m, initial, x, int(steps), "converged", None, time.perf_counter() - start))
     return results
 
 
 def tune_tv(problem: Problem, measured: Sequence[Sample], weights: Sequence[float]) -> float:
-    """The weight of best mean PSNR."""
-    return max(weights, key=lambda weight: mean(evaluate_tv(problem, measured, weight))["psnr"])
+    """The lambda_reg of best mean PSNR."""
+    return max(weights, key=lambda lambda_reg: mean(evaluate_tv(problem, measured, lambda_reg))["psnr"])

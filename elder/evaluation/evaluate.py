@@ -43,8 +43,8 @@ def evaluate_long(model: Model, measured: Sequence[Sample], steps: int) -> list[
     What training saw is a budget of steps. A model whose quality falls beyond it was fitted to where its iteration was
     cut off, not to a fixed point. A solve ends early only where it stands still, at a residual of `STILL`.
     """
-    patient = replace(model.tuning, tol=STILL, max_steps=steps)
-    return evaluate(replace(model, tuning=patient), measured)
+    patient = replace(model.hyperparameters, tol=STILL, max_steps=steps)
+    return evaluate(replace(model, hyperparameters=patient), measured)
 
 
 def summary(model: Model, results: Sequence[Result]) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def summary(model: Model, results: Sequence[Result]) -> dict[str, Any]:
 def convergence(model: Model, measured: Sample, steps: int) -> list[dict[str, float | None]]:
     """Energy f(x), where there is one, PSNR and residual along the first `steps` steps of a reconstruction."""
     start = model.problem.initial(measured.operator, measured.y)
-    states = path(model.objective(measured.operator, measured.y), start, torch.tensor(model.tuning.step))
+    states = path(model.objective(measured.operator, measured.y), start, torch.tensor(model.hyperparameters.step))
     return [
         {
             "step": k,

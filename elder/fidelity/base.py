@@ -31,7 +31,7 @@ class Fidelity(ABC):
         """∇²g v, (b, c, h, w)."""
 
     @abstractmethod
-    def free(self, v: Tensor) -> Tensor:
+    def project_tangent(self, v: Tensor) -> Tensor:
         """The projection of v onto the feasible directions, (b, c, h, w)."""
 
     @abstractmethod

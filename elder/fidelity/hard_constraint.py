@@ -47,7 +47,7 @@ class HardConstraint(Fidelity):
     def hessian(self, v: Tensor) -> Tensor:
         return torch.zeros_like(v)
 
-    def free(self, v: Tensor) -> Tensor:
+    def project_tangent(self, v: Tensor) -> Tensor:
         """v on the pixels that may move, zero on the others."""
         return (1 - self.operator.mask) * v
 

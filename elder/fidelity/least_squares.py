@@ -39,26 +39,26 @@ class LeastSquares(Fidelity):
     def prox(self, v: Tensor, step: Tensor) -> Tensor:
         """argmin_z ½‖z − v‖² + τ g(z) = (I + τ AᵀA)⁻¹ (v + τ Aᵀy); step τ: (b,) or scalar."""
         tau = per_image(step, v)
-        return self.operator.shifted_solve(v + tau * self.back_projection, tau)
+        return self.operator.prox_solve(v + tau * self.back_projection, tau)
 
     def hessian(self, v: Tensor) -> Tensor:
         """∇²g v = AᵀA v."""
         return self.operator.normal(v)
 
-    def free(self, v: Tensor) -> Tensor:
+    def project_tangent(self, v: Tensor) -> Tensor:
         """v: every direction is free."""
         return v
 
     def metric(self) -> Tensor | None:
         """W(ω) of the metric of natural pictures where (AᵀA + cW)⁻¹ has a closed form, else None."""
         size = (self.back_projection.shape[-2], self.back_projection.shape[-1])
-        return spectral.natural(size, self.back_projection) if self.operator.spectral else None
+        return spectral.natural_image_weights(size, self.back_projection) if self.operator.spectral else None
 
     def precondition(self, r: Tensor, c: Tensor, weights: Tensor | None = None) -> Tensor:
         """(AᵀA + cW)⁻¹ r with the weights W(ω) of a metric, or I in their place; c: (b, 1, 1, 1)."""
         if weights is not None:
             return self.operator.weighted_solve(r, c * weights)
-        return self.operator.shifted_solve(r / c, 1 / c)
+        return self.operator.prox_solve(r / c, 1 / c)
 
     def select(self, index: Tensor) -> LeastSquares:
         """The data term of the images `index` of the batch alone."""

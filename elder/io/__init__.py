@@ -2,7 +2,7 @@
 
 from elder.io.arrays import PICTURES, read_array, read_arrays, read_stack
 from elder.io.atomic import read_json, replacing, write_csv, write_json
-from elder.io.images import SCALINGS, list_sources, read_images, stem
+from elder.io.images import SCALINGS, list_sources, read_images, stem, suffix
 from elder.io.pictures import list_images, read_image, to_array, to_tensor, write_image
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "read_stack",
     "replacing",
     "stem",
+    "suffix",
     "to_array",
     "to_tensor",
     "write_csv",

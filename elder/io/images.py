@@ -102,7 +102,7 @@ def _arrays(path: Path) -> np.ndarray:
     if key is None and len(arrays) > 1:
         raise UserError(f"{path}: holds {', '.join(sorted(arrays))}; name the images {' or '.join(KEYS)}")
     values = arrays[key] if key else next(iter(arrays.values()))
-    if key == "kspace":  # (slices, coils, h, w), or (slices, h, w) of one coil; centred
+    if key == "kspace":  # (slices, coils, h, w), or (slices, h, w) of one coil; centered
         axes = (-2, -1)
         coils = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(values, axes), norm="ortho"), axes)
         values = np.sqrt((np.abs(coils) ** 2).sum(1)) if coils.ndim == 4 else np.abs(coils)

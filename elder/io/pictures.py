@@ -73,6 +73,6 @@ def to_tensor(image: np.ndarray) -> Tensor:
 
 
 def to_array(x: Tensor) -> np.ndarray:
-    """One picture (c, h, w) as (h, w), or (h, w, 3) for colour."""
+    """One picture (c, h, w) as (h, w), or (h, w, 3) for color."""
     array = x.detach().cpu().float().numpy()
     return array[0] if len(array) == 1 else array.transpose(1, 2, 0)

@@ -40,7 +40,7 @@ class AndersonFixedPoint(Krylov):
 
 
 def _mix(points: list[Tensor], moves: list[Tensor]) -> Tensor:
-    """Σ αᵢ (pᵢ + mᵢ) with α minimising ‖Σ αᵢ mᵢ‖ and Σ αᵢ = 1, image by image."""
+    """Σ αᵢ (pᵢ + mᵢ) with α minimizing ‖Σ αᵢ mᵢ‖ and Σ αᵢ = 1, image by image."""
     latest = points[-1] + moves[-1]
     if len(points) == 1:
         return latest

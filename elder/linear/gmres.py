@@ -13,7 +13,7 @@ from elder.tensors import dot, norm, per_image
 
 @dataclass(frozen=True)
 class GMRES(Krylov):
-    """Generalised minimum residual for any H (Saad & Schultz 1986), without restarts.
+    """Generalized minimum residual for any H (Saad & Schultz 1986), without restarts.
 
     Flexible (Saad 1993): the preconditioner may be inexact, as one by conjugate gradients is. Keeps two pictures a
     step: memory grows with `max_steps`.

@@ -31,7 +31,7 @@ def write(
 
 
 def read(folder: str | Path) -> tuple[Regularizer, dict[str, Any]]:
-    """The frozen regulariser and the configuration of a bundle. Raises `UserError` when it is missing or broken."""
+    """The frozen regularizer and the configuration of a bundle. Raises `UserError` when it is missing or broken."""
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no model here (a bundle holds config.json and weights.safetensors)")

@@ -1,4 +1,4 @@
-"""A trained regulariser with its problem: the bundle on disk, and reconstruction."""
+"""A trained regularizer with its problem: the bundle on disk, and reconstruction."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from elder import problems
 from elder.backend import Compute
 from elder.errors import UserError
 from elder.model import bundle
-from elder.objective import Equilibrium, pose
+from elder.objective import Equilibrium, make_objective
 from elder.operators.base import Operator
 from elder.problems.base import Problem
 from elder.regularizers.base import Regularizer
@@ -25,19 +25,28 @@ from elder.solvers import Solution, fixed_point
 
 
 @dataclass(frozen=True)
-class Tuning:
-    """The numbers beside the network: weight λ > 0, noise level σ in [0, 1], first step τ > 0; and when to stop."""
+class Hyperparameters:
+    """The numbers beside the network. All are positive."""
 
-    weight: float
-    sigma: float
-    step: float
-    tol: float = 1e-4
-    max_steps: int = 300
+    lambda_reg: float  # λ, the regularization parameter
+    sigma: float  # σ, the noise level that conditions the regularizer, in the units of the images
+    step: float  # τ, the first step size of a solve
+    tol: float = 1e-4  # relative fixed-point residual at which a solve stops
+    max_steps: int = 300  # at which a solve stops in any case
 
     def __post_init__(self) -> None:
-        for name in ("weight", "sigma", "step", "tol", "max_steps"):
+        for name in ("lambda_reg", "sigma", "step", "tol", "max_steps"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name}={getattr(self, name)} must be positive")
+
+    def to_config(self) -> dict[str, Any]:
+        """The section `tuning` of a bundle's config.json, where λ is called `weight`."""
+        return {"weight" if name == "lambda_reg" else name: value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Hyperparameters:
+        """What `to_config` made. Raises `TypeError` for an unknown or missing entry."""
+        return cls(**{"lambda_reg" if name == "weight" else name: value for name, value in config.items()})
 
 
 @dataclass(frozen=True)
@@ -46,25 +55,25 @@ class Info:
 
     status: Any  # converged, precision, max_steps, stalled or not_finite
     steps: Any
-    energy: Any  # f(x) at the end; None where the regulariser is no energy
+    energy: Any  # f(x) at the end; None where the regularizer is no energy
     residual: Any  # ‖proposal − x‖ / ‖x‖ at the end
     seconds: float  # for all of them
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A problem, a regulariser trained for it, and the numbers between them."""
+    """A problem, a regularizer trained for it, and the numbers between them."""
 
     problem: Problem
     regularizer: Regularizer
-    tuning: Tuning
-    description: Mapping[str, Any]  # how `regularizers.make` builds the regulariser: name and network
+    hyperparameters: Hyperparameters
+    description: Mapping[str, Any]  # how `regularizers.make` builds the regularizer: name and network
     metadata: Mapping[str, Any] = field(default_factory=dict)
     precision: str = "float32"  # of the rough part of a solve, see `elder.backend`
 
     @property
     def device(self) -> torch.device:
-        """Where the regulariser's weights are, and so where solves run."""
+        """Where the regularizer's weights are, and so where solves run."""
         return next(self.regularizer.parameters()).device
 
     def on(self, compute: Compute) -> Model:
@@ -74,15 +83,15 @@ class Model:
 
     @property
     def channels(self) -> int:
-        """Of the pictures that the regulariser was trained on: 1 for grey, 3 for colour."""
+        """Of the pictures that the regularizer was trained on: 1 for gray, 3 for color."""
         part = self.description.get("network", self.description)
         return int(part.get("channels", 1))
 
     def objective(self, operator: Operator, y: Tensor) -> Equilibrium:
         """What to solve for y, all on one device: f(x) = g(x; y) + λ h(x, σ), an `Objective`, if h is an energy."""
-        weight = torch.tensor(self.tuning.weight, dtype=torch.float64, device=y.device)
-        sigma = torch.tensor(self.tuning.sigma, dtype=torch.float64, device=y.device)
-        return pose(self.problem.fidelity(operator, y), self.regularizer, weight, sigma)
+        lambda_reg = torch.tensor(self.hyperparameters.lambda_reg, dtype=torch.float64, device=y.device)
+        sigma = torch.tensor(self.hyperparameters.sigma, dtype=torch.float64, device=y.device)
+        return make_objective(self.problem.fidelity(operator, y), self.regularizer, lambda_reg, sigma)
 
     def solve(self, operator: Operator, y: Tensor) -> Solution:
         """The fixed point that the problem's initial guess leads to: for an energy, a minimum of f.
@@ -93,9 +102,9 @@ class Model:
         return fixed_point(
             self.objective(placed, there),
             self.problem.initial(placed, there),
-            torch.tensor(self.tuning.step),
-            tol=self.tuning.tol,
-            max_steps=self.tuning.max_steps,
+            torch.tensor(self.hyperparameters.step),
+            tol=self.hyperparameters.tol,
+            max_steps=self.hyperparameters.max_steps,
             precision=self.precision,
         ).to(y.device)
 
@@ -136,7 +145,7 @@ class Model:
         config = {
             "problem": {"name": self.problem.name, "settings": self.problem.settings},
             "regularizer": dict(self.description),
-            "tuning": asdict(self.tuning),
+            "tuning": self.hyperparameters.to_config(),
             "metadata": dict(self.metadata),
         }
         bundle.write(folder, self.regularizer, config)
@@ -147,7 +156,7 @@ def load(folder: str | Path) -> Model:
     regularizer, config = bundle.read(folder)
     try:
         problem = problems.make(config["problem"]["name"], config["problem"]["settings"])
-        tuning = Tuning(**config["tuning"])
+        hyperparameters = Hyperparameters.from_config(config["tuning"])
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder}: the bundle is broken (config.json: {error})") from None
-    return Model(problem, regularizer, tuning, config["regularizer"], config.get("metadata", {}))
+    return Model(problem, regularizer, hyperparameters, config["regularizer"], config.get("metadata", {}))

@@ -1,4 +1,4 @@
-"""What a regulariser asks of a network."""
+"""What a regularizer asks of a network."""
 
 from __future__ import annotations
 

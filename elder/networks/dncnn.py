@@ -1,4 +1,4 @@
-"""DnCNN (Zhang et al. 2017) without batch normalisation, conditioned on the noise level."""
+"""DnCNN (Zhang et al. 2017) without batch normalization, conditioned on the noise level."""
 
 from __future__ import annotations
 

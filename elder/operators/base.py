@@ -8,14 +8,14 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from elder.backend import moved
+from elder.backend import to_device
 from elder.linear.cg import conjugate_gradients
 
 
 class Operator(ABC):
     """A linear map A from pictures (b, c, h, w) to measurements, with its exact adjoint.
 
-    A subclass gives `A`, `AT` and `select`; `normal` and `shifted_solve` have defaults that a subclass replaces
+    A subclass gives `A`, `AT` and `select`; `normal` and `prox_solve` have defaults that a subclass replaces
     where it knows a basis in which AᵀA is diagonal. One that knows it for the Fourier basis says so by `spectral`, and
     gives `weighted_solve`, which lets solvers work in the metric of natural pictures.
     """
@@ -36,7 +36,7 @@ class Operator(ABC):
 
     def to(self, device: torch.device | str) -> Self:
         """This operator with its tensors on the device."""
-        return moved(self, device)
+        return to_device(self, device)
 
     def check(self, y: Tensor) -> None:
         """Raise `ValueError` when `y` can't be a measurement of this operator."""
@@ -52,7 +52,7 @@ class Operator(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has no closed form for this: see `spectral`")
 
-    def shifted_solve(self, v: Tensor, step: Tensor, *, tol: float | None = None, max_steps: int = 200) -> Tensor:
+    def prox_solve(self, v: Tensor, step: Tensor, *, tol: float | None = None, max_steps: int = 200) -> Tensor:
         """(I + τ AᵀA)⁻¹ v by conjugate gradients to a relative residual of `tol`: 1e-6 in float32, 1e-12 in float64.
 
         v: (b, c, h, w); step τ > 0: (b, 1, 1, 1). Raises `ArithmeticError` when `max_steps` do not reach `tol`.

@@ -60,7 +60,7 @@ class Blur(Operator):
             y = full
         return torch.fft.ifft2(self.response.conj() * torch.fft.fft2(y)).real
 
-    def shifted_solve(self, v: Tensor, step: Tensor, *, tol: float | None = None, max_steps: int = 1) -> Tensor:
+    def prox_solve(self, v: Tensor, step: Tensor, *, tol: float | None = None, max_steps: int = 1) -> Tensor:
         """(I + τAᵀA)⁻¹v, the weights of `weighted_solve` being 1/τ."""
         return self.weighted_solve(v / step, 1 / step)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from elder.operators.base import Operator
-from elder.spectral import weighted
+from elder.spectral import fourier_multiplier
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,14 +50,14 @@ class MaskedFourier(Operator):
         return torch.fft.ifft2(self.mask * y, norm="ortho").real
 
     def normal(self, x: Tensor) -> Tensor:
-        return weighted(x, self.eigenvalues)
+        return fourier_multiplier(x, self.eigenvalues)
 
-    def shifted_solve(self, v: Tensor, step: Tensor, *, tol: float | None = None, max_steps: int = 1) -> Tensor:
+    def prox_solve(self, v: Tensor, step: Tensor, *, tol: float | None = None, max_steps: int = 1) -> Tensor:
         """(I + τ AᵀA)⁻¹ v in closed form."""
-        return weighted(v, 1 / (1 + step * self.eigenvalues))
+        return fourier_multiplier(v, 1 / (1 + step * self.eigenvalues))
 
     def weighted_solve(self, v: Tensor, weights: Tensor) -> Tensor:
-        return weighted(v, 1 / (self.eigenvalues + weights))
+        return fourier_multiplier(v, 1 / (self.eigenvalues + weights))
 
     def select(self, index: Tensor) -> MaskedFourier:
         return self if self.mask.ndim == 2 else MaskedFourier(self.mask[index])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from elder.operators.base import Operator
-from elder.spectral import weighted
+from elder.spectral import fourier_multiplier
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +25,8 @@ class Identity(Operator):
     def select(self, index: Tensor) -> Identity:
         return self
 
-    def shifted_solve(self, v: Tensor, step: Tensor, *, tol: float | None = None, max_steps: int = 1) -> Tensor:
+    def prox_solve(self, v: Tensor, step: Tensor, *, tol: float | None = None, max_steps: int = 1) -> Tensor:
         return v / (1 + step)
 
     def weighted_solve(self, v: Tensor, weights: Tensor) -> Tensor:
-        return weighted(v, 1 / (1 + weights))
+        return fourier_multiplier(v, 1 / (1 + weights))

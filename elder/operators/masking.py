@@ -33,7 +33,7 @@ class Masking(Operator):
     def AT(self, y: Tensor) -> Tensor:
         return self.mask * y
 
-    def shifted_solve(self, v: Tensor, step: Tensor, *, tol: float | None = None, max_steps: int = 1) -> Tensor:
+    def prox_solve(self, v: Tensor, step: Tensor, *, tol: float | None = None, max_steps: int = 1) -> Tensor:
         return v / (1 + step * self.mask)
 
     def select(self, index: Tensor) -> Masking:

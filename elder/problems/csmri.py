@@ -69,7 +69,7 @@ class CSMRI(Problem):
 
 
 def _operator(mask: np.ndarray, source: str) -> MaskedFourier:
-    if mask.ndim == 3 and mask.shape[-1] in (3, 4):  # a colour PNG of a black-and-white picture
+    if mask.ndim == 3 and mask.shape[-1] in (3, 4):  # a color PNG of a black-and-white picture
         mask = mask[..., 0]
     values = np.unique(mask)
     if len(values) != 2 or values[0] != 0:

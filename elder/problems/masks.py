@@ -12,7 +12,7 @@ Size = tuple[int, int]
 
 
 def radial(size: Size, ratio: float, generator: torch.Generator) -> Tensor:
-    """Lines through the centre, at equal angles from a random one, as many as come nearest to `ratio`."""
+    """Lines through the center, at equal angles from a random one, as many as come nearest to `ratio`."""
     offset = float(torch.rand((), generator=generator, dtype=torch.float64)) * math.pi
     low, high = 1, 4 * max(size)
     while low < high:  # the share sampled grows with the number of lines
@@ -61,7 +61,7 @@ MASKS: dict[str, Callable[[Size, float, torch.Generator], Tensor]] = {
 
 
 def _lines(size: Size, lines: int, offset: float) -> Tensor:
-    """`lines` diameters of the k-space rectangle, the zero frequency at the centre."""
+    """`lines` diameters of the k-space rectangle, the zero frequency at the center."""
     h, w = size
     angles = offset + torch.arange(lines, dtype=torch.float64) * math.pi / lines
     reach = torch.arange(-max(size), max(size) + 1, dtype=torch.float64) / 2

@@ -1,4 +1,4 @@
-"""Regularisers by name: explicit ones with a value and a true gradient, and the implicit residual."""
+"""Regularizers by name: explicit ones with a value and a true gradient, and the implicit residual."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EXPLICIT = sorted({*OVER_A_NETWORK, *OF_FILTERS} - {"implicit"})
 
 
 def make(name: str, network: dict[str, Any] | None = None, **settings: Any) -> Regularizer:
-    """The regulariser `name`: over the network described by its `name` and settings, or of filters with `settings`.
+    """The regularizer `name`: over the network described by its `name` and settings, or of filters with `settings`.
 
     Raises `UserError` for an unknown name or setting.
     """

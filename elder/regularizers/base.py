@@ -1,4 +1,4 @@
-"""What a regulariser is: a direction to follow, and for an explicit one the energy it descends."""
+"""What a regularizer is: a direction to follow, and for an explicit one the energy it descends."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ class Regularizer(nn.Module, ABC):
     """Anything whose `direction` a reconstruction can follow, conditioned on the noise level σ."""
 
     @abstractmethod
-    def direction(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def gradient(self, x: Tensor, sigma: Tensor) -> Tensor:
         """The vector in the place of ∇h(x), (b, c, h, w); differentiable when the caller records."""
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         """D(x, σ) = x − ∇h(x, σ): what pre-training fits to clean images."""
-        return x - self.direction(x, sigma)
+        return x - self.gradient(x, sigma)
 
 
 class Energy(Regularizer):
-    """An explicit regulariser h_θ(x, σ): one number an image, and its true gradient.
+    """An explicit regularizer h_θ(x, σ): one number an image, and its true gradient.
 
     A subclass must give `value`. It may also give `value_and_grad`, where one evaluation yields both at less cost
     than differentiating the value; tests hold the two to each other.
@@ -48,5 +48,5 @@ class Energy(Regularizer):
         """∇h(x, σ), (b, c, h, w)."""
         return self.value_and_grad(x, sigma)[1]
 
-    def direction(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def gradient(self, x: Tensor, sigma: Tensor) -> Tensor:
         return self.grad(x, sigma)

@@ -13,14 +13,14 @@ class ImplicitResidual(Regularizer):
 
     R is the gradient of no function unless the Jacobian of N is symmetric, which a network's is not. So there is no
     value to descend, no line search and no safeguard, and a solve may cycle or diverge. The counterpart, over the same
-    network, that explicit regularisers are compared with.
+    network, that explicit regularizers are compared with.
     """
 
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
 
-    def direction(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def gradient(self, x: Tensor, sigma: Tensor) -> Tensor:
         return x - self.network(x, sigma)
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:

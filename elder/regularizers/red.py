@@ -1,4 +1,4 @@
-"""The potential of regularisation by denoising (RED), with its true gradient."""
+"""The potential of regularization by denoising (RED), with its true gradient."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ridge regularisers: sums of learned profiles of learned filters, convex or weakly convex by construction."""
+"""Ridge regularizers: sums of learned profiles of learned filters, convex or weakly convex by construction."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ConvexRidge(Energy):
         return self.value_and_grad(x, sigma)[0]
 
     def value_and_grad(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        w = self.centred()
+        w = self.centered()
         u = F.conv2d(x, w, padding=w.shape[-1] // 2)
         value, slope = self.profile(u.flatten(2))
         gradient = F.conv_transpose2d(slope.view_as(u), w, padding=w.shape[-1] // 2)
@@ -59,7 +59,7 @@ class ConvexRidge(Energy):
         """0: convex."""
         return 0.0
 
-    def centred(self) -> Tensor:
+    def centered(self) -> Tensor:
         """The filters less their mean: a constant picture costs nothing."""
         return self.filters - self.filters.mean((1, 2, 3), keepdim=True)
 
@@ -99,7 +99,7 @@ class WeaklyConvexRidge(ConvexRidge):
         Zero padding is a restriction of the convolution on the plane, whose norm the transfer functions bound; they
         are sampled on a grid far finer than the filters, and the bound is raised by the grid's error.
         """
-        w, grid = self.centred().double(), 64
+        w, grid = self.centered().double(), 64
         beta = F.softplus(self.log_bumps).double().sum(0).view(-1, 1, 1, 1)
         transfer = torch.fft.fft2(beta.sqrt() * w, s=(grid, grid)).flatten(2).permute(2, 0, 1)
         largest = float(torch.linalg.matrix_norm(transfer, ord=2).max())

@@ -1,4 +1,4 @@
-"""Total variation with rounded corners: the classical explicit regulariser."""
+"""Total variation with autocast corners: the classical explicit regularizer."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class SmoothedTotalVariation(Energy):
     """h(x) = Σᵢ √(‖(∇x)ᵢ‖² + ε²) − ε, with ∇h = ∇ᵀ(∇x / √(‖∇x‖² + ε²)); ε > 0 is learned, as its logarithm.
 
     Rudin, Osher & Fatemi 1992, with a continuous gradient: convex, and within ε an image pixel of total variation.
-    ∇ takes forward differences, zero at the far border; the norm is over both directions, colour by colour. σ has no
-    part. channels: any number is treated alike. `elder.total_variation.reconstruct_tv` minimises the sharp one.
+    ∇ takes forward differences, zero at the far border; the norm is over both directions, color by color. σ has no
+    part. channels: any number is treated alike. `elder.total_variation.reconstruct_tv` minimizes the sharp one.
     """
 
     def __init__(self, channels: int = 1, epsilon: float = 0.01) -> None:

@@ -14,10 +14,10 @@ from elder.solvers.proximal_gradient import ProximalGradient
 
 @dataclass(frozen=True)
 class Anderson(ProximalGradient):
-    """z = Σ αᵢ pᵢ with α minimising ‖Σ αᵢ (pᵢ − xᵢ)‖ and Σ αᵢ = 1, over the last `depth` proximal steps pᵢ of xᵢ.
+    """z = Σ αᵢ pᵢ with α minimizing ‖Σ αᵢ (pᵢ − xᵢ)‖ and Σ αᵢ = 1, over the last `depth` proximal steps pᵢ of xᵢ.
 
     z is taken only where f(z) lies as far below f(x) as the sufficient-decrease condition asks of p; else p is,
-    with backtracking. So the guarantee of `ProximalGradient` holds, which only an explicit regulariser allows.
+    with backtracking. So the guarantee of `ProximalGradient` holds, which only an explicit regularizer allows.
     One evaluation an accepted z. Walker & Ni 2011 (type II); Zhang, O'Donoghue & Boyd 2020 (safeguards).
 
     depth: 2 to 20 steps remembered; regularization: of the normal equations, relative to their trace.

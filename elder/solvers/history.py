@@ -56,7 +56,7 @@ def remember(s: Iterate) -> Iterate:
 
 
 def extrapolate(s: Iterate, regularization: float) -> Tensor:
-    """Σ αᵢ pᵢ with α minimising ‖Σ αᵢ (pᵢ − xᵢ)‖ and Σ αᵢ = 1, (b, c, h, w)."""
+    """Σ αᵢ pᵢ with α minimizing ‖Σ αᵢ (pᵢ − xᵢ)‖ and Σ αᵢ = 1, (b, c, h, w)."""
     memory: History = s.memory
     residual = (s.proposal - s.x).flatten(1)
     # Constrained least squares in differences to the newest step: one unknown for each older step.

@@ -17,8 +17,8 @@ class Iterate:
     """Every field has the batch as its first axis."""
 
     x: Tensor  # (b, c, h, w)
-    energy: Tensor | None  # f(x), (b,) float64; None where the regulariser is no energy
-    slope: Tensor  # λR(x), (b, c, h, w); R = ∇h for an energy
+    energy: Tensor | None  # f(x), (b,) float64; None where the regularizer is no energy
+    reg_grad: Tensor  # λR(x), (b, c, h, w); R = ∇h for an energy
     step: Tensor  # τ, (b,) float64
     proposal: Tensor  # the proximal step, prox_{τg}(x − τλR(x)) in the Euclidean metric, (b, c, h, w)
     residual: Tensor  # ‖proposal − x‖ / ‖x‖, (b,) float64; zero at a fixed point
@@ -45,13 +45,13 @@ class Iterate:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "memory"}
 
 
-def unsolved(x: Tensor, slope: Tensor, step: Tensor, energy: Tensor | None = None) -> Iterate:
+def unsolved(x: Tensor, reg_grad: Tensor, step: Tensor, energy: Tensor | None = None) -> Iterate:
     """The first iterate, before its proposal; step τ: scalar or (b,)."""
     tau = torch.as_tensor(step, dtype=torch.float64, device=x.device).expand(len(x)).clone()
     return Iterate(
         x=x,
         energy=energy,
-        slope=slope,
+        reg_grad=reg_grad,
         step=tau,
         proposal=x,
         residual=torch.full_like(tau, torch.inf),
@@ -62,5 +62,5 @@ def unsolved(x: Tensor, slope: Tensor, step: Tensor, energy: Tensor | None = Non
 
 def propose(problem: Equilibrium, s: Iterate) -> Iterate:
     """The proximal step from s.x, and its relative length."""
-    p = problem.step(s.x, s.slope, s.step)
+    p = problem.step(s.x, s.reg_grad, s.step)
     return replace(s, proposal=p, residual=norm(p - s.x) / norm(s.x).clamp(min=torch.finfo(s.x.dtype).tiny))

@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from elder.backend import moved
+from elder.backend import to_device
 from elder.objective import Equilibrium
 from elder.solvers.iterate import Iterate
 
@@ -51,22 +51,22 @@ class Solution:
 
     @property
     def energy(self) -> Tensor | None:
-        """f(x) at the end, (b,); None where the regulariser is no energy."""
+        """f(x) at the end, (b,); None where the regularizer is no energy."""
         return None if self.energies is None else self.energies.gather(1, self.steps.view(-1, 1)).flatten()
 
     def to(self, device: torch.device | str) -> Solution:
         """The solution with its tensors on the device."""
-        return moved(self, device)
+        return to_device(self, device)
 
     @property
-    def usable(self) -> Tensor:
+    def succeeded(self) -> Tensor:
         """(b,) bool: the solve reached a fixed point, to the tolerance or to the precision of the arithmetic."""
         good = (Status.CONVERGED, Status.PRECISION)
         return torch.tensor([s in good for s in self.status], device=self.x.device)
 
     @property
     def monotone(self) -> Tensor | None:
-        """(b,) bool: the energy rose at no accepted step; None where the regulariser is no energy."""
+        """(b,) bool: the energy rose at no accepted step; None where the regularizer is no energy."""
         return None if self.energies is None else ~(self.energies.diff(dim=1) > 0).any(1)
 
 

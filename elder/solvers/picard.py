@@ -1,4 +1,4 @@
-"""Plain fixed-point iteration, for regularisers that have no energy to descend."""
+"""Plain fixed-point iteration, for regularizers that have no energy to descend."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Picard:
 
     def start(self, problem: Equilibrium, x: Tensor, step: Tensor) -> Iterate:
         """The iterate at x; step τ: scalar or (b,)."""
-        return propose(problem, unsolved(x, problem.slope(x), step))
+        return propose(problem, unsolved(x, problem.reg_grad(x), step))
 
     def advance(self, problem: Equilibrium, s: Iterate) -> Iterate:
         """One step for every image."""
@@ -28,13 +28,13 @@ class Picard:
 
     def move(self, problem: Equilibrium, s: Iterate, x: Tensor) -> Iterate:
         """The iterate at x."""
-        moved = replace(s, x=x, slope=problem.slope(x), evaluations=s.evaluations + 1)
+        moved = replace(s, x=x, reg_grad=problem.reg_grad(x), evaluations=s.evaluations + 1)
         return propose(problem, moved)
 
 
 @dataclass(frozen=True)
 class AndersonMixing(Picard):
-    """x⁺ = Σ αᵢ T(xᵢ) with α minimising ‖Σ αᵢ (T(xᵢ) − xᵢ)‖ and Σ αᵢ = 1, over the last `depth` points, taken unseen.
+    """x⁺ = Σ αᵢ T(xᵢ) with α minimizing ‖Σ αᵢ (T(xᵢ) − xᵢ)‖ and Σ αᵢ = 1, over the last `depth` points, taken unseen.
 
     The forward solver of deep equilibrium models (Bai et al. 2019; Gilton et al. 2021). Without an energy there is
     nothing to check a step against: `Anderson` is the safeguarded one.

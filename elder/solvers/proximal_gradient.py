@@ -45,8 +45,8 @@ class ProximalGradient:
 
     def start(self, objective: Objective, x: Tensor, step: Tensor) -> Iterate:
         """The iterate at x; step τ: scalar or (b,)."""
-        energy, slope = objective.evaluate(x)
-        return propose(objective, unsolved(x, slope, step, energy))
+        energy, reg_grad = objective.evaluate(x)
+        return propose(objective, unsolved(x, reg_grad, step, energy))
 
     def advance(self, objective: Objective, s: Iterate) -> Iterate:
         """One accepted step for every image, or the same place marked as stalled."""
@@ -68,12 +68,12 @@ class ProximalGradient:
             if not len(pending):
                 break
             part = objective if len(pending) == len(s.x) else objective.select(pending)
-            energy, slope = part.evaluate(point)
+            energy, reg_grad = part.evaluate(point)
             settled = replace(settled, evaluations=settled.evaluations.index_add(0, pending, torch.ones_like(pending)))
             required = self.decrease / origin.step * part.square(origin.proposal - origin.x)
-            change = difference(part, origin, point, energy, slope, required)
+            change = difference(part, origin, point, energy, reg_grad, required)
             accepted = change <= -required
-            moved = replace(origin, x=point, energy=_energy(origin) + change, slope=slope)
+            moved = replace(origin, x=point, energy=_energy(origin) + change, reg_grad=reg_grad)
             moved = replace(moved, evaluations=settled.evaluations[pending])
             settled = settled.put(pending[accepted], moved.select(accepted))
             if bool(accepted.all()):
@@ -85,13 +85,13 @@ class ProximalGradient:
 
 
 def difference(
-    objective: Objective, s: Iterate, point: Tensor, energy: Tensor, slope: Tensor, required: Tensor
+    objective: Objective, s: Iterate, point: Tensor, energy: Tensor, reg_grad: Tensor, required: Tensor
 ) -> Tensor:
     """f(point) − f(x), (b,): of the values, or where a difference of `required` is lost in them, of the gradients."""
     change = energy - _energy(s)
     blurred = required < BLURRED * torch.finfo(s.x.dtype).eps * _energy(s).abs()
     if bool(blurred.any()):
-        gradients = objective.fidelity.grad(s.x) + s.slope + objective.fidelity.grad(point) + slope
+        gradients = objective.fidelity.grad(s.x) + s.reg_grad + objective.fidelity.grad(point) + reg_grad
         change = torch.where(blurred, dot(gradients, point - s.x) / 2, change)
     return change
 

@@ -78,7 +78,7 @@ class Finetuning:
 
 
 def _krylov(problem: Equilibrium, tol: float, steps: int) -> LinearSolver:
-    # The Hessian of an energy is symmetric; the Jacobian of an implicit regulariser is not.
+    # The Hessian of an energy is symmetric; the Jacobian of an implicit regularizer is not.
     return MINRES(tol, steps) if isinstance(problem, Objective) else GMRES(tol, steps)
 
 
@@ -196,49 +196,27 @@ def progress(before: Model, settings: Finetuning) -> Progress:
 
 
 def update(now: Progress, before: Model, patches: Patches, settings: Finetuning, drawn: Problem) -> dict[str, float]:
-    """One step of the optimizer; its figures, which hold a loss only where the gradient was finite.
+    """Take one step of the optimizer and return its metrics; they hold a loss only if the gradient was finite.
 
     drawn: the problem that makes the measurements.
     """
-    effort = Effort.at(settings, now.step)
     x = patches.draw(settings.batch, now.generator)
     operator, y = drawn.simulate(x, now.generator)
     operator, y, x = operator.to(before.device), y.to(before.device), x.to(before.device)
-    problem, start = now.theta.objective(drawn.fidelity(operator, y)), drawn.initial(operator, y)
-    weight = float(problem.weight.detach())
-    solution = fixed_point(
-        problem,
-        start,
-        torch.tensor(now.scale / weight),
-        tol=effort.tol,
-        max_steps=effort.max_steps,
-        precision=before.precision,
-    )
-    now.advance(solution, weight)
-    # A solve that has left all pictures behind (NaN compares as false) teaches nothing but at its start.
-    kept = norm(solution.x) <= DIVERGED * norm(start)
-    at = Linearization.at(problem, torch.where(_wide(kept), solution.x, start))
-    # The step that the line search found grows short where λ∇²h is steep. The penalty is to see how steep.
-    tau = torch.full_like(solution.step, now.longest / weight)
+    problem = now.theta.objective(drawn.fidelity(operator, y))
+    effort = Effort.at(settings, now.step)
+    at, tau, solved, metrics = _solve(now, problem, drawn.initial(operator, y), effort, before.precision)
     adjoint = ADJOINTS[settings.adjoint](problem, effort.adjoint_tol, settings.adjoint_steps)
-    attached, backward = ImplicitGradient(adjoint, FALLBACKS[settings.fallback]).attach_to(
-        at, tau, solved=solution.usable & kept
-    )
+    attached, backward = ImplicitGradient(adjoint, FALLBACKS[settings.fallback]).attach_to(at, tau, solved=solved)
     error = (attached - x).square().flatten(1).mean(1)
     loss = LOSSES[settings.loss](error)
-    charge, figures = _stability(at, tau, now, settings)
+    charge, stability = _stability(at, tau, now, settings)
     total = loss + UNITS[settings.loss](error.detach()) * charge
     now.optimizer.zero_grad()
     total.backward(inputs=list(now.theta.parameters()))
     length = torch.nn.utils.clip_grad_norm_(now.theta.parameters(), settings.clip)
     exact = 0 if backward.exact is None else int(backward.exact.sum())
-    figures |= {
-        "weight": weight,
-        "sigma": float(problem.sigma.detach()),
-        "step_size": now.scale / weight,
-        "forward_steps": float(solution.steps.double().mean()),
-        "forward_failed": float((~solution.usable).sum()),
-        "evaluations": float(solution.evaluations.sum()),
+    metrics |= stability | {
         "backward_products": float(backward.products),
         "exact": exact / len(x),
         "approximate": 1 - (exact + backward.skipped) / len(x),
@@ -248,8 +226,36 @@ def update(now: Progress, before: Model, patches: Patches, settings: Finetuning,
         now.optimizer.step()
         now.schedule.step()
         now.averaged.update_parameters(now.theta)
-        figures |= {"loss": float(loss.detach()), "mse": float(error.detach().mean()), "gradient_norm": float(length)}
-    return figures
+        metrics |= {"loss": float(loss.detach()), "mse": float(error.detach().mean()), "gradient_norm": float(length)}
+    return metrics
+
+
+def _solve(
+    now: Progress, problem: Equilibrium, start: Tensor, effort: Effort, precision: str
+) -> tuple[Linearization, Tensor, Tensor, dict[str, float]]:
+    """Solve for the fixed points from `start`, (b, c, h, w), without recording.
+
+    Returns the linearization at them, the step τ (b,) of the fixed-point map, which images were solved (b,), and
+    metrics.
+    """
+    lambda_reg = float(problem.lambda_reg.detach())
+    first = torch.tensor(now.scale / lambda_reg)
+    solution = fixed_point(problem, start, first, tol=effort.tol, max_steps=effort.max_steps, precision=precision)
+    now.advance(solution, lambda_reg)
+    # A diverged solve (NaN compares as false) is linearized at its initial guess: its last iterate teaches nothing.
+    kept = norm(solution.x) <= DIVERGED * norm(start)
+    at = Linearization.at(problem, torch.where(_wide(kept), solution.x, start))
+    # The line search shortens its step where λ∇²h is steep. The nominal step lets the penalty see how steep.
+    tau = torch.full_like(solution.step, now.longest / lambda_reg)
+    metrics = {
+        "weight": lambda_reg,
+        "sigma": float(problem.sigma.detach()),
+        "step_size": now.scale / lambda_reg,
+        "forward_steps": float(solution.steps.double().mean()),
+        "forward_failed": float((~solution.succeeded).sum()),
+        "evaluations": float(solution.evaluations.sum()),
+    }
+    return at, tau, solution.succeeded & kept, metrics
 
 
 def _stability(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from elder.backend import rounded
+from elder.backend import autocast
 from elder.errors import UserError
 from elder.evaluation.quality import psnr
 from elder.regularizers.base import Regularizer
@@ -60,7 +60,7 @@ def pretrain(
     precision: str = "float32",
     checkpoint: Checkpoint | None = None,
 ) -> None:
-    """Minimise the mean of ‖x − D(x + σn, σ)‖² over patches x, noise n and levels σ, in place.
+    """Minimize the mean of ‖x − D(x + σn, σ)‖² over patches x, noise n and levels σ, in place.
 
     One backward pass a step: ∇h is a forward computation, so training differentiates once. `report` gets each step's
     number and its figures. Runs where the weights are; draws come from the CPU, the same for every device. precision:
@@ -86,7 +86,7 @@ def pretrain(
         x = patches.draw(settings.batch, generator)
         sigma = settings.sigma_max * torch.rand(settings.batch, generator=generator)
         noisy = x + sigma.view(-1, 1, 1, 1) * torch.randn(x.shape, generator=generator)
-        with rounded(precision, device):
+        with autocast(precision, device):
             denoised = regularizer.denoise(noisy.to(device), sigma.to(device))
         loss = (denoised - x.to(device)).square().mean()
         optimizer.zero_grad()

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from elder.fidelity import Fidelity
-from elder.model.model import Model, Tuning
-from elder.objective import Equilibrium, pose
+from elder.model.model import Hyperparameters, Model
+from elder.objective import Equilibrium, make_objective
 from elder.solvers import Solution
 from elder.training.averaging import moving_average
 from elder.training.pretrain import SHORTEST
@@ -28,18 +28,20 @@ class Parameters(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.regularizer = copy.deepcopy(model.regularizer).train().requires_grad_()
-        log_weight, log_sigma = math.log(model.tuning.weight), math.log(model.tuning.sigma)
-        self.log_weight = nn.Parameter(torch.tensor(log_weight, dtype=torch.float64, device=model.device))
+        log_lambda, log_sigma = math.log(model.hyperparameters.lambda_reg), math.log(model.hyperparameters.sigma)
+        self.log_lambda = nn.Parameter(torch.tensor(log_lambda, dtype=torch.float64, device=model.device))
         self.log_sigma = nn.Parameter(torch.tensor(log_sigma, dtype=torch.float64, device=model.device))
 
     def objective(self, fidelity: Fidelity) -> Equilibrium:
-        return pose(fidelity, self.regularizer, self.log_weight.exp(), self.log_sigma.exp())
+        return make_objective(fidelity, self.regularizer, self.log_lambda.exp(), self.log_sigma.exp())
 
     def model(self, before: Model, scale: float) -> Model:
         """The model with these parameters, frozen, its first step τ = scale / λ."""
-        weight, sigma = float(self.log_weight.detach().exp()), float(self.log_sigma.detach().exp())
-        tuning = replace(before.tuning, weight=weight, sigma=sigma, step=scale / weight)
-        return replace(before, regularizer=copy.deepcopy(self.regularizer).eval().requires_grad_(False), tuning=tuning)
+        lambda_reg, sigma = float(self.log_lambda.detach().exp()), float(self.log_sigma.detach().exp())
+        tuning = replace(before.hyperparameters, lambda_reg=lambda_reg, sigma=sigma, step=scale / lambda_reg)
+        return replace(
+            before, regularizer=copy.deepcopy(self.regularizer).eval().requires_grad_(False), hyperparameters=tuning
+        )
 
 
 class Progress:
@@ -51,13 +53,13 @@ class Progress:
         """rates: the peaks for the network, and for log λ and log σ. average: the decay of `averaged`."""
         self.theta = Parameters(before)
         self.averaged = moving_average(self.theta, average)
-        groups = [self.theta.regularizer.parameters(), [self.theta.log_weight, self.theta.log_sigma]]
+        groups = [self.theta.regularizer.parameters(), [self.theta.log_lambda, self.theta.log_sigma]]
         self.optimizer = torch.optim.Adam([{"params": g, "lr": r} for g, r in zip(groups, rates, strict=True)])
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer, list(rates), total_steps=max(steps, SHORTEST), pct_start=0.2
         )
         self.generator = torch.Generator().manual_seed(seed)
-        self.longest = self.scale = before.tuning.weight * before.tuning.step  # λτ
+        self.longest = self.scale = before.hyperparameters.lambda_reg * before.hyperparameters.step  # λτ
         self.step, self.failures, self.penalty_weight = 0, 0, penalty_weight
         self.best, self.best_score = before, Score(-math.inf, 0.0)
 
@@ -75,7 +77,7 @@ class Progress:
             "generator": self.generator.get_state(),
             "numbers": {name: getattr(self, name) for name in ("scale", "step", "failures", "penalty_weight")},
             "score": asdict(self.best_score),
-            "best": {"weights": self.best.regularizer.state_dict(), "tuning": asdict(self.best.tuning)},
+            "best": {"weights": self.best.regularizer.state_dict(), "tuning": asdict(self.best.hyperparameters)},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -87,11 +89,13 @@ class Progress:
         self.best_score = Score(**state["score"])
         regularizer = copy.deepcopy(self.best.regularizer)
         regularizer.load_state_dict(state["best"]["weights"])
-        self.best = replace(self.best, regularizer=regularizer, tuning=Tuning(**state["best"]["tuning"]))
+        self.best = replace(
+            self.best, regularizer=regularizer, hyperparameters=Hyperparameters(**state["best"]["tuning"])
+        )
 
-    def advance(self, solution: Solution, weight: float) -> None:
+    def advance(self, solution: Solution, lambda_reg: float) -> None:
         """Keep λτ where the line search of most images leaves it, and let it recover."""
-        self.scale = min(self.longest, REGAIN * weight * float(solution.step.median()))
+        self.scale = min(self.longest, REGAIN * lambda_reg * float(solution.step.median()))
 
     def judge(self, model: Model, score: Score) -> float:
         """Keep the model if it is the best so far; the dB of merit by which it falls short of that."""
@@ -104,9 +108,9 @@ class Progress:
         """To the best so far, at half the learning rates; the optimizer keeps what it knows of the gradients' size."""
         for part in (self.theta, self.model):
             part.regularizer.load_state_dict(self.best.regularizer.state_dict())
-            part.log_weight.fill_(math.log(self.best.tuning.weight))
-            part.log_sigma.fill_(math.log(self.best.tuning.sigma))
-        self.scale = self.best.tuning.weight * self.best.tuning.step
+            part.log_lambda.fill_(math.log(self.best.hyperparameters.lambda_reg))
+            part.log_sigma.fill_(math.log(self.best.hyperparameters.sigma))
+        self.scale = self.best.hyperparameters.lambda_reg * self.best.hyperparameters.step
         for state in self.optimizer.state.values():
             state["exp_avg"].zero_()
         for group in self.optimizer.param_groups:

@@ -1,4 +1,4 @@
-"""Tuning λ, σ and τ of a trained regularizer on validation images: the fair state before DEQ training."""
+"""Hyperparameters λ, σ and τ of a trained regularizer on validation images: the fair state before DEQ training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import islice
 import torch
 
 from elder.evaluation.quality import psnr
-from elder.model.model import Model, Tuning
+from elder.model.model import Hyperparameters, Model
 from elder.problems.samples import Sample
 from elder.solvers import Status, path, stops
 from elder.tensors import dot
@@ -22,7 +22,7 @@ GAIN = 0.03
 SIGMAS, WEIGHTS = (1 / 255, 1.0), (1e-7, 1e4)
 # dB below its best on the way at which a solve counts as run away: its energy's minimum is far from any picture.
 RUNAWAY = 3.0
-# λ where there is no noise, in units of the mean eigenvalue of AᵀA: data first, the regulariser for what they leave.
+# λ where there is no noise, in units of the mean eigenvalue of AᵀA: data first, the regularizer for what they leave.
 NOISELESS = 0.01
 
 
@@ -30,7 +30,7 @@ NOISELESS = 0.01
 class Trial:
     """One pair tried, what it gave on validation, and the τ that the line search left."""
 
-    weight: float
+    lambda_reg: float
     sigma: float
     psnr: float  # mean where the solves end
     converged: float  # share of the solves
@@ -52,7 +52,7 @@ def starting_weight(measured: Sequence[Sample], noise: float, sigma: float) -> f
     """λ by the noise and the operator, before any search: s²/σ², or 0.01 · tr(AᵀA)/n without noise.
 
     A denoiser that fits noise of level σ has x − D(x) = −σ²∇log p(x) (Tweedie; Efron 2011), so that the most probable
-    picture under noise of level s minimises ½‖A x − y‖² + (s²/σ²) h(x). The trace is estimated from one random
+    picture under noise of level s minimizes ½‖A x − y‖² + (s²/σ²) h(x). The trace is estimated from one random
     picture (Hutchinson).
     """
     m = measured[0]
@@ -65,7 +65,7 @@ def starting_weight(measured: Sequence[Sample], noise: float, sigma: float) -> f
 def edges(found: Trial, *, constrained: bool) -> list[str]:
     """The searched quantities that ended at the edge of their range: the best may lie beyond."""
     at_edge = {"σ": any(abs(found.sigma / s - 1) < 1e-6 for s in SIGMAS)}
-    at_edge["λ"] = not constrained and any(abs(found.weight / w - 1) < 1e-6 for w in WEIGHTS)
+    at_edge["λ"] = not constrained and any(abs(found.lambda_reg / w - 1) < 1e-6 for w in WEIGHTS)
     return [name for name, ended in at_edge.items() if ended]
 
 
@@ -73,7 +73,7 @@ def tune(
     model: Model,
     measured: Sequence[Sample],
     *,
-    start: Tuning,
+    start: Hyperparameters,
     factors: Sequence[float] = (4.0, 2.0),
     report: Callable[[int, Trial], None] = lambda number, trial: None,
     checkpoint: Checkpoint | None = None,
@@ -89,21 +89,22 @@ def tune(
     trials: dict[tuple[float, float], Trial] = {}
     state = None if checkpoint is None else checkpoint.load()
     for kept in [] if state is None else state["trials"]:
-        trials[_key(kept["weight"], kept["sigma"])] = Trial(**kept)
+        trials[_key(kept["lambda_reg"], kept["sigma"])] = Trial(**kept)
 
-    def attempt(weight: float, sigma: float) -> Score:
-        key = _key(weight, sigma)
+    def attempt(lambda_reg: float, sigma: float) -> Score:
+        key = _key(lambda_reg, sigma)
         if key not in trials:
             trials[key] = trial_of(
-                replace(model, tuning=replace(start, weight=weight, sigma=sigma, step=1 / weight)), measured
+                replace(model, hyperparameters=replace(start, lambda_reg=lambda_reg, sigma=sigma, step=1 / lambda_reg)),
+                measured,
             )
             report(len(trials), trials[key])
             if checkpoint is not None:
                 checkpoint.save(len(trials), {"trials": [asdict(trial) for trial in trials.values()]})
         return trials[key].score
 
-    weight, sigma = _within(start.weight, WEIGHTS), _within(start.sigma, SIGMAS)
-    highest = attempt(weight, sigma)
+    lambda_reg, sigma = _within(start.lambda_reg, WEIGHTS), _within(start.sigma, SIGMAS)
+    highest = attempt(lambda_reg, sigma)
     for factor in factors:
         moves = [(1, factor), (1, 1 / factor)]
         moves += [] if is_constrained(model, measured) else [(factor, 1), (1 / factor, 1)]
@@ -111,16 +112,16 @@ def tune(
         while improved:
             improved = False
             for w, s in moves:
-                to = _within(weight * w, WEIGHTS), _within(sigma * s, SIGMAS)
+                to = _within(lambda_reg * w, WEIGHTS), _within(sigma * s, SIGMAS)
                 score = attempt(*to)
                 if score.beats(highest, GAIN):
-                    highest, (weight, sigma), improved = score, to, True
+                    highest, (lambda_reg, sigma), improved = score, to, True
                     # What helped is tried first again.
                     moves.sort(key=lambda move: move != (w, s))
                     break
     found = best(list(trials.values()))
-    tuning = replace(start, weight=found.weight, sigma=found.sigma, step=found.step)
-    return replace(model, tuning=tuning), list(trials.values())
+    tuning = replace(start, lambda_reg=found.lambda_reg, sigma=found.sigma, step=found.step)
+    return replace(model, hyperparameters=tuning), list(trials.values())
 
 
 def is_constrained(model: Model, measured: Sequence[Sample]) -> bool:
@@ -134,14 +135,14 @@ def trial_of(model: Model, measured: Sequence[Sample]) -> Trial:
 
     A solve that has run away is ended there, as one that did not converge.
     """
-    tuning, rows = model.tuning, []
+    chosen, rows = model.hyperparameters, []
     for m in measured:
         placed, y = m.operator.to(model.device), m.y.to(model.device)
-        states = path(model.objective(placed, y), model.problem.initial(placed, y), torch.tensor(tuning.step))
-        quality, why, step = [], None, tuning.step
-        for s in islice(states, tuning.max_steps + 1):
+        states = path(model.objective(placed, y), model.problem.initial(placed, y), torch.tensor(chosen.step))
+        quality, why, step = [], None, chosen.step
+        for s in islice(states, chosen.max_steps + 1):
             quality.append(float(psnr(s.x.to(m.truth.device), m.truth)))
-            (why,), step = stops(s, tuning.tol), float(s.step.min())
+            (why,), step = stops(s, chosen.tol), float(s.step.min())
             if why is not None or quality[-1] < max(quality) - RUNAWAY:
                 break
         peak = max(range(len(quality)), key=lambda k: quality[k])
@@ -149,12 +150,12 @@ def trial_of(model: Model, measured: Sequence[Sample]) -> Trial:
         rows.append((quality[-1], float(solved), quality[peak], float(peak), step))
     psnr_end, converged, peak_psnr, peak_step, _ = (sum(column) / len(rows) for column in zip(*rows, strict=True))
     step = min(row[-1] for row in rows)
-    return Trial(tuning.weight, tuning.sigma, psnr_end, converged, peak_psnr, peak_step, step)
+    return Trial(chosen.lambda_reg, chosen.sigma, psnr_end, converged, peak_psnr, peak_step, step)
 
 
 def _within(value: float, bounds: tuple[float, float]) -> float:
     return min(max(value, bounds[0]), bounds[1])
 
 
-def _key(weight: float, sigma: float) -> tuple[float, float]:
-    return round(weight, 9), round(sigma, 9)
+def _key(lambda_reg: float, sigma: float) -> tuple[float, float]:
+    return round(lambda_reg, 9), round(sigma, 9)

@@ -39,5 +39,5 @@ def validate(model: Model, measured: Sequence[Sample]) -> tuple[Score, list[Solu
     """The score, and the solution of every image."""
     solutions = [model.solve(m.operator, m.y) for m in measured]
     quality = [float(psnr(s.x, m.truth)) for s, m in zip(solutions, measured, strict=True)]
-    converged = [bool(s.usable.all()) for s in solutions]
+    converged = [bool(s.succeeded.all()) for s in solutions]
     return Score(sum(quality) / len(quality), sum(converged) / len(converged)), solutions

@@ -76,16 +76,16 @@ def bare(axis: Axes) -> None:
 def convergence(path: Path, paths: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
     """Energy above its least value, where there is one, fixed-point residual and PSNR, against steps.
 
-    A title that ends in ", before" is drawn dashed, in the colour of the one without.
+    A title that ends in ", before" is drawn dashed, in the color of the one without.
     """
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 3.6))
-    colours: dict[str, str] = {}
+    colors: dict[str, str] = {}
     for name, rows in paths.items():
         steps = [int(row["step"]) for row in rows]
         style = {
             "label": name,
             "linestyle": "--" if name.endswith(", before") else "-",
-            "color": colours.setdefault(name.removesuffix(", before"), f"C{len(colours)}"),
+            "color": colors.setdefault(name.removesuffix(", before"), f"C{len(colors)}"),
         }
         if all(row["energy"] for row in rows):
             energy = np.array([float(row["energy"]) for row in rows])

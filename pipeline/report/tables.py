@@ -35,14 +35,14 @@ class Method:
         """How many solves reached a fixed point, and whether the energy fell all the way."""
         if not any(row["steps"] != "0" for row in self.rows):
             return ""
-        usable = sum(row["status"] in ("converged", "precision") for row in self.rows)
+        succeeded = sum(row["status"] in ("converged", "precision") for row in self.rows)
         judged = [row["monotone"] for row in self.rows if row["monotone"]]
         falls = "" if not judged else ", energy falls" if all(m == "True" for m in judged) else ", energy rose"
-        return f"{usable} of {len(self.rows)}{falls}"
+        return f"{succeeded} of {len(self.rows)}{falls}"
 
 
 def methods(problem: str, initial: str, cells: dict[str, str], reports: Path, baselines: Path) -> list[Method]:
-    """The rows of a problem's table: baselines, then each of its cells, {cell: regulariser}, before and after DEQ."""
+    """The rows of a problem's table: baselines, then each of its cells, {cell: regularizer}, before and after DEQ."""
     found = [
         _read(baselines / problem, key, title if key != "initial" else initial) for key, title in BASELINES.items()
     ]

@@ -35,21 +35,21 @@ class Verdict:
 
 
 def register(
-    problem: Problem, bundle: Path, psnr: float, data_hash: str, test: Sequence[Sample], margin: float
+    problem: Problem, bundle: Path, psnr: float, data_hash: str, validation: Sequence[Sample], margin: float
 ) -> Verdict:
     """A new version of `elder-<problem>` as challenger; champion if it passes the gate.
 
-    The gate: finite on a smoke input through the served model, and better than the champion on the same test
-    measurements by `margin` dB. A champion of other data is evaluated anew on these, so that like meets like.
+    The gate: finite on a smoke input through the served model, and better than the champion on the same
+    validation measurements by `margin` dB. A champion of other data is evaluated on these first.
     """
     client, name = MlflowClient(), f"elder-{problem.name}"
-    example = served_inputs(problem, test[0])
-    version = _log_version(name, bundle, example, test[0].truth.shape[1])
+    example = served_inputs(problem, validation[0])
+    version = _log_version(name, bundle, example, validation[0].truth.shape[1])
     client.set_model_version_tag(name, str(version), "psnr", f"{psnr:.4f}")
     client.set_model_version_tag(name, str(version), "data", data_hash)
     client.set_registered_model_alias(name, "challenger", str(version))
-    finite = smoke(f"models:/{name}@challenger", example, test[0].truth.shape[-2:])
-    before = _champion_psnr(client, name, data_hash, test)
+    finite = smoke(f"models:/{name}@challenger", example, validation[0].truth.shape[-2:])
+    before = _champion_psnr(client, name, data_hash, validation)
     if not finite:
         promoted, reason = False, "not finite on the smoke input"
     elif before is None:
@@ -69,11 +69,11 @@ def smoke(uri: str, inputs: dict[str, np.ndarray], size: Sequence[int]) -> bool:
     return bool(np.isfinite(x).all()) and x.shape[-2:] == tuple(size)
 
 
-def served_inputs(problem: Problem, measured: Sample) -> dict[str, np.ndarray]:
+def served_inputs(problem: Problem, sample: Sample) -> dict[str, np.ndarray]:
     """A measurement as the served model takes it: gray without an axis for color, complex as a last axis of two."""
-    y = (measured.y[:, 0] if measured.y.shape[1] == 1 else measured.y).numpy()
+    y = (sample.y[:, 0] if sample.y.shape[1] == 1 else sample.y).numpy()
     measurement = np.stack([np.real(y), np.imag(y)], -1) if np.iscomplexobj(y) else y
-    arguments = {name: value.squeeze() for name, value in problem.arguments(measured.operator).items()}
+    arguments = {name: value.squeeze() for name, value in problem.arguments(sample.operator).items()}
     return {"measurement": measurement.astype(np.float32), **arguments}
 
 
@@ -96,11 +96,11 @@ def _log_version(name: str, bundle: Path, example: dict[str, np.ndarray], channe
     return int(info.registered_model_version)
 
 
-def _champion_psnr(client: MlflowClient, name: str, data_hash: str, test: Sequence[Sample]) -> float | None:
+def _champion_psnr(client: MlflowClient, name: str, data_hash: str, validation: Sequence[Sample]) -> float | None:
     try:
         champion = client.get_model_version_by_alias(name, "champion")
     except MlflowException:
         return None
     if champion.tags.get("data") == data_hash:
         return float(champion.tags["psnr"])
-    return mean(evaluate(load(f"models:/{name}@champion"), test))["psnr"]
+    return mean(evaluate(load(f"models:/{name}@champion"), validation))["psnr"]

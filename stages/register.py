@@ -14,16 +14,19 @@ from stages.samples import find_problem, read_samples
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Make a version of `elder-<problem>`, challenger at once, champion if it passes the gate."""
+    """Make a version of `elder-<problem>`, challenger at once, champion if it passes the gate.
+
+    The gate compares validation PSNR. The test images are reported and choose nothing.
+    """
     chosen = settings.typed(Registration, "register")
     problem = find_problem(arguments.problem)
-    test = read_samples(arguments.images, arguments.measurements, "test", problem)
-    psnr = io.read_json(arguments.metrics)["finetuned"]["psnr"]
-    parts = [tracking.content_hash(folder / "test") for folder in (arguments.images, arguments.measurements)]
+    validation = read_samples(arguments.images, arguments.measurements, "validation", problem)
+    psnr = io.read_json(arguments.metrics)["validation_psnr"]
+    parts = [tracking.content_hash(folder / "validation") for folder in (arguments.images, arguments.measurements)]
     data = hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
     watched = [arguments.model, arguments.metrics]
     with tracking.run(f"register {arguments.cell}", {"register": vars(chosen)}, watched) as log:
-        verdict = registry.register(problem, arguments.model, psnr, data, test, chosen.margin)
+        verdict = registry.register(problem, arguments.model, psnr, data, validation, chosen.margin)
         log.metrics({"psnr": psnr, "promoted": float(verdict.promoted)})
     alias = "champion" if verdict.promoted else "challenger"
     print(f"{verdict.name} version {verdict.version} is {alias}: {verdict.reason}")

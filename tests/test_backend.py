@@ -11,6 +11,7 @@ from torch import Tensor
 
 from elder import UserError, backend, io, problems, regularizers
 from elder.backend import Compute, autocast, chunks, to_device
+from elder.evaluation.evaluate import convergence, evaluate
 from elder.io import to_tensor
 from elder.model.model import Hyperparameters, Model
 from elder.objective import Objective, make_objective
@@ -18,6 +19,7 @@ from elder.problems.samples import measure
 from elder.training.finetune import Finetuning, finetune
 from elder.training.patches import Patches
 from elder.training.pretrain import Pretraining, pretrain
+from elder.training.tune import trial_of
 
 DESCRIPTION = {"name": "least_squares", "network": {"name": "dncnn", "channels": 1, "width": 8, "depth": 3}}
 CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA"))
@@ -93,6 +95,23 @@ def test_every_direction_is_near_in_bf16_and_trains(kind, network, device, rng):
     assert float(((near - exact).norm() / exact.norm()).detach()) < 0.05
     gradients = torch.autograd.grad(near.square().sum(), list(regularizer.parameters()), allow_unused=True)
     assert all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda model, sample: model.solve(sample.operator, sample.y),
+        lambda model, sample: convergence(model, sample, 2),
+        lambda model, sample: trial_of(model, [sample]),
+        lambda model, sample: evaluate(model, [sample]),
+    ],
+    ids=["solve", "convergence", "trial_of", "evaluate"],
+)
+def test_operator_and_measurement_go_to_the_device_of_the_model(run, model, patches):
+    sample = measure(model.problem, ["a"], [patches.images[1]])[0]
+    # Tensors on the meta device hold no values, so that a solve there ends; what counts is that it got there.
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+        run(model.on(Compute("meta")), sample)
 
 
 def test_placing_leaves_the_original_where_it_was(model):

@@ -11,16 +11,16 @@ from elder.problems.samples import Sample
 from elder.solvers.primal_dual import reconstruct_tv
 
 
-def evaluate_initial(problem: Problem, measured: Sequence[Sample]) -> list[Result]:
+def evaluate_initial(problem: Problem, samples: Sequence[Sample]) -> list[Result]:
     """Every measurement's initial guess."""
-    guesses = [problem.initial(m.operator, m.y) for m in measured]
-    return [Result(m, x, x, 0, "initial", None, 0.0) for m, x in zip(measured, guesses, strict=True)]
+    guesses = [problem.initial(m.operator, m.y) for m in samples]
+    return [Result(m, x, x, 0, "initial", None, 0.0) for m, x in zip(samples, guesses, strict=True)]
 
 
-def evaluate_tv(problem: Problem, measured: Sequence[Sample], lambda_reg: float) -> list[Result]:
+def evaluate_tv(problem: Problem, samples: Sequence[Sample], lambda_reg: float) -> list[Result]:
     """Every measurement reconstructed by total variation of lambda_reg λ."""
     results = []
-    for m in measured:
+    for m in samples:
         start = time.perf_counter()
         initial = problem.initial(m.operator, m.y)
         x, steps = reconstruct_tv(problem.fidelity(m.operator, m.y), initial, lambda_reg)
@@ -29,6 +29,6 @@ def evaluate_tv(problem: Problem, measured: Sequence[Sample], lambda_reg: float)
     return results
 
 
-def tune_tv(problem: Problem, measured: Sequence[Sample], weights: Sequence[float]) -> float:
+def tune_tv(problem: Problem, samples: Sequence[Sample], weights: Sequence[float]) -> float:
     """The lambda_reg of best mean PSNR."""
-    return max(weights, key=lambda lambda_reg: mean(evaluate_tv(problem, measured, lambda_reg))["psnr"])
+    return max(weights, key=lambda lambda_reg: mean(evaluate_tv(problem, samples, lambda_reg))["psnr"])

@@ -15,7 +15,6 @@ from elder.evaluation.quality import psnr
 from elder.evaluation.results import Result, mean
 from elder.model.model import Model
 from elder.problems.samples import Sample
-from elder.solvers import path
 
 # The relative residual below which a solve no longer changes the picture: a tenth of what reconstructions stop at.
 STILL = 1e-5
@@ -23,10 +22,10 @@ STILL = 1e-5
 Report = Callable[[Result], None]
 
 
-def evaluate(model: Model, measured: Sequence[Sample], report: Report = lambda result: None) -> list[Result]:
+def evaluate(model: Model, samples: Sequence[Sample], report: Report = lambda result: None) -> list[Result]:
     """Every measurement reconstructed by the model, in order."""
     results = []
-    for m in measured:
+    for m in samples:
         start = time.perf_counter()
         s = model.solve(m.operator, m.y)
         seconds = time.perf_counter() - start
@@ -37,14 +36,14 @@ def evaluate(model: Model, measured: Sequence[Sample], report: Report = lambda r
     return results
 
 
-def evaluate_long(model: Model, measured: Sequence[Sample], steps: int) -> list[Result]:
+def evaluate_long(model: Model, samples: Sequence[Sample], steps: int) -> list[Result]:
     """Every measurement iterated for `steps` steps, whatever the model's tolerance.
 
     What training saw is a budget of steps. A model whose quality falls beyond it was fitted to where its iteration was
     cut off, not to a fixed point. A solve ends early only where it stands still, at a residual of `STILL`.
     """
     patient = replace(model.hyperparameters, tol=STILL, max_steps=steps)
-    return evaluate(replace(model, hyperparameters=patient), measured)
+    return evaluate(replace(model, hyperparameters=patient), samples)
 
 
 def summary(model: Model, results: Sequence[Result]) -> dict[str, Any]:
@@ -60,16 +59,14 @@ def summary(model: Model, results: Sequence[Result]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def convergence(model: Model, measured: Sample, steps: int) -> list[dict[str, float | None]]:
+def convergence(model: Model, sample: Sample, steps: int) -> list[dict[str, float | None]]:
     """Energy f(x), where there is one, PSNR and residual along the first `steps` steps of a reconstruction."""
-    start = model.problem.initial(measured.operator, measured.y)
-    states = path(model.objective(measured.operator, measured.y), start, torch.tensor(model.hyperparameters.step))
     return [
         {
             "step": k,
             "energy": None if s.energy is None else float(s.energy),
-            "psnr": float(psnr(s.x, measured.truth)),
+            "psnr": float(psnr(s.x.to(sample.truth.device), sample.truth)),
             "residual": float(s.residual),
         }
-        for k, s in enumerate(islice(states, steps + 1))
+        for k, s in enumerate(islice(model.iterates(sample.operator, sample.y), steps + 1))
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from elder.objective import Equilibrium, make_objective
 from elder.operators.base import Operator
 from elder.problems.base import Problem
 from elder.regularizers.base import Regularizer
-from elder.solvers import Solution, fixed_point
+from elder.solvers import Iterate, Solution, fixed_point, path
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,12 @@ class Model:
             max_steps=self.hyperparameters.max_steps,
             precision=self.precision,
         ).to(y.device)
+
+    def iterates(self, operator: Operator, y: Tensor) -> Iterator[Iterate]:
+        """The iterates of the solve for y without an end, from the initial guess; on the model's device."""
+        placed, there = operator.to(self.device), y.to(self.device)
+        start = self.problem.initial(placed, there)
+        return path(self.objective(placed, there), start, torch.tensor(self.hyperparameters.step))
 
     def reconstruct(self, y: Any, **operator_arguments: Any) -> tuple[Any, Info]:
         """The picture behind the measurement y, and how the solve went.

@@ -26,7 +26,10 @@ def download(uri: str) -> Path:
 
 
 def listing() -> list[dict[str, Any]]:
-    """Every version of every elder model: name, version, alias, psnr, when (ISO 8601, UTC), newest first."""
+    """Every version of every elder model, newest first.
+
+    Each has name, version, alias, psnr (on validation, in dB) and when (ISO 8601, UTC).
+    """
     from datetime import UTC, datetime
 
     client = _mlflow().MlflowClient()

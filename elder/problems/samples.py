@@ -32,10 +32,10 @@ def measure(problem: Problem, names: Sequence[str], images: Sequence[Tensor]) ->
     return [Sample(name, image, *problem.simulate(image, generator)) for name, image in zip(names, images, strict=True)]
 
 
-def save(path: str | Path, problem: Problem, measured: Sample) -> None:
+def save(path: str | Path, problem: Problem, sample: Sample) -> None:
     """Write y, (h, w) or (c, h, w), and the operator's arguments as .npz, whole or not at all."""
-    arguments = {name: value.squeeze() for name, value in problem.arguments(measured.operator).items()}
-    y = measured.y[0, 0] if measured.y.shape[1] == 1 else measured.y[0]
+    arguments = {name: value.squeeze() for name, value in problem.arguments(sample.operator).items()}
+    y = sample.y[0, 0] if sample.y.shape[1] == 1 else sample.y[0]
     with io.replacing(path) as temporary:
         np.savez(temporary, allow_pickle=False, **{"y": y.numpy(), **arguments})
 

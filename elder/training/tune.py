@@ -11,7 +11,7 @@ import torch
 from elder.evaluation.quality import psnr
 from elder.model.model import Hyperparameters, Model
 from elder.problems.samples import Sample
-from elder.solvers import Status, path, stops
+from elder.solvers import Status, stops
 from elder.tensors import dot
 from elder.training.checkpoint import Checkpoint
 from elder.training.validation import Score
@@ -48,14 +48,14 @@ def best(trials: Sequence[Trial]) -> Trial:
     return max(trials, key=lambda trial: trial.score.merit)
 
 
-def starting_weight(measured: Sequence[Sample], noise: float, sigma: float) -> float:
+def starting_weight(samples: Sequence[Sample], noise: float, sigma: float) -> float:
     """λ by the noise and the operator, before any search: s²/σ², or 0.01 · tr(AᵀA)/n without noise.
 
     A denoiser that fits noise of level σ has x − D(x) = −σ²∇log p(x) (Tweedie; Efron 2011), so that the most probable
     picture under noise of level s minimizes ½‖A x − y‖² + (s²/σ²) h(x). The trace is estimated from one random
     picture (Hutchinson).
     """
-    m = measured[0]
+    m = samples[0]
     z = torch.randn(m.truth.shape, generator=torch.Generator().manual_seed(0), dtype=m.truth.dtype)
     az = m.operator.A(z)
     floor = NOISELESS * float(dot(az, az).sum() / dot(z, z).sum())
@@ -71,7 +71,7 @@ def edges(found: Trial, *, constrained: bool) -> list[str]:
 
 def tune(
     model: Model,
-    measured: Sequence[Sample],
+    samples: Sequence[Sample],
     *,
     start: Hyperparameters,
     factors: Sequence[float] = (4.0, 2.0),
@@ -96,7 +96,7 @@ def tune(
         if key not in trials:
             trials[key] = trial_of(
                 replace(model, hyperparameters=replace(start, lambda_reg=lambda_reg, sigma=sigma, step=1 / lambda_reg)),
-                measured,
+                samples,
             )
             report(len(trials), trials[key])
             if checkpoint is not None:
@@ -107,7 +107,7 @@ def tune(
     highest = attempt(lambda_reg, sigma)
     for factor in factors:
         moves = [(1, factor), (1, 1 / factor)]
-        moves += [] if is_constrained(model, measured) else [(factor, 1), (1 / factor, 1)]
+        moves += [] if is_constrained(model, samples) else [(factor, 1), (1 / factor, 1)]
         improved = True
         while improved:
             improved = False
@@ -124,23 +124,21 @@ def tune(
     return replace(model, hyperparameters=tuning), list(trials.values())
 
 
-def is_constrained(model: Model, measured: Sequence[Sample]) -> bool:
+def is_constrained(model: Model, samples: Sequence[Sample]) -> bool:
     """Whether the data term is a hard constraint, under which λ has no part in the minimum."""
-    return model.problem.fidelity(measured[0].operator, measured[0].y).constrains
+    return model.problem.fidelity(samples[0].operator, samples[0].y).constrains
 
 
 @torch.no_grad()
-def trial_of(model: Model, measured: Sequence[Sample]) -> Trial:
+def trial_of(model: Model, samples: Sequence[Sample]) -> Trial:
     """What the model's λ and σ give on the measurements, where the solves end and along the way.
 
     A solve that has run away is ended there, as one that did not converge.
     """
     chosen, rows = model.hyperparameters, []
-    for m in measured:
-        placed, y = m.operator.to(model.device), m.y.to(model.device)
-        states = path(model.objective(placed, y), model.problem.initial(placed, y), torch.tensor(chosen.step))
+    for m in samples:
         quality, why, step = [], None, chosen.step
-        for s in islice(states, chosen.max_steps + 1):
+        for s in islice(model.iterates(m.operator, m.y), chosen.max_steps + 1):
             quality.append(float(psnr(s.x.to(m.truth.device), m.truth)))
             (why,), step = stops(s, chosen.tol), float(s.step.min())
             if why is not None or quality[-1] < max(quality) - RUNAWAY:

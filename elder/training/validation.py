@@ -35,9 +35,9 @@ class Score:
         return self.merit > other.merit + by
 
 
-def validate(model: Model, measured: Sequence[Sample]) -> tuple[Score, list[Solution]]:
+def validate(model: Model, samples: Sequence[Sample]) -> tuple[Score, list[Solution]]:
     """The score, and the solution of every image."""
-    solutions = [model.solve(m.operator, m.y) for m in measured]
-    quality = [float(psnr(s.x, m.truth)) for s, m in zip(solutions, measured, strict=True)]
+    solutions = [model.solve(m.operator, m.y) for m in samples]
+    quality = [float(psnr(s.x, m.truth)) for s, m in zip(solutions, samples, strict=True)]
     converged = [bool(s.succeeded.all()) for s in solutions]
     return Score(sum(quality) / len(quality), sum(converged) / len(converged)), solutions

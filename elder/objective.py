@@ -60,6 +60,10 @@ class Equilibrium:
         """The same equation in the metric of natural pictures, where the data term's step has a closed form in it."""
         return replace(self, metric=self.fidelity.metric())
 
+    def equation(self, precision: str) -> Equilibrium:
+        """The same equation without the value of an energy, its regularizer evaluated in `precision`."""
+        return Equilibrium(self.fidelity, self.regularizer, self.lambda_reg, self.sigma, precision, self.metric)
+
     def select(self, index: Tensor) -> Self:
         """The equation of the images `index` of the batch alone."""
         return replace(self, fidelity=self.fidelity.select(index))

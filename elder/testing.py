@@ -28,7 +28,7 @@ def check_operator(operator: Operator, x: Tensor, seed: int = 0) -> None:
     fidelity = LeastSquares.of(operator, operator.A(x) + 0.1 * operator.A(like(x, generator)))
     for step in (0.25, 4.0):
         steps = torch.full((len(x),), step, dtype=x.dtype) * torch.linspace(1, 2, len(x), dtype=x.dtype)
-        assert_shifted_solve(operator, x, steps)
+        assert_prox_solve(operator, x, steps)
         assert_prox(fidelity, like(x, generator), steps)
         if operator.spectral:
             assert_weighted_solve(operator, like(x, generator), steps)
@@ -49,7 +49,7 @@ def assert_adjoint(operator: Operator, x: Tensor, y: Tensor) -> None:
     assert bool((gap <= bound).all()), f"⟨A x, y⟩ = ⟨x, Aᵀ y⟩ fails by {float(gap.max()):.1e}"
 
 
-def assert_shifted_solve(operator: Operator, v: Tensor, steps: Tensor) -> None:
+def assert_prox_solve(operator: Operator, v: Tensor, steps: Tensor) -> None:
     """(I + τAᵀA) prox_solve(v, τ) = v; steps τ: (b,)."""
     tau = steps.view(-1, 1, 1, 1)
     z = operator.prox_solve(v, tau, tol=1e-12, max_steps=2000)

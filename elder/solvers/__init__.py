@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -55,15 +55,8 @@ def _rough(
     problem: Equilibrium, x0: Tensor, step: Tensor, tol: float, max_steps: int, precision: str
 ) -> tuple[Tensor, Tensor]:
     """Where the polish starts, and the evaluations spent on it."""
-    parts = {f.name: getattr(problem, f.name) for f in fields(problem)}
-    rough = solve(
-        AndersonMixing(),
-        Equilibrium(**{**parts, "precision": precision}),
-        x0,
-        step,
-        tol=max(tol, ROUGH),
-        max_steps=max_steps,
-    )
+    equation = problem.equation(precision)
+    rough = solve(AndersonMixing(), equation, x0, step, tol=max(tol, ROUGH), max_steps=max_steps)
     good = rough.x.flatten(1).isfinite().all(1)
     if isinstance(problem, Objective):
         good &= problem.value(rough.x) < problem.value(x0)

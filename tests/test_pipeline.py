@@ -90,7 +90,7 @@ def test_the_champion_is_found_by_name_in_another_process(finished):
     out = finished.python(
         "import elder, json\n"
         "model = elder.load('models:/elder-csmri@champion')\n"
-        "from elder.measurements import measure\n"
+        "from elder.problems.samples import measure\n"
         "import torch\n"
         "m = measure(model.problem, ['x'], [torch.rand(1, 1, 30, 34, generator=torch.Generator().manual_seed(0))])[0]\n"
         "x, info = model.reconstruct(m.y, mask=m.operator.mask.numpy())\n"

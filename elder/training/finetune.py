@@ -143,7 +143,7 @@ def finetune(
 
     Validation is of the moving average of θ, and begins with `before`, so the result is never worse on it. A state
     that has lost `settings.go_back` dB of merit after the warm-up sends training back to the best. `report` gets each
-    step's number and its figures. problem: what training measurements are drawn from, that of `before` if `None`; the
+    step's number and its metrics. problem: what training measurements are drawn from, that of `before` if `None`; the
     same measurement on smaller pictures, say. With a checkpoint training resumes where the last run stopped. Raises
     `FloatingPointError` after `patience` steps in a row without a finite gradient.
     """
@@ -156,16 +156,16 @@ def finetune(
         report(0, {"val_psnr": now.best_score.psnr, "val_converged": now.best_score.converged})
     for step in range(now.step + 1, settings.steps + 1):
         now.step = step
-        figures = update(now, before, patches, settings, problem or before.problem)
-        now.failures = now.failures + 1 if "loss" not in figures else 0
+        metrics = update(now, before, patches, settings, problem or before.problem)
+        now.failures = now.failures + 1 if "loss" not in metrics else 0
         if now.failures >= settings.patience:
             raise FloatingPointError(
                 f"no finite gradient in {now.failures} steps in a row: lower finetune.learning_rate, or raise "
                 "finetune.max_steps and finetune.adjoint_steps"
             )
         if step % settings.validate_every == 0 or step == settings.steps:
-            figures |= _validate(now, before, validation, settings)
-        report(step, {**figures, "skipped": float("loss" not in figures)})
+            metrics |= _validate(now, before, validation, settings)
+        report(step, {**metrics, "skipped": float("loss" not in metrics)})
         if checkpoint is not None:
             checkpoint.save(step, now.state())
     return now.best
@@ -261,14 +261,14 @@ def _solve(
 def _stability(
     at: Linearization, tau: Tensor, now: Progress, settings: Finetuning
 ) -> tuple[Tensor | float, dict[str, float]]:
-    """What the loss is charged for a spectral radius above the target at this step, and its figures."""
+    """What the loss is charged for a spectral radius above the target at this step, and its metrics."""
     if not settings.stability or now.step % settings.stability_every or _certified(at.problem):
         return 0.0, {}
     rho = _radius(at, tau, now, settings)
     charge = now.penalty_weight * settings.stability_every * penalty(rho, settings.stability)
-    figures = {"spectral_radius": float(rho.detach().max()), "penalty_weight": now.penalty_weight}
+    metrics = {"spectral_radius": float(rho.detach().max()), "penalty_weight": now.penalty_weight}
     now.penalty_weight = adapted(now.penalty_weight, rho, settings.stability)
-    return charge, figures
+    return charge, metrics
 
 
 def _radius(at: Linearization, tau: Tensor, now: Progress, settings: Finetuning) -> Tensor:

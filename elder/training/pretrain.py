@@ -63,7 +63,7 @@ def pretrain(
     """Minimize the mean of ‖x − D(x + σn, σ)‖² over patches x, noise n and levels σ, in place.
 
     One backward pass a step: ∇h is a forward computation, so training differentiates once. `report` gets each step's
-    number and its figures. Runs where the weights are; draws come from the CPU, the same for every device. precision:
+    number and its metrics. Runs where the weights are; draws come from the CPU, the same for every device. precision:
     of the network, see `elder.backend`. With a checkpoint it goes on where the last run stopped. A step whose gradient
     is not finite is left out and counted. Raises `FloatingPointError` after `patience` of them in a row.
     """
@@ -92,16 +92,16 @@ def pretrain(
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(regularizer.parameters(), settings.clip)
-        figures = {"gradient_norm": float(norm), "learning_rate": float(schedule.get_last_lr()[0])}
+        metrics = {"gradient_norm": float(norm), "learning_rate": float(schedule.get_last_lr()[0])}
         failures = 0 if bool(norm.isfinite()) else failures + 1
         if failures == 0:
-            figures["loss"] = float(loss.detach())
+            metrics["loss"] = float(loss.detach())
             optimizer.step()
             schedule.step()
             averaged.update_parameters(regularizer)
         elif failures >= settings.patience:
             raise FloatingPointError(f"no finite gradient in {failures} steps in a row: lower pretrain.learning_rate")
-        report(step, {**figures, "skipped": float(failures > 0)})
+        report(step, {**metrics, "skipped": float(failures > 0)})
         if checkpoint is not None:
             state = {"step": step, "failures": failures, "generator": generator.get_state()}
             checkpoint.save(step, state | {name: part.state_dict() for name, part in parts.items()})

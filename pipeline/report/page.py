@@ -77,7 +77,7 @@ def chapter(problem: str, cells: Mapping[str, str], sources: Sources, out: Path)
         "settings": ", ".join(f"{k} {v}" for k, v in settings.section("problems", problem).items() if k != "seed"),
         "images": len(truths),
         "methods": methods,
-        "best": max(methods, key=lambda method: method.figures["psnr"]),
+        "best": max(methods, key=lambda method: method.metrics["psnr"]),
         "against": against(methods),
         "registered": [f"{v['name']} version {v['version']} ({v['reason']})" for v in verdicts],
         "first": truths[0].stem,
@@ -88,11 +88,11 @@ def chapter(problem: str, cells: Mapping[str, str], sources: Sources, out: Path)
 
 def against(methods: list[tables.Method]) -> str:
     """Each explicit regularizer's DEQ row compared with the implicit one's."""
-    after = {m.title.removesuffix(", DEQ"): m for m in methods if m.title.endswith(", DEQ")}
+    after = {m.regularizer: m for m in methods if m.phase == "finetuned"}
     implicit = after.pop("implicit", None)
     if implicit is None:
         return ""
-    return "; ".join(f"{name} {tables.compared(m.psnr, implicit.psnr)}" for name, m in after.items())
+    return "; ".join(f"{name.replace('_', ' ')} {tables.compared(m.psnr, implicit.psnr)}" for name, m in after.items())
 
 
 def panel(

@@ -16,7 +16,7 @@ def table(methods: list[Method]) -> list[str]:
     """The rows of one problem's table."""
     lines = [f"  {'':<34}{'PSNR':>9}{'SSIM':>9}{'steps':>8}  gain by DEQ training"]
     for m in methods:
-        row = m.figures
+        row = m.metrics
         text = f"  {m.title:<34}{row['psnr']:>6.2f} dB{row['ssim']:>9.4f}{row['steps']:>8.1f}  {m.gain}"
         lines.append(text.rstrip())
     return lines

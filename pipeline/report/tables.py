@@ -12,15 +12,15 @@ from scipy import stats
 
 from elder import io
 
-BASELINES = {"initial": "initial guess", "total_variation": "total variation"}
-
 
 @dataclass(frozen=True)
 class Method:
     """One row: a method on the test images of a problem."""
 
     title: str
-    figures: dict[str, float]
+    phase: str  # baseline, pretrained or finetuned
+    regularizer: str  # empty for a baseline
+    metrics: dict[str, float]
     rows: list[dict[str, str]]  # one an image, in the same order for every method
     seconds: float  # an image, on the machine of the run
     gain: str = ""  # over the row it is compared with
@@ -43,13 +43,12 @@ class Method:
 
 def methods(problem: str, initial: str, cells: dict[str, str], reports: Path, baselines: Path) -> list[Method]:
     """The rows of a problem's table: baselines, then each of its cells, {cell: regularizer}, before and after DEQ."""
-    found = [
-        _read(baselines / problem, key, title if key != "initial" else initial) for key, title in BASELINES.items()
-    ]
+    names = {"initial": initial, "total_variation": "total variation"}
+    found = [_read(baselines / problem, key, name, "baseline", "") for key, name in names.items()]
     for cell, regularizer in cells.items():
         name = regularizer.replace("_", " ")
-        before = _read(reports / cell, "pretrained", f"{name}, pre-trained")
-        after = _read(reports / cell, "finetuned", f"{name}, DEQ")
+        before = _read(reports / cell, "pretrained", f"{name}, pre-trained", "pretrained", regularizer)
+        after = _read(reports / cell, "finetuned", f"{name}, DEQ", "finetuned", regularizer)
         found += [before, replace(after, gain=compared(after.psnr, before.psnr))]
     return found
 
@@ -85,10 +84,10 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _read(folder: Path, key: str, title: str) -> Method:
+def _read(folder: Path, key: str, title: str, phase: str, regularizer: str) -> Method:
     rows = [row for row in read(folder / "images.csv") if row["method"] == key]
-    figures, seconds = (io.read_json(folder / name)[key] for name in ("metrics.json", "seconds.json"))
+    metrics, seconds = (io.read_json(folder / name)[key] for name in ("metrics.json", "seconds.json"))
     # Baselines are not iterated on.
     patient = read(folder / "long.csv") if (folder / "long.csv").exists() else []
     long_change = next((float(row["change"]) for row in patient if row["method"] == key), None)
-    return Method(title, figures, rows, seconds, long_change=long_change)
+    return Method(title, phase, regularizer, metrics, rows, seconds, long_change=long_change)

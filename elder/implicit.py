@@ -63,7 +63,7 @@ class ImplicitGradient:
 
     That equation differentiated in θ: the network, λ and σ (ELDER, Section 3.2; Bai et al. 2019). For an energy
     R = ∇h, and H = ∇²g + λ∇²h is symmetric, so that MINRES applies; for an implicit regularizer take GMRES or a
-    solver of `elder.adjoint`. Preconditioned by (AᵀA + W/τ)⁻¹, with the metric W and the step τ of the forward solve,
+    contraction solver of `elder.linear`. Preconditioned by (AᵀA + W/τ)⁻¹, with the metric W and the step τ of the forward solve,
     which the line search fits to the curvature of λh; by (AᵀA + I/τ)⁻¹ for solvers that rest on a contraction, and
     where the data term has no closed form for W. One record of R at x serves all products with Hᵀ and the last one
     with v.

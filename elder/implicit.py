@@ -62,14 +62,14 @@ class ImplicitGradient:
     """dL/dθ = −⟨v, ∂_θ(λR_θ)(x)⟩ with Hᵀv = ∂L/∂x and H = ∇²g + λR', at an x with ∇g(x) + λR_θ(x, σ) = 0.
 
     That equation differentiated in θ: the network, λ and σ (ELDER, Section 3.2; Bai et al. 2019). For an energy
-    R = ∇h, and H = ∇²g + λ∇²h is symmetric, so that MINRES applies; for an implicit regularizer take GMRES or a
-    contraction solver of `elder.linear`. Preconditioned by (AᵀA + W/τ)⁻¹, with the metric W and the step τ of the forward solve,
-    which the line search fits to the curvature of λh; by (AᵀA + I/τ)⁻¹ for solvers that rest on a contraction, and
-    where the data term has no closed form for W. One record of R at x serves all products with Hᵀ and the last one
+    R = ∇h, and H = ∇²g + λ∇²h is symmetric, so MINRES applies. For an implicit regularizer take GMRES or a contraction
+    of `elder.linear`. The preconditioner is (AᵀA + W/τ)⁻¹ with the metric W and the step τ of the forward solve, which
+    the line search fits to the curvature of λh. It is (AᵀA + I/τ)⁻¹ for contractions, and if the data term has no
+    closed form for W. One record of R at x serves all products with Hᵀ and the last one
     with v.
 
     fallback: the solver for images that are not at a fixed point, and for those whose adjoint solve fails;
-    `adjoint.JACOBIAN_FREE` is the cheapest. If `None`, such images get no gradient, and are counted.
+    `linear.JACOBIAN_FREE` is the cheapest. If `None`, such images get no gradient, and are counted.
     """
 
     solver: LinearSolver = field(default_factory=MINRES)
@@ -89,7 +89,7 @@ class ImplicitGradient:
 
         solved: (b,) bool, the images at a fixed point; all of them if `None`. Where an image is not, the result is
         T(x) = prox_{τg}(x − τλR_θ(x)) in the place of x, and its gradient in θ that of `fallback`. With
-        `adjoint.JACOBIAN_FREE` that is the gradient of L(T_θ(x)) at a constant x (Fung et al. 2022): it moves the
+        `linear.JACOBIAN_FREE` that is the gradient of L(T_θ(x)) at a constant x (Fung et al. 2022): it moves the
         image's next step towards a smaller loss.
         """
         x, report = at.x.detach(), Backward()

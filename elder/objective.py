@@ -1,4 +1,4 @@
-"""What a reconstruction solves: an equation of data and regularizer, and where there is one, the energy behind it."""
+"""What a reconstruction solves: an equation of data and regularizer, or the energy behind it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from elder.tensors import dot, per_image
 
 @dataclass(frozen=True, eq=False)
 class Equilibrium:
-    """∇g(x; y) + λ R_θ(x, σ) = 0, with R the regularizer's direction; lambda_reg λ >= 0 and sigma σ are scalars.
+    """The fixed-point equation ∇g(x; y) + λ R_θ(x, σ) = 0: for an energy, R = ∇h, and this is stationarity.
 
-    Its solutions are the fixed points of x ↦ prox_{τg}(x − τλR(x)), for every τ > 0. precision: of the evaluations of
-    R, see `elder.backend`; everything else is in that of x. metric: the weights W(ω) of the metric in which solvers
-    measure a step, (h, w), the Euclidean one for None; it changes the way to the solutions, not them.
+    Its solutions are the fixed points of x ↦ prox_{τg}(x − τλR(x)), for every τ > 0. For an implicit regularizer,
+    R(x) = x − N(x) stands where the gradient of an energy would.
+
+    lambda_reg: λ >= 0, a scalar. sigma: σ, a scalar. precision: of the evaluations of R, see `elder.backend`; all else
+    has the precision of x. metric: the weights W(ω), (h, w), of the metric in which solvers measure steps. If `None`,
+    steps are measured in the Euclidean norm. The metric affects the speed of convergence, not the solutions.
     """
 
     fidelity: Fidelity

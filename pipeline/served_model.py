@@ -18,9 +18,11 @@ class Reconstruction(PythonModel):
     """
 
     def load_context(self, context: PythonModelContext) -> None:
+        """Load the bundle of the version."""
         self.model = elder.load(context.artifacts["bundle"])
 
     def predict(self, context, model_input, params=None):  # MLflow reads type hints here as a schema of its own
+        """Reconstruct a batch of measurements; see `elder.model.model.Model.reconstruct`."""
         inputs = {name: np.asarray(value) for name, value in model_input.items()}
         measurement = inputs.pop("measurement")
         gray = self.model.channels == 1

@@ -47,9 +47,9 @@ class Log:
 
 @contextmanager
 def run(cell: str, params: Mapping[str, Any], inputs: Sequence[Path]) -> Iterator[Log]:
-    """The run of this stage with these params and the content of these inputs: gone on with where there is one.
+    """Resume the MLflow run of this stage, these params and the content of these inputs, or create one.
 
-    So a stage that is skipped makes none, and one that is killed and repeated goes on in its own.
+    So a stage that DVC skips creates no run, and a killed stage that is repeated resumes its own.
     """
     connect()
     flat = dict(_flatten(params))
@@ -77,7 +77,8 @@ def training(
 ) -> Iterator[tuple[Log, Curve, Checkpoint]]:
     """A run with its curve and its checkpoint, which belong to these params, these inputs and this code.
 
-    Killed and started again it goes on from the checkpoint; when the block ends well, the checkpoint goes.
+    A killed training that is started again resumes from the checkpoint. When the block ends without an error, the
+    checkpoint is deleted.
     """
     with (
         run(cell, params, inputs) as log,
@@ -120,7 +121,7 @@ def _create_store() -> None:
 class Curve:
     """What a training loop reports: a progress bar on the terminal, points in MLflow, and rows for a CSV file.
 
-    The rows are kept in a journal too: a training that goes on from a checkpoint finds those from before.
+    The rows are also written to a journal, so that a training that resumes from a checkpoint finds the earlier ones.
     """
 
     def __init__(self, log: Log, steps: int, title: str, journal: Path) -> None:
@@ -137,6 +138,7 @@ class Curve:
         self._bar.close()
 
     def __call__(self, step: int, figures: dict[str, float]) -> None:
+        """Keep the metrics of a step, log them, and move the progress bar."""
         if not self.rows:
             self.rows = [row for row in self._kept() if row["step"] < step]
             self._journal.write_text("".join(f"{json.dumps(row)}\n" for row in self.rows))
@@ -167,7 +169,7 @@ class Curve:
         io.write_csv(path, self.rows)
 
     def _kept(self) -> Iterator[dict[str, float]]:
-        """The journal's rows, but for one that was being written when the process died."""
+        """The rows of the journal, without one that was being written when the process died."""
         for line in self._journal.read_text().splitlines() if self._journal.exists() else []:
             with contextlib.suppress(ValueError):
                 yield json.loads(line)

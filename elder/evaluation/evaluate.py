@@ -60,7 +60,10 @@ def summary(model: Model, results: Sequence[Result]) -> dict[str, Any]:
 
 @torch.no_grad()
 def convergence(model: Model, sample: Sample, steps: int) -> list[dict[str, float | None]]:
-    """Energy f(x), where there is one, PSNR and residual along the first `steps` steps of a reconstruction."""
+    """Energy f(x), PSNR and residual along the first `steps` steps of a reconstruction.
+
+    The energy is `None` for an implicit regularizer.
+    """
     return [
         {
             "step": k,

@@ -22,7 +22,7 @@ class Result:
     x: Tensor  # (1, c, h, w)
     steps: int
     status: str
-    monotone: bool | None  # the energy rose at no accepted step; None where there is no energy
+    monotone: bool | None  # whether the energy never rose at an accepted step; None without an energy
     seconds: float
 
     @property

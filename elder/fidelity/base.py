@@ -51,5 +51,6 @@ class Fidelity(ABC):
 
 
 def check_finite(y: Tensor) -> None:
+    """Raise `ValueError` if the measurement holds NaN or infinite values."""
     if not bool(y.isfinite().all()):
         raise ValueError("the measurement holds NaN or infinite values: repair or mask them first")

@@ -45,6 +45,7 @@ class HardConstraint(Fidelity):
         return torch.where(self.operator.mask > 0, self.y, v)
 
     def hessian(self, v: Tensor) -> Tensor:
+        """Zero: within the constraint g is constant."""
         return torch.zeros_like(v)
 
     def project_tangent(self, v: Tensor) -> Tensor:
@@ -55,7 +56,9 @@ class HardConstraint(Fidelity):
         """None: the projection has a closed form in the Euclidean metric alone."""
 
     def precondition(self, r: Tensor, c: Tensor, weights: Tensor | None = None) -> Tensor:
+        """r / c, (b, c, h, w). The weights are not used: see `metric`."""
         return r / c
 
     def select(self, index: Tensor) -> HardConstraint:
+        """The data term of the images `index` of the batch."""
         return HardConstraint(self.operator.select(index), self.y[index])

@@ -22,6 +22,7 @@ class AndersonFixedPoint(Krylov):
 
     @torch.no_grad()
     def __call__(self, H: Map, b: Tensor, precondition: Map) -> LinearSolution:
+        """Solve H v = b for each image; see `LinearSolver`."""
         v, products = precondition(b), 0
         best, least = v, torch.full((len(b),), torch.inf, dtype=torch.float64, device=b.device)
         points: list[Tensor] = []

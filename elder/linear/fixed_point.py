@@ -23,6 +23,7 @@ class FixedPoint(Krylov):
 
     @torch.no_grad()
     def __call__(self, H: Map, b: Tensor, precondition: Map) -> LinearSolution:
+        """Solve H v = b for each image; see `LinearSolver`."""
         v, products = precondition(b), 0
         while True:
             r = b - H(v)

@@ -21,6 +21,7 @@ class GMRES(Krylov):
 
     @torch.no_grad()
     def __call__(self, H: Map, b: Tensor, precondition: Map) -> LinearSolution:
+        """Solve H v = b for each image; see `LinearSolver`."""
         scale = norm(b)
         safe = scale.clamp(min=torch.finfo(torch.float64).tiny)
         basis, directions, left = [b / per_image(safe, b)], [], scale

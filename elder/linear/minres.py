@@ -21,6 +21,7 @@ class MINRES(Krylov):
 
     @torch.no_grad()
     def __call__(self, H: Map, b: Tensor, precondition: Map) -> LinearSolution:
+        """Solve H v = b for each image; see `LinearSolver`."""
         eps = torch.finfo(torch.float64).eps
         v, w, w_old = torch.zeros_like(b), torch.zeros_like(b), torch.zeros_like(b)
         # H v, carried along by the recurrence of v, so that the true residual costs no product of its own.

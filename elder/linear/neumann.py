@@ -32,6 +32,7 @@ class Neumann:
 
     @torch.no_grad()
     def __call__(self, H: Map, b: Tensor, precondition: Map) -> LinearSolution:
+        """Solve H v = b for each image; see `LinearSolver`."""
         v = precondition(b)
         for _ in range(self.terms):
             v = v + precondition(b - H(v))

@@ -28,6 +28,7 @@ class Network(nn.Module, ABC):
         """
 
     def check(self, x: Tensor) -> None:
+        """Raise `ValueError` if x is not (b, channels, h, w)."""
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise ValueError(f"the network takes images (b, {self.channels}, h, w); got {tuple(x.shape)}")
 

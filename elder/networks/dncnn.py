@@ -38,9 +38,11 @@ class DnCNN(Network):
         return cast("list[nn.Conv2d]", list(self.convs))
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """N(x, σ) = x − F(x, σ), (b, c, h, w), F the convolutions."""
         return x - self._activations(x, sigma)[-1]
 
     def linearize(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Pullback]:
+        """N(x, σ), and v -> Jᵀv; see `Network.linearize`."""
         *hidden, f = self._activations(x, sigma)
 
         def pullback(v: Tensor) -> Tensor:

@@ -59,9 +59,11 @@ class DRUNet(Network):
         channels_last(self)
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """N(x, σ), (b, c, h, w)."""
         return self.linearize(x, sigma)[0]
 
     def linearize(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Pullback]:
+        """N(x, σ), and v -> Jᵀv; see `Network.linearize`."""
         self.check(x)
         h, w = x.shape[-2:]
         margin = (0, -w % 2 ** (SCALES - 1), 0, -h % 2 ** (SCALES - 1))

@@ -33,6 +33,7 @@ class ResidualBlock(nn.Module):
         self.second = nn.Conv2d(width, width, 3, padding=1, bias=False)
 
     def linearize(self, u: Tensor) -> tuple[Tensor, Pullback]:
+        """The output for u, (b, width, h, w), and the vector-Jacobian product."""
         inner, first = convolve(self.first, u)
         a = self.activation.apply(inner)
         outer, second = convolve(self.second, a)
@@ -46,6 +47,7 @@ class Stack(nn.ModuleList):
         super().__init__(ResidualBlock(width, activation) for _ in range(blocks))
 
     def linearize(self, u: Tensor) -> tuple[Tensor, Pullback]:
+        """The output of the layers for u, and the vector-Jacobian product of their composition."""
         pullbacks = []
         for block in cast("list[ResidualBlock]", self):
             u, pullback = block.linearize(u)

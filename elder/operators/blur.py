@@ -43,17 +43,20 @@ class Blur(Operator):
         return cls(kernel, torch.fft.fft2(padded.roll(origin, (-2, -1))), scale)
 
     def check(self, y: Tensor) -> None:
+        """Raise `ValueError` if y does not have the shape and type of a measurement."""
         h, w = (n // self.scale for n in self.response.shape[-2:])
         if y.ndim != 4 or y.is_complex() or tuple(y.shape[-2:]) != (h, w):
             raise ValueError(f"the measurement must be real (b, c, {h}, {w}); got {y.dtype} {tuple(y.shape)}")
 
     def A(self, x: Tensor) -> Tensor:
+        """Circular convolution, then every s-th pixel: (b, c, h, w) -> (b, c, h/s, w/s)."""
         if x.shape[-2:] != self.response.shape[-2:]:
             raise ValueError(f"the operator is for images {_size(self.response)}; got {_size(x)}")
         blurred = torch.fft.ifft2(self.response * torch.fft.fft2(x)).real
         return blurred[..., :: self.scale, :: self.scale]
 
     def AT(self, y: Tensor) -> Tensor:
+        """Zeros between the pixels, then circular correlation: (b, c, h/s, w/s) -> (b, c, h, w)."""
         if self.scale > 1:
             full = y.new_zeros((*y.shape[:-2], *(n * self.scale for n in y.shape[-2:])))
             full[..., :: self.scale, :: self.scale] = y
@@ -72,6 +75,7 @@ class Blur(Operator):
         return torch.fft.ifft2(u - self.response.conj() / weights * small.tile(self.scale, self.scale)).real
 
     def select(self, index: Tensor) -> Blur:
+        """The operator of the images `index` of the batch."""
         return self if self.kernel.ndim == 2 else Blur(self.kernel[index], self.response[index], self.scale)
 
     def _fold(self, spectrum: Tensor) -> Tensor:

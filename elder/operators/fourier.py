@@ -34,6 +34,7 @@ class MaskedFourier(Operator):
         object.__setattr__(self, "eigenvalues", (self.mask + mirrored) / 2)
 
     def check(self, y: Tensor) -> None:
+        """Raise `ValueError` if y does not have the shape and type of a measurement."""
         if y.ndim != 4 or not y.is_complex():
             raise ValueError(f"a csmri measurement must be complex (b, c, h, w); got {y.dtype} {tuple(y.shape)}")
         if y.shape[-2:] != self.mask.shape[-2:]:
@@ -42,14 +43,17 @@ class MaskedFourier(Operator):
             )
 
     def A(self, x: Tensor) -> Tensor:
+        """M ⊙ F x with the orthonormal Fourier transform F, (b, c, h, w) complex."""
         if x.shape[-2:] != self.mask.shape[-2:]:
             raise ValueError(f"mask is {_size(self.mask)} but the image is {_size(x)}: they must be of one size")
         return self.mask * torch.fft.fft2(x, norm="ortho")
 
     def AT(self, y: Tensor) -> Tensor:
+        """Re F⁻¹(M ⊙ y), (b, c, h, w)."""
         return torch.fft.ifft2(self.mask * y, norm="ortho").real
 
     def normal(self, x: Tensor) -> Tensor:
+        """AᵀA x, (b, c, h, w), as a multiplier in the Fourier basis."""
         return fourier_multiplier(x, self.eigenvalues)
 
     def prox_solve(self, v: Tensor, step: Tensor, *, tol: float | None = None, max_steps: int = 1) -> Tensor:
@@ -57,9 +61,11 @@ class MaskedFourier(Operator):
         return fourier_multiplier(v, 1 / (1 + step * self.eigenvalues))
 
     def weighted_solve(self, v: Tensor, weights: Tensor) -> Tensor:
+        """(AᵀA + W)⁻¹ v, (b, c, h, w), in closed form."""
         return fourier_multiplier(v, 1 / (self.eigenvalues + weights))
 
     def select(self, index: Tensor) -> MaskedFourier:
+        """The operator of the images `index` of the batch."""
         return self if self.mask.ndim == 2 else MaskedFourier(self.mask[index])
 
 

@@ -20,21 +20,26 @@ class Masking(Operator):
             raise ValueError("Masking(mask=...) must be (h, w) or (b, 1, h, w) and hold 0 and 1 only")
 
     def check(self, y: Tensor) -> None:
+        """Raise `ValueError` if y does not have the shape and type of a measurement."""
         if y.ndim != 4 or y.is_complex() or y.shape[-2:] != self.mask.shape[-2:]:
             h, w = self.mask.shape[-2:]
             raise ValueError(f"the measurement must be real (b, c, {h}, {w}), as the mask; got {tuple(y.shape)}")
 
     def A(self, x: Tensor) -> Tensor:
+        """M ⊙ x, (b, c, h, w)."""
         if x.shape[-2:] != self.mask.shape[-2:]:
             (h, w), (k, m) = self.mask.shape[-2:], x.shape[-2:]
             raise ValueError(f"mask is {h}x{w} but the image is {k}x{m}: they must be of one size")
         return self.mask * x
 
     def AT(self, y: Tensor) -> Tensor:
+        """M ⊙ y, (b, c, h, w)."""
         return self.mask * y
 
     def prox_solve(self, v: Tensor, step: Tensor, *, tol: float | None = None, max_steps: int = 1) -> Tensor:
+        """(I + τAᵀA)⁻¹ v, (b, c, h, w), in closed form; step τ: (b, 1, 1, 1)."""
         return v / (1 + step * self.mask)
 
     def select(self, index: Tensor) -> Masking:
+        """The operator of the images `index` of the batch."""
         return self if self.mask.ndim == 2 else Masking(self.mask[index])

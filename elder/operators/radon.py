@@ -49,20 +49,24 @@ class Radon(Operator):
             return cls(matrix.to_sparse_csr(), matrix.t().coalesce().to_sparse_csr(), size, n, detectors)
 
     def check(self, y: Tensor) -> None:
+        """Raise `ValueError` if y does not have the shape and type of a measurement."""
         if y.ndim != 4 or y.is_complex() or tuple(y.shape[-2:]) != (self.angles, self.detectors):
             h, w = self.size
             expected = f"(b, c, {self.angles}, {self.detectors})"
             raise ValueError(f"the sinogram of {h}x{w} images must be real {expected}; got {tuple(y.shape)}")
 
     def A(self, x: Tensor) -> Tensor:
+        """Line integrals, (b, c, h, w) -> (b, c, angles, detectors)."""
         if tuple(x.shape[-2:]) != tuple(self.size):
             raise ValueError(f"the operator is for images {self.size[0]}x{self.size[1]}; got {tuple(x.shape[-2:])}")
         y = self.matrix @ x.reshape(-1, self.size[0] * self.size[1]).T
         return y.T.reshape(*x.shape[:2], self.angles, self.detectors)
 
     def AT(self, y: Tensor) -> Tensor:
+        """Back-projection without a filter, (b, c, angles, detectors) -> (b, c, h, w)."""
         x = self.transpose @ y.reshape(-1, self.angles * self.detectors).T
         return x.T.reshape(*y.shape[:2], *self.size)
 
     def select(self, index: Tensor) -> Radon:
+        """The operator of the images `index` of the batch."""
         return self

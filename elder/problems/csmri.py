@@ -22,7 +22,7 @@ from elder.problems.masks import MASKS
 class CSMRI(Problem):
     """y = M F x + e on real pictures x, with an orthonormal FFT F and a mask M; e is complex.
 
-    mask: radial, cartesian or random, drawn anew for each image; or a file (.mat with `mask_matrix`, .npy, .png),
+    mask: radial, cartesian or random, drawn for each image; or a file (.mat with `mask_matrix`, .npy, .png),
     the zero frequency at [0, 0]. ratio: the share of k-space that a drawn mask samples, in (0, 1].
     noise: standard deviation of the real and of the imaginary part.
     """
@@ -40,6 +40,7 @@ class CSMRI(Problem):
             raise UserError(f"mask={self.mask}: neither one of {', '.join(MASKS)} nor a file that exists")
 
     def operator(self, size: Size, batch: int, generator: torch.Generator) -> MaskedFourier:
+        """Fourier sampling by the mask, which is drawn for each image or read from a file."""
         if self.mask in MASKS:
             masks = [MASKS[self.mask](size, self.ratio, generator) for _ in range(batch)]
             return MaskedFourier(torch.stack(masks).unsqueeze(1))
@@ -52,10 +53,12 @@ class CSMRI(Problem):
         return _operator(mask, self.mask)
 
     def draw_noise(self, operator: Operator, y: Tensor, generator: torch.Generator) -> Tensor:
+        """Standard normal noise on the real and on the imaginary part of the samples."""
         real = torch.randn((*y.shape, 2), generator=generator, dtype=y.real.dtype)
         return cast(MaskedFourier, operator).mask * torch.view_as_complex(real)
 
     def bind(self, y: Tensor, **arguments: Any) -> MaskedFourier:
+        """The operator of the measurement y; see `Problem.bind`."""
         mask = arguments.get("mask", None if self.mask in MASKS else self.mask)
         if mask is None:
             raise UserError(
@@ -65,6 +68,7 @@ class CSMRI(Problem):
         return _operator(array, str(mask) if isinstance(mask, str | Path) else "an array")
 
     def arguments(self, operator: Operator) -> dict[str, np.ndarray]:
+        """What a measurement file holds beside y; see `Problem.arguments`."""
         return {"mask": cast(MaskedFourier, operator).mask.cpu().numpy().astype(np.uint8)}
 
 

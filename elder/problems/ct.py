@@ -31,6 +31,7 @@ class CT(Problem):
             raise UserError(f"angles={self.angles} must be at least 1")
 
     def operator(self, size: Size, batch: int, generator: torch.Generator) -> Radon:
+        """Parallel-beam projections over half a turn."""
         return _radon(self.angles, tuple(size))
 
     def bind(self, y: Tensor, **arguments: Any) -> Radon:
@@ -43,6 +44,7 @@ class CT(Problem):
         return _radon(y.shape[-2], size)
 
     def arguments(self, operator: Operator) -> dict[str, np.ndarray]:
+        """What a measurement file holds beside y; see `Problem.arguments`."""
         return {"size": np.array(operator.size)} if isinstance(operator, Radon) else {}
 
     def initial(self, operator: Operator, y: Tensor) -> Tensor:

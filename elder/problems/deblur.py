@@ -20,7 +20,7 @@ from elder.problems.base import Problem, Size
 class Deblur(Problem):
     """y = K x + e, circular boundaries.
 
-    kernel: gaussian; motion, a camera shake drawn anew for each image; or FILE or FILE:INDEX (.mat, .npy, .png).
+    kernel: gaussian; motion, a camera shake drawn for each image; or FILE or FILE:INDEX (.mat, .npy, .png).
     """
 
     name: ClassVar[str] = "deblur"
@@ -42,12 +42,14 @@ class Deblur(Problem):
         return kernels.load(self.kernel)
 
     def operator(self, size: Size, batch: int, generator: torch.Generator) -> Blur:
+        """Circular blur by the kernel, which is drawn for each image or read from a file."""
         try:
             return Blur.of(self.kernels(batch, generator), size, self.factor)
         except ValueError as error:
             raise UserError(str(error)) from None
 
     def bind(self, y: Tensor, **arguments: Any) -> Blur:
+        """The operator of the measurement y; see `Problem.bind`."""
         given = arguments.get("kernel", None if self.kernel in ("gaussian", "motion") else self.kernel)
         if given is None and self.kernel == "gaussian":
             kernel = kernels.gaussian()
@@ -61,7 +63,9 @@ class Deblur(Problem):
         return Blur.of(kernel, size, self.factor)
 
     def arguments(self, operator: Operator) -> dict[str, np.ndarray]:
+        """What a measurement file holds beside y; see `Problem.arguments`."""
         return {"kernel": cast(Blur, operator).kernel.cpu().numpy()}
 
     def initial(self, operator: Operator, y: Tensor) -> Tensor:
+        """y, the blurred picture."""
         return y

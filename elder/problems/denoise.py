@@ -23,10 +23,13 @@ class Denoise(Problem):
     noise: float = 0.1
 
     def operator(self, size: Size, batch: int, generator: torch.Generator) -> Operator:
+        """The identity."""
         return Identity()
 
     def bind(self, y: Tensor, **arguments: Any) -> Operator:
+        """The operator of the measurement y; see `Problem.bind`."""
         return Identity()
 
     def arguments(self, operator: Operator) -> dict[str, np.ndarray]:
+        """What a measurement file holds beside y; see `Problem.arguments`."""
         return {}

@@ -33,20 +33,25 @@ class Inpaint(Problem):
             raise UserError(f"missing={self.missing}: the share of missing pixels must be in [0, 1)")
 
     def operator(self, size: Size, batch: int, generator: torch.Generator) -> Masking:
+        """A mask for each image that leaves out each pixel with probability `missing`."""
         return Masking((torch.rand(batch, 1, *size, generator=generator) >= self.missing).float())
 
     def draw_noise(self, operator: Operator, y: Tensor, generator: torch.Generator) -> Tensor:
+        """Standard normal noise on the pixels that are measured."""
         return cast(Masking, operator).mask * super().draw_noise(operator, y, generator)
 
     def bind(self, y: Tensor, **arguments: Any) -> Masking:
+        """The operator of the measurement y; see `Problem.bind`."""
         if "mask" not in arguments:
             raise UserError("an inpaint measurement needs its mask, 1 where a pixel is there: an .npz with `mask`")
         return Masking(torch.from_numpy((np.asarray(arguments["mask"]) > 0).astype(np.float32)))
 
     def fidelity(self, operator: Operator, y: Tensor) -> Fidelity:
+        """A hard constraint if there is no noise, else least squares."""
         return HardConstraint.of(cast(Masking, operator), y) if self.noise == 0 else super().fidelity(operator, y)
 
     def arguments(self, operator: Operator) -> dict[str, np.ndarray]:
+        """What a measurement file holds beside y; see `Problem.arguments`."""
         return {"mask": cast(Masking, operator).mask.cpu().numpy().astype(np.uint8)}
 
     def initial(self, operator: Operator, y: Tensor) -> Tensor:

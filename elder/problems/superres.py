@@ -34,9 +34,11 @@ class SuperResolution(Deblur):
 
     @property
     def factor(self) -> int:
+        """By which the measurement is smaller than the picture."""
         return self.scale
 
     def initial(self, operator: Operator, y: Tensor) -> Tensor:
+        """Bicubic interpolation of y, aligned with the pixels that were kept."""
         return shifted_bicubic(y, self.scale)
 
 

@@ -44,7 +44,7 @@ def make(name: str, network: dict[str, Any] | None = None, **settings: Any) -> R
     if name not in OF_FILTERS:
         raise UserError(f"unknown regularizer {name!r}: there are {', '.join(sorted({*OVER_A_NETWORK, *OF_FILTERS}))}")
     if network:
-        raise UserError(f"regularizer {name}: has filters of its own and takes no network")
+        raise UserError(f"regularizer {name}: is made of filters and takes no network")
     try:
         return OF_FILTERS[name](**settings)
     except (TypeError, ValueError) as error:

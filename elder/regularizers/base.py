@@ -1,4 +1,4 @@
-"""What a regularizer is: a direction to follow, and for an explicit one the energy it descends."""
+"""What a regularizer is: a vector field, which for an explicit one is the gradient of an energy."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from torch import Tensor, nn
 
 
 class Regularizer(nn.Module, ABC):
-    """Anything whose `direction` a reconstruction can follow, conditioned on the noise level σ."""
+    """A vector field R_θ(x, σ) that a reconstruction follows, conditioned on the noise level σ."""
 
     @abstractmethod
     def gradient(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """The vector in the place of ∇h(x), (b, c, h, w); differentiable when the caller records."""
+        """R_θ(x, σ), (b, c, h, w): ∇h for an energy, x − N(x) for an implicit regularizer.
+
+        Differentiable if the caller records. sigma: (b,) or scalar, in the units of x.
+        """
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         """D(x, σ) = x − ∇h(x, σ): what pre-training fits to clean images."""
@@ -49,4 +52,5 @@ class Energy(Regularizer):
         return self.value_and_grad(x, sigma)[1]
 
     def gradient(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """∇h(x, σ), (b, c, h, w)."""
         return self.grad(x, sigma)

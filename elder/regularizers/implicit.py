@@ -21,7 +21,9 @@ class ImplicitResidual(Regularizer):
         self.network = network
 
     def gradient(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """x − N(x, σ), (b, c, h, w)."""
         return x - self.network(x, sigma)
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """N(x, σ), (b, c, h, w)."""
         return self.network(x, sigma)

@@ -20,10 +20,12 @@ class LeastSquaresResidual(Energy):
         self.network = network
 
     def value(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """½‖x − N(x, σ)‖², (b,) in float64."""
         r = x - self.network(x, sigma)
         return dot(r, r) / 2
 
     def value_and_grad(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """h(x, σ), (b,) in float64, and ∇h(x, σ), (b, c, h, w), from one evaluation of the network."""
         output, pullback = self.network.linearize(x, sigma)
         r = x - output
         return dot(r, r) / 2, r - pullback(r)

@@ -21,9 +21,11 @@ class REDPotential(Energy):
         self.network = network
 
     def value(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """½⟨x, x − N(x, σ)⟩, (b,) in float64."""
         return dot(x, x - self.network(x, sigma)) / 2
 
     def value_and_grad(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """h(x, σ), (b,) in float64, and ∇h(x, σ), (b, c, h, w), from one evaluation of the network."""
         output, pullback = self.network.linearize(x, sigma)
         r = x - output
         return dot(x, r) / 2, (r + x - pullback(x)) / 2

@@ -39,9 +39,11 @@ class ConvexRidge(Energy):
         self.exponent = nn.Parameter(torch.tensor(1.0))
 
     def value(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Σ ψ(w * x), (b,) in float64."""
         return self.value_and_grad(x, sigma)[0]
 
     def value_and_grad(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """h(x, σ), (b,) in float64, and ∇h(x, σ) = Wᵀψ′(Wx), (b, c, h, w)."""
         w = self.centered()
         u = F.conv2d(x, w, padding=w.shape[-1] // 2)
         value, slope = self.profile(u.flatten(2))
@@ -85,6 +87,7 @@ class WeaklyConvexRidge(ConvexRidge):
         self.log_bumps = nn.Parameter(torch.full((knees, filters, 1), -2.0))
 
     def profile(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """ψ(u) and ψ′(u), of the shape of u; edges are bounded."""
         value, slope = super().profile(u)
         for s, b in zip(self.scales, F.softplus(self.log_bumps), strict=True):
             square = (u / s) ** 2

@@ -20,9 +20,11 @@ class ScalarPotential(Energy):
         self.network = network
 
     def value(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Σ (x − N(x, σ)), (b,) in float64."""
         return (x - self.network(x, sigma)).flatten(1).sum(1, dtype=torch.float64)
 
     def value_and_grad(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """h(x, σ), (b,) in float64, and ∇h(x, σ), (b, c, h, w), from one evaluation of the network."""
         output, pullback = self.network.linearize(x, sigma)
         ones = torch.ones_like(x)
         return (x - output).flatten(1).sum(1, dtype=torch.float64), ones - pullback(ones)

@@ -29,9 +29,11 @@ class SmoothedTotalVariation(Energy):
         return 0.0
 
     def value(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Σ √(‖∇x‖² + ε²), (b,) in float64."""
         return self.value_and_grad(x, sigma)[0]
 
     def value_and_grad(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """h(x, σ), (b,) in float64, and ∇h(x, σ), (b, c, h, w)."""
         epsilon = self.log_epsilon.exp()
         d = gradient(x)
         length = (d.square().sum(0) + epsilon**2).sqrt()

@@ -29,15 +29,24 @@ def fixed_point(
     max_steps: int = 300,
     precision: str = "float32",
 ) -> Solution:
-    """`solve` by Anderson's method: safeguarded by the energy where there is one, plain where there is none.
+    """Solve for the fixed points with Anderson's method. If there is an energy, it safeguards the steps.
 
-    Steps are in the metric of natural pictures where the data term has a closed form for it: up to a third fewer.
-    x0: a guess from the measurement alone. The solve starts from prox_{τg}(x0), its agreement with the measurement,
-    which costs no evaluation. To warm-start from an earlier reconstruction, call `solve`.
+    If the data term has a closed form for it, steps are measured in the metric of natural images. This saves up to a
+    third of the steps. To warm-start from an earlier reconstruction, call `solve`.
 
-    With a lower precision, the start is first brought near by plain mixing in that precision, and kept where this
-    lowered the energy; then the same solve as ever polishes it. Statistics are those of the polish, but for the
-    evaluations.
+    Args:
+        problem: the equation to solve, or an `Objective`, which has an energy.
+        x0: an initial guess from the measurement alone, (b, c, h, w). The solve starts from prox_{τg}(x0), which agrees
+            with the measurement and costs no network evaluation.
+        step: the first step size τ > 0, (b,) or scalar.
+        tol: relative fixed-point residual at which an image stops.
+        max_steps: at which every image stops.
+        precision: see `elder.backend`. Below float32, plain mixing in that precision first brings the start near. The
+            start is kept where this lowered the energy. Then float32 polishes it.
+
+    Returns:
+        The last iterates, with a `Status` for each image. Evaluations are counted over both parts, other statistics
+        are those of the polish.
     """
     start, spent = _start(problem, x0, step), 0
     problem = problem.natural()

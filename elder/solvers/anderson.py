@@ -31,9 +31,11 @@ class Anderson(ProximalGradient):
         history.check_depth(self)
 
     def start(self, objective: Objective, x: Tensor, step: Tensor) -> Iterate:
+        """The first iterate, with an empty memory; see `Method`."""
         return history.begin(super().start(objective, x, step), self.depth)
 
     def advance(self, objective: Objective, s: Iterate) -> Iterate:
+        """One step of the method; see `Method`."""
         new = self.descend(objective, s, history.extrapolate(s, self.regularization))
         # Residuals of another step length belong to another map.
         kept = s.memory.valid & (new.step == s.step).unsqueeze(1)

@@ -21,12 +21,16 @@ class History:
     count: int
 
     def select(self, index: Tensor) -> History:
+        """The memory of the images `index` of the batch."""
         return History(self.proposals[index], self.residuals[index], self.valid[index], self.count)
 
 
 class Remembering(Protocol):
+    """A method that remembers its last points."""
+
     @property
-    def depth(self) -> int: ...
+    def depth(self) -> int:
+        """How many points are remembered."""
 
 
 def check_depth(method: Remembering) -> None:

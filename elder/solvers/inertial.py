@@ -21,6 +21,7 @@ class Momentum:
     t: Tensor  # (b,) float64
 
     def select(self, index: Tensor) -> Momentum:
+        """The memory of the images `index` of the batch."""
         return Momentum(self.last[index], self.t[index])
 
 
@@ -28,15 +29,19 @@ class Momentum:
 class Inertial(ProximalGradient):
     """z = p + β(p − p_last), with p the proximal step and β from Nesterov's sequence t⁺ = (1 + √(1 + 4t²))/2.
 
-    z is taken only where the energy falls as much as the sufficient-decrease condition asks of p; else p is, and the
-    momentum starts anew (O'Donoghue & Candès 2015). So the guarantee of `ProximalGradient` holds. Beck & Teboulle 2009.
+    z is accepted only if the energy falls as much as the sufficient-decrease condition requires of p. Otherwise p is
+    accepted, and the momentum is reset (O'Donoghue & Candès 2015). So the guarantee of `ProximalGradient` holds.
+
+    Reference: Beck & Teboulle, "A fast iterative shrinkage-thresholding algorithm", SIAM J. Imaging Sci. 2 (2009).
     """
 
     def start(self, objective: Objective, x: Tensor, step: Tensor) -> Iterate:
+        """The first iterate, with an empty memory; see `Method`."""
         s = super().start(objective, x, step)
         return replace(s, memory=Momentum(s.x, torch.ones_like(s.step)))
 
     def advance(self, objective: Objective, s: Iterate) -> Iterate:
+        """One step of the method; see `Method`."""
         memory: Momentum = s.memory
         t = (1 + (1 + 4 * memory.t**2).sqrt()) / 2
         beta = per_image((memory.t - 1) / t, s.x)

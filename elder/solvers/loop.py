@@ -21,9 +21,11 @@ P_contra = TypeVar("P_contra", bound=Equilibrium, contravariant=True)
 class Method(Protocol[P_contra]):
     """A pure step over a batch of iterates: of any `Equilibrium`, or one that needs the energy of an `Objective`."""
 
-    def start(self, problem: P_contra, x: Tensor, step: Tensor, /) -> Iterate: ...
+    def start(self, problem: P_contra, x: Tensor, step: Tensor, /) -> Iterate:
+        """The iterate at x, (b, c, h, w), with the proposal of the first step τ."""
 
-    def advance(self, problem: P_contra, s: Iterate, /) -> Iterate: ...
+    def advance(self, problem: P_contra, s: Iterate, /) -> Iterate:
+        """The next iterate: one step of the method for every image."""
 
 
 class Status(Enum):
@@ -117,7 +119,7 @@ def solve(
 
 
 def stops(s: Iterate, tol: float) -> list[Status | None]:
-    """Why each image stops here, or None where it goes on."""
+    """Why each image stops here, or `None` for an image that continues."""
     finite = (s.residual if s.energy is None else s.residual + s.energy).isfinite()
     # Near a minimum the energy rises by the square of the distance, and a rise of its rounding can't be seen.
     near = torch.finfo(s.x.dtype).eps ** 0.5

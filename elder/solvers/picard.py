@@ -49,7 +49,9 @@ class AndersonMixing(Picard):
         history.check_depth(self)
 
     def start(self, problem: Equilibrium, x: Tensor, step: Tensor) -> Iterate:
+        """The first iterate, with an empty memory; see `Method`."""
         return history.begin(super().start(problem, x, step), self.depth)
 
     def advance(self, problem: Equilibrium, s: Iterate) -> Iterate:
+        """One step of the method; see `Method`."""
         return history.remember(self.move(problem, s, history.extrapolate(s, self.regularization)))

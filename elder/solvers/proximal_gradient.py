@@ -1,4 +1,4 @@
-"""Proximal gradient descent with a line search of its own for every image."""
+"""Proximal gradient descent with a line search for each image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where training stands, on disk: killed at any moment, it goes on from here to the end that it would have had."""
+"""The state of a training on disk: an interrupted training resumes from it and produces the same result."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ class Checkpoint:
 
     @property
     def path(self) -> Path:
+        """The file of the state."""
         return self.folder / "state.pt"
 
     def load(self) -> dict[str, Any] | None:

@@ -25,7 +25,8 @@ from elder.training.pretrain import Report
 from elder.training.progress import Progress
 from elder.training.validation import validate
 
-# ‖x − x̄‖² of each image to a loss. Its logarithm, PSNR but for the sign, weighs easy and hard images alike.
+# The loss from ‖x − x̄‖² of each image. The logarithm, which is PSNR with the sign changed, gives easy and hard images
+# the same weight.
 LOSSES: dict[str, Callable[[Tensor], Tensor]] = {"mse": torch.mean, "psnr": lambda error: error.log().mean()}
 # A loss whose gradient grows with the error gets its penalty in the same units.
 UNITS: dict[str, Callable[[Tensor], Tensor]] = {"mse": torch.mean, "psnr": lambda error: torch.ones(())}
@@ -43,7 +44,7 @@ class Finetuning:
     batch: int = 8
     patch: int = 48
     learning_rate: float = 3e-4  # of the network, the peak of a one-cycle schedule
-    tuning_rate: float = 1e-2  # of log λ and log σ, likewise
+    tuning_rate: float = 1e-2  # of log λ and log σ, also the peak
     clip: float = 3.0  # largest gradient norm
     tol: float = 3e-4  # of the forward solve
     max_steps: int = 60  # of a forward solve

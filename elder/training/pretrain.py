@@ -21,7 +21,7 @@ Report = Callable[[int, dict[str, float]], None]
 # Where the weights start, see `elder.training.initial`.
 INITS = ("none", "released")
 
-# Steps of the shortest one-cycle schedule: in shorter ones the rise would have no step of its own.
+# Steps of the shortest one-cycle schedule: in shorter ones the rise would have no step.
 SHORTEST = 20
 
 
@@ -64,7 +64,7 @@ def pretrain(
 
     One backward pass a step: ∇h is a forward computation, so training differentiates once. `report` gets each step's
     number and its metrics. Runs where the weights are; draws come from the CPU, the same for every device. precision:
-    of the network, see `elder.backend`. With a checkpoint it goes on where the last run stopped. A step whose gradient
+    of the network, see `elder.backend`. With a checkpoint, training resumes where the last run stopped. A step whose gradient
     is not finite is left out and counted. Raises `FloatingPointError` after `patience` of them in a row.
     """
     generator = torch.Generator().manual_seed(settings.seed)

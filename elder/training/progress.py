@@ -33,6 +33,7 @@ class Parameters(nn.Module):
         self.log_sigma = nn.Parameter(torch.tensor(log_sigma, dtype=torch.float64, device=model.device))
 
     def objective(self, fidelity: Fidelity) -> Equilibrium:
+        """The equation of a data term with these parameters, differentiable in them."""
         return make_objective(fidelity, self.regularizer, self.log_lambda.exp(), self.log_sigma.exp())
 
     def model(self, before: Model, scale: float) -> Model:

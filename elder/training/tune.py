@@ -16,13 +16,13 @@ from elder.tensors import dot
 from elder.training.checkpoint import Checkpoint
 from elder.training.validation import Score
 
-# dB that a step of the search must gain: less is the grid's noise, and λ is nearly free where there is no noise.
+# dB that a step of the search must gain. Less is within the noise of the grid: for noise-free data, λ hardly matters.
 GAIN = 0.03
 # What the search keeps to.
 SIGMAS, WEIGHTS = (1 / 255, 1.0), (1e-7, 1e4)
 # dB below its best on the way at which a solve counts as run away: its energy's minimum is far from any picture.
 RUNAWAY = 3.0
-# λ where there is no noise, in units of the mean eigenvalue of AᵀA: data first, the regularizer for what they leave.
+# λ for noise-free data, in units of the mean eigenvalue of AᵀA. The data dominate, and the regularizer fills the rest.
 NOISELESS = 0.01
 
 
@@ -40,6 +40,7 @@ class Trial:
 
     @property
     def score(self) -> Score:
+        """What the trial is judged by."""
         return Score(self.psnr, self.converged)
 
 

@@ -74,7 +74,7 @@ def bare(axis: Axes) -> None:
 
 
 def convergence(path: Path, paths: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
-    """Energy above its least value, where there is one, fixed-point residual and PSNR, against steps.
+    """Energy above its least value, fixed-point residual and PSNR, against steps.
 
     A title that ends in ", before" is drawn dashed, in the color of the one without.
     """

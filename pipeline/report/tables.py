@@ -28,6 +28,7 @@ class Method:
 
     @property
     def psnr(self) -> list[float]:
+        """PSNR in dB of each image."""
         return [float(row["psnr"]) for row in self.rows]
 
     @property

@@ -15,8 +15,8 @@ from elder.errors import UserError
 
 PRECISIONS = ("float32", "tf32", "bf16")
 T = TypeVar("T")
-# Pixels, counted in one channel, that a processor evaluates at a time. A layer of 64 channels then takes 8 MB. glibc maps
-# blocks above 32 MB from the system, clears them and returns them at every use, which is slow.
+# Pixels, counted in one channel, that a processor evaluates at a time. A layer of 64 channels then takes 8 MB. glibc
+# maps blocks above 32 MB from the system, clears them and returns them at every use, which is slow.
 CHUNK = 1 << 15
 
 

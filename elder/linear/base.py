@@ -27,14 +27,15 @@ class LinearSolution:
 class LinearSolver(Protocol):
     """v with H v = b, image by image.
 
-    H: (b, c, h, w) -> (b, c, h, w), linear, on each image alone; precondition: of the same shape, symmetric positive definite
-    and near H⁻¹. contraction: the method converges only where I − PH is a contraction, P the preconditioner.
+    H: (b, c, h, w) -> (b, c, h, w), linear, on each image alone. precondition: a map P of the same shapes, symmetric,
+    positive definite and near H⁻¹. contraction: whether the method converges only if I − PH is a contraction.
     """
 
     contraction: ClassVar[bool]
 
     def __call__(self, H: Map, b: Tensor, precondition: Map) -> LinearSolution:
         """Solve H v = b for each image; b: (b, c, h, w)."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ class Remembering(Protocol):
     @property
     def depth(self) -> int:
         """How many points are remembered."""
+        ...
 
 
 def check_depth(method: Remembering) -> None:

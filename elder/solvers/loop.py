@@ -23,9 +23,11 @@ class Method(Protocol[P_contra]):
 
     def start(self, problem: P_contra, x: Tensor, step: Tensor, /) -> Iterate:
         """The iterate at x, (b, c, h, w), with the proposal of the first step τ."""
+        ...
 
     def advance(self, problem: P_contra, s: Iterate, /) -> Iterate:
         """The next iterate: one step of the method for every image."""
+        ...
 
 
 class Status(Enum):

@@ -64,8 +64,8 @@ def pretrain(
 
     One backward pass a step: ∇h is a forward computation, so training differentiates once. `report` gets each step's
     number and its metrics. Runs where the weights are; draws come from the CPU, the same for every device. precision:
-    of the network, see `elder.backend`. With a checkpoint, training resumes where the last run stopped. A step whose gradient
-    is not finite is left out and counted. Raises `FloatingPointError` after `patience` of them in a row.
+    of the network, see `elder.backend`. With a checkpoint, training resumes where the last run stopped. A step whose
+    gradient is not finite is left out and counted. Raises `FloatingPointError` after `patience` of them in a row.
     """
     generator = torch.Generator().manual_seed(settings.seed)
     device = next(regularizer.parameters()).device

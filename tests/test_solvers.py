@@ -21,6 +21,7 @@ from elder.solvers import (
     Anderson,
     AndersonMixing,
     Inertial,
+    LineSearch,
     Picard,
     ProximalGradient,
     Status,
@@ -339,7 +340,7 @@ def test_a_depth_that_remembers_nothing_is_refused(method):
 @pytest.mark.parametrize("options", [{"decrease": 0.0}, {"decrease": 1.0}, {"shrink": 1.5}])
 def test_bad_hyperparameters_name_themselves(options):
     with pytest.raises(ValueError, match=next(iter(options))):
-        ProximalGradient(**options)
+        ProximalGradient(LineSearch(**options))
 
 
 def symmetric(n: int, eigenvalues: Tensor, rng: torch.Generator) -> Tensor:

@@ -12,6 +12,7 @@ from elder.objective import Equilibrium, Objective
 from elder.solvers.anderson import Anderson
 from elder.solvers.inertial import Inertial
 from elder.solvers.iterate import Iterate
+from elder.solvers.line_search import LineSearch
 from elder.solvers.loop import Solution, Status, iterates, solve, stops
 from elder.solvers.picard import AndersonMixing, Picard
 from elder.solvers.proximal_gradient import ProximalGradient
@@ -90,6 +91,7 @@ __all__ = [
     "AndersonMixing",
     "Inertial",
     "Iterate",
+    "LineSearch",
     "Picard",
     "ProximalGradient",
     "Solution",

@@ -2,41 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from elder.objective import Objective
 from elder.solvers import history
 from elder.solvers.iterate import Iterate
-from elder.solvers.proximal_gradient import ProximalGradient
+from elder.solvers.line_search import LineSearch
 
 
 @dataclass(frozen=True)
-class Anderson(ProximalGradient):
+class Anderson:
     """z = Σ αᵢ pᵢ with α minimizing ‖Σ αᵢ (pᵢ − xᵢ)‖ and Σ αᵢ = 1, over the last `depth` proximal steps pᵢ of xᵢ.
 
-    z is taken only where f(z) lies as far below f(x) as the sufficient-decrease condition asks of p; else p is,
-    with backtracking. So the guarantee of `ProximalGradient` holds, which only an explicit regularizer allows.
-    One evaluation an accepted z. Walker & Ni 2011 (type II); Zhang, O'Donoghue & Boyd 2020 (safeguards).
+    z is accepted only if f(z) lies as far below f(x) as the sufficient-decrease condition requires of p. Otherwise p is
+    accepted, with backtracking. So the guarantee of `ProximalGradient` holds, which only an energy allows. One
+    evaluation for each accepted z.
+
+    Reference: Walker & Ni, SIAM J. Numer. Anal. 49 (2011), type II. For the safeguard: Zhang, O'Donoghue & Boyd, SIAM
+    J. Optim. 30 (2020).
 
     depth: 2 to 20 steps remembered; regularization: of the normal equations, relative to their trace.
     """
 
     depth: int = 6
     regularization: float = 1e-8
+    line_search: LineSearch = field(default_factory=LineSearch)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         history.check_depth(self)
 
     def start(self, objective: Objective, x: Tensor, step: Tensor) -> Iterate:
         """The first iterate, with an empty memory; see `Method`."""
-        return history.begin(super().start(objective, x, step), self.depth)
+        return history.begin(self.line_search.start(objective, x, step), self.depth)
 
     def advance(self, objective: Objective, s: Iterate) -> Iterate:
         """One step of the method; see `Method`."""
-        new = self.descend(objective, s, history.extrapolate(s, self.regularization))
+        new = self.line_search.descend(objective, s, history.extrapolate(s, self.regularization))
         # Residuals of another step length belong to another map.
         kept = s.memory.valid & (new.step == s.step).unsqueeze(1)
         return history.remember(replace(new, memory=replace(s.memory, valid=kept)))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from elder.objective import Objective
 from elder.solvers.iterate import Iterate
-from elder.solvers.proximal_gradient import ProximalGradient
+from elder.solvers.line_search import LineSearch
 from elder.tensors import per_image
 
 
@@ -26,7 +26,7 @@ class Momentum:
 
 
 @dataclass(frozen=True)
-class Inertial(ProximalGradient):
+class Inertial:
     """z = p + β(p − p_last), with p the proximal step and β from Nesterov's sequence t⁺ = (1 + √(1 + 4t²))/2.
 
     z is accepted only if the energy falls as much as the sufficient-decrease condition requires of p. Otherwise p is
@@ -35,9 +35,11 @@ class Inertial(ProximalGradient):
     Reference: Beck & Teboulle, "A fast iterative shrinkage-thresholding algorithm", SIAM J. Imaging Sci. 2 (2009).
     """
 
+    line_search: LineSearch = field(default_factory=LineSearch)
+
     def start(self, objective: Objective, x: Tensor, step: Tensor) -> Iterate:
         """The first iterate, with an empty memory; see `Method`."""
-        s = super().start(objective, x, step)
+        s = self.line_search.start(objective, x, step)
         return replace(s, memory=Momentum(s.x, torch.ones_like(s.step)))
 
     def advance(self, objective: Objective, s: Iterate) -> Iterate:
@@ -46,6 +48,6 @@ class Inertial(ProximalGradient):
         t = (1 + (1 + 4 * memory.t**2).sqrt()) / 2
         beta = per_image((memory.t - 1) / t, s.x)
         candidate = s.proposal + beta * (s.proposal - memory.last)
-        new = self.descend(objective, s, candidate)
+        new = self.line_search.descend(objective, s, candidate)
         kept = (new.x == candidate).flatten(1).all(1)
         return replace(new, memory=Momentum(s.proposal, torch.where(kept, t, 1.0)))

@@ -20,20 +20,15 @@ class Picard:
 
     def start(self, problem: Equilibrium, x: Tensor, step: Tensor) -> Iterate:
         """The iterate at x; step τ: scalar or (b,)."""
-        return propose(problem, unsolved(x, problem.reg_grad(x), step))
+        return begin(problem, x, step)
 
     def advance(self, problem: Equilibrium, s: Iterate) -> Iterate:
         """One step for every image."""
-        return self.move(problem, s, s.proposal)
-
-    def move(self, problem: Equilibrium, s: Iterate, x: Tensor) -> Iterate:
-        """The iterate at x."""
-        moved = replace(s, x=x, reg_grad=problem.reg_grad(x), evaluations=s.evaluations + 1)
-        return propose(problem, moved)
+        return move(problem, s, s.proposal)
 
 
 @dataclass(frozen=True)
-class AndersonMixing(Picard):
+class AndersonMixing:
     """x⁺ = Σ αᵢ T(xᵢ) with α minimizing ‖Σ αᵢ (T(xᵢ) − xᵢ)‖ and Σ αᵢ = 1, over the last `depth` points, taken unseen.
 
     The forward solver of deep equilibrium models (Bai et al. 2019; Gilton et al. 2021). Without an energy there is
@@ -50,8 +45,18 @@ class AndersonMixing(Picard):
 
     def start(self, problem: Equilibrium, x: Tensor, step: Tensor) -> Iterate:
         """The first iterate, with an empty memory; see `Method`."""
-        return history.begin(super().start(problem, x, step), self.depth)
+        return history.begin(begin(problem, x, step), self.depth)
 
     def advance(self, problem: Equilibrium, s: Iterate) -> Iterate:
         """One step of the method; see `Method`."""
-        return history.remember(self.move(problem, s, history.extrapolate(s, self.regularization)))
+        return history.remember(move(problem, s, history.extrapolate(s, self.regularization)))
+
+
+def begin(problem: Equilibrium, x: Tensor, step: Tensor) -> Iterate:
+    """The iterate at x, (b, c, h, w), with its first proposal; step τ: scalar or (b,)."""
+    return propose(problem, unsolved(x, problem.reg_grad(x), step))
+
+
+def move(problem: Equilibrium, s: Iterate, x: Tensor) -> Iterate:
+    """The iterate at x, (b, c, h, w), with its proposal: one network evaluation."""
+    return propose(problem, replace(s, x=x, reg_grad=problem.reg_grad(x), evaluations=s.evaluations + 1))

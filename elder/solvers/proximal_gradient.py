@@ -2,100 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from elder.objective import Objective
-from elder.solvers.iterate import Iterate, propose, unsolved
-from elder.tensors import dot
-
-# A step within this many roundings of x is none.
-ROUNDINGS = 10
-# A decrease of the energy within this many of its roundings is not read off its values.
-BLURRED = 10
+from elder.solvers.iterate import Iterate
+from elder.solvers.line_search import LineSearch
 
 
 @dataclass(frozen=True)
 class ProximalGradient:
-    """x⁺ = prox_{τg}(x − τλ∇h(x)), with τ halved until f(x⁺) <= f(x) − (γ/τ)‖x⁺ − x‖²; both in the problem's metric.
+    """x⁺ = prox_{τg}(x − τλ∇h(x)), with τ from the line search; both in the metric of the problem.
 
-    Converges to a critical point of f for h with a Lipschitz gradient (Attouch et al. 2013, Theorem 5.1; ELDER,
-    Theorem 1; in another metric than the Euclidean one, Chouzenoux et al. 2014): the energy falls at every step, and τ
-    stops shrinking below 2(1 − γ)/(λL). One evaluation of h and ∇h an accepted step, one more for each rejected trial.
+    Converges to a critical point of f if ∇h is Lipschitz continuous: the energy falls at every step, and τ stops
+    shrinking below 2(1 − γ)/(λL). One evaluation of h and ∇h for each accepted step, one more for each rejected trial.
 
-    Where the decrease asked for drowns in the rounding of f, f(x⁺) − f(x) is taken as ½⟨∇f(x) + ∇f(x⁺), x⁺ − x⟩, which
-    is off by the third order of the step, as in the approximate Wolfe conditions of Hager & Zhang 2005; and the energy
-    is carried on by it. Values of f alone end a solve in float32 at residuals of 1e-4 to 1e-3.
-
-    decrease γ in (0, 1); shrink in (0, 1): the factor on τ after a rejection; max_trials: rejections in a row before
-    the image counts as stalled.
+    Reference: Attouch, Bolte & Svaiter, Math. Program. 137 (2013), Theorem 5.1; ELDER, Theorem 1. In another metric
+    than the Euclidean one: Chouzenoux, Pesquet & Repetti, J. Optim. Theory Appl. 162 (2014).
     """
 
-    decrease: float = 0.1
-    shrink: float = 0.5
-    max_trials: int = 20
-
-    def __post_init__(self) -> None:
-        if not 0 < self.decrease < 1:
-            raise ValueError(f"{type(self).__name__}(decrease=...) must be in (0, 1); got {self.decrease}")
-        if not 0 < self.shrink < 1:
-            raise ValueError(f"{type(self).__name__}(shrink=...) must be in (0, 1); got {self.shrink}")
+    line_search: LineSearch = field(default_factory=LineSearch)
 
     def start(self, objective: Objective, x: Tensor, step: Tensor) -> Iterate:
-        """The iterate at x; step τ: scalar or (b,)."""
-        energy, reg_grad = objective.evaluate(x)
-        return propose(objective, unsolved(x, reg_grad, step, energy))
+        """The iterate at x, (b, c, h, w); step τ: scalar or (b,)."""
+        return self.line_search.start(objective, x, step)
 
     def advance(self, objective: Objective, s: Iterate) -> Iterate:
         """One accepted step for every image, or the same place marked as stalled."""
-        return self.descend(objective, s, s.proposal)
-
-    def descend(self, objective: Objective, s: Iterate, candidate: Tensor) -> Iterate:
-        """To `candidate` where it lowers the energy enough; elsewhere to the proximal step, with backtracking.
-
-        Enough is what a proximal step must reach, f(x) − (γ/τ)‖p − x‖² with p the proposal, for an accelerated
-        candidate too: so every method keeps the descent guarantee of the plain one.
-        """
-        settled = replace(s, stalled=torch.ones_like(s.stalled))
-        pending, origin, point = torch.arange(len(s.x), device=s.x.device), s, candidate
-        shrink = torch.where((candidate == s.proposal).flatten(1).all(1), self.shrink, 1.0).to(s.step)
-        for _ in range(self.max_trials):
-            moving = ~(origin.residual <= ROUNDINGS * torch.finfo(s.x.dtype).eps)
-            if not bool(moving.all()):
-                pending, origin, point, shrink = pending[moving], origin.select(moving), point[moving], shrink[moving]
-            if not len(pending):
-                break
-            part = objective if len(pending) == len(s.x) else objective.select(pending)
-            energy, reg_grad = part.evaluate(point)
-            settled = replace(settled, evaluations=settled.evaluations.index_add(0, pending, torch.ones_like(pending)))
-            required = self.decrease / origin.step * part.square(origin.proposal - origin.x)
-            change = difference(part, origin, point, energy, reg_grad, required)
-            accepted = change <= -required
-            moved = replace(origin, x=point, energy=_energy(origin) + change, reg_grad=reg_grad)
-            moved = replace(moved, evaluations=settled.evaluations[pending])
-            settled = settled.put(pending[accepted], moved.select(accepted))
-            if bool(accepted.all()):
-                break
-            pending, origin, shrink = pending[~accepted], origin.select(~accepted), shrink[~accepted]
-            origin = propose(objective.select(pending), replace(origin, step=origin.step * shrink))
-            point, shrink = origin.proposal, torch.full_like(shrink, self.shrink)
-        return propose(objective, settled)
-
-
-def difference(
-    objective: Objective, s: Iterate, point: Tensor, energy: Tensor, reg_grad: Tensor, required: Tensor
-) -> Tensor:
-    """f(point) − f(x), (b,): of the values, or where a difference of `required` is lost in them, of the gradients."""
-    change = energy - _energy(s)
-    blurred = required < BLURRED * torch.finfo(s.x.dtype).eps * _energy(s).abs()
-    if bool(blurred.any()):
-        gradients = objective.fidelity.grad(s.x) + s.reg_grad + objective.fidelity.grad(point) + reg_grad
-        change = torch.where(blurred, dot(gradients, point - s.x) / 2, change)
-    return change
-
-
-def _energy(s: Iterate) -> Tensor:
-    assert s.energy is not None
-    return s.energy
+        return self.line_search.descend(objective, s, s.proposal)

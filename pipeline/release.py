@@ -7,8 +7,10 @@ figures. Run it where the bundle was trained, with that run's params.yaml and a 
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -44,10 +46,13 @@ def release(source: Path, name: str, about: str, data: str, terms: str) -> None:
     regularizer, config = bundle.read(source)
     commit = _commit()
     folder = released.FOLDER / name
-    bundle.write(folder, regularizer, {k: v for k, v in config.items() if k != "format"}, dtype=torch.float16)
-    size = (folder / "weights.safetensors").stat().st_size
-    if size > LARGEST:
-        raise UserError(f"{folder}: {size / 2**20:.1f} MB of weights; at most {LARGEST / 2**20:.0f} MB are released")
+    with tempfile.TemporaryDirectory() as temporary:
+        bundle.write(temporary, regularizer, {k: v for k, v in config.items() if k != "format"}, dtype=torch.float16)
+        size = (Path(temporary) / "weights.safetensors").stat().st_size
+        if size > LARGEST:
+            raise UserError(f"{name}: {size / 2**20:.1f} MB of weights; at most {LARGEST / 2**20:.0f} MB are released")
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(temporary, folder)
     params = yaml.safe_load(Path("params.yaml").read_text())
     card = CARD.format(
         name=name,

@@ -22,7 +22,7 @@ def main(arguments: argparse.Namespace) -> None:
     """Write one file for each stage: a line with the fingerprint and the name of each module that it uses.
 
     A module counts if the stage imports it, directly or through other modules. Its fingerprint is that of its syntax
-    tree, so comments, docstrings and layout do not affect it.
+    tree, so comments, docstrings and layout do not affect it. Data files beside a module count too, by their content.
     """
     graph = grimp.build_graph(*PACKAGES, cache_dir=None)
     stages = sorted(graph.find_modules_that_directly_import("stages.command"))
@@ -32,16 +32,28 @@ def main(arguments: argparse.Namespace) -> None:
     arguments.out.mkdir(parents=True)
     for stage in stages:
         used = sorted({stage, *graph.find_upstream_modules(stage)})
-        lines = [f"{fingerprint(module)}  {module}\n" for module in used]
-        (arguments.out / f"{stage.removeprefix('stages.')}.txt").write_text("".join(lines))
+        lines = [f"{code}  {name}\n" for module in used for name, code in fingerprints(module).items()]
+        name = stage.removeprefix("stages.")
+        (arguments.out / f"{name}.txt").write_text("".join(dict.fromkeys(lines)))
 
 
-def fingerprint(module: str) -> str:
-    """The SHA-256 of the module's syntax tree without docstrings, as 16 hexadecimal digits."""
+def fingerprints(module: str) -> dict[str, str]:
+    """The fingerprint of a module, and those of the data files in its folder and in subfolders without modules."""
     spec = importlib.util.find_spec(module)
     assert spec is not None
     assert spec.origin is not None
-    return digest(Path(spec.origin).read_text())
+    source = Path(spec.origin)
+    folders = [source.parent]
+    folders += [path for path in source.parent.iterdir() if path.is_dir() and not any(path.glob("*.py"))]
+    data = sorted(path for folder in folders for path in folder.iterdir() if path.is_file())
+    package = module if spec.submodule_search_locations else module.rpartition(".")[0]
+    found = {
+        f"{package}/{path.relative_to(source.parent)}": path for path in data if path.suffix not in (".py", ".pyc")
+    }
+    return {
+        module: digest(source.read_text()),
+        **{name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in found.items()},
+    }
 
 
 def digest(source: str) -> str:

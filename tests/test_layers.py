@@ -72,6 +72,7 @@ def test_a_change_re_runs_the_stages_that_it_affects(watched):
     assert "pretrain" not in behind("elder.operators.blur")
     assert behind("stages.results") == {"baseline", "evaluate"}
     assert behind("pipeline.report.tables") == {"report"}
+    assert behind("pipeline.report/page.html") == {"report"}
     assert behind("pipeline.tracking") == set()
 
 

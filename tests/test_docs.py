@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
+import types
 
 import pytest
 from conftest import ROOT
 
 
-def test_the_snippets_of_how_to_add_a_part_run_in_their_order():
+def test_the_snippets_of_how_to_add_a_part_run_in_their_order(monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "adding.md").read_text(), re.DOTALL)
     assert len(blocks) >= 4
-    namespace: dict[str, object] = {"__name__": "adding"}
+    module = types.ModuleType("adding")
+    monkeypatch.setitem(sys.modules, "adding", module)  # where dataclasses look up their annotations
     for block in blocks:
-        exec(compile(block, "docs/adding.md", "exec"), namespace)  # noqa: S102  our own documentation
+        exec(compile(block, "docs/adding.md", "exec"), vars(module))  # noqa: S102  our own documentation
 
 
 def test_the_example_gains_by_deq_training():

@@ -414,7 +414,7 @@ def test_the_documented_problem_of_ones_own_is_trained_and_found_by_name(project
     project.only_least_squares()
     for section, entries in added.items():
         project.change(section, **entries)
-    project.run("dvc", "repro", "register@wide-least_squares")
+    project.run("dvc", "repro", "evaluate@wide-least_squares", "register@wide-least_squares")
     (project.folder / "data" / "raw" / "test").mkdir()
     for path in (project.folder / "data" / "prepared" / "test").iterdir():
         shutil.copy(path, project.folder / "data" / "raw" / "test")

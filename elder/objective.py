@@ -37,18 +37,18 @@ class Equilibrium:
     def reg_grad(self, x: Tensor) -> Tensor:
         """λR(x), (b, c, h, w): one network evaluation; differentiable when the caller records."""
         with autocast(self.precision, x.device):
-            direction = torch.cat([self.regularizer.gradient(part, self.sigma) for part in chunks(x)])
-        return self.lambda_reg * direction.to(x.dtype)
+            gradient = torch.cat([self.regularizer.gradient(part, self.sigma) for part in chunks(x)])
+        return self.lambda_reg * gradient.to(x.dtype)
 
     def grad(self, x: Tensor) -> Tensor:
         """∇g(x) + λR(x), (b, c, h, w): zero at a solution."""
         return self.fidelity.grad(x) + self.reg_grad(x)
 
     def step(self, x: Tensor, reg_grad: Tensor, tau: Tensor) -> Tensor:
-        """The proximal step from x with its reg_grad λR(x): argmin_z g(z) + ⟨λR(x), z⟩ + ‖z − x‖²_W / (2τ), τ: (b,).
+        """The proximal step argmin_z g(z) + ⟨λR(x), z⟩ + ‖z − x‖²_W / (2τ) from x, (b, c, h, w).
 
-        prox_{τg}(x − τλR(x)) where the metric is Euclidean, x − (AᵀA + W/τ)⁻¹(∇g(x) + λR(x)) else (Chouzenoux et al.
-        2014).
+        reg_grad: λR(x), (b, c, h, w). tau: τ > 0, (b,). In the Euclidean norm this is prox_{τg}(x − τλR(x)). In another
+        metric it is x − (AᵀA + W/τ)⁻¹(∇g(x) + λR(x)) (Chouzenoux, Pesquet & Repetti 2014).
         """
         t = per_image(tau, x)
         if self.metric is None:
@@ -60,7 +60,7 @@ class Equilibrium:
         return dot(v, v if self.metric is None else fourier_multiplier(v, self.metric))
 
     def natural(self) -> Self:
-        """The same equation in the metric of natural pictures, where the data term's step has a closed form in it."""
+        """The same equation in the metric of natural images, if the data term has a closed form for it."""
         return replace(self, metric=self.fidelity.metric())
 
     def equation(self, precision: str) -> Equilibrium:
@@ -93,6 +93,9 @@ class Objective(Equilibrium):
 
 
 def make_objective(fidelity: Fidelity, regularizer: Regularizer, lambda_reg: Tensor, sigma: Tensor) -> Equilibrium:
-    """An `Objective` where the regularizer is an energy, else an `Equilibrium`, which has no value to descend."""
+    """An `Objective` if the regularizer is an energy, else an `Equilibrium`, which has no value to descend.
+
+    lambda_reg: λ >= 0, a scalar. sigma: σ, a scalar in the units of the images.
+    """
     kind = Objective if isinstance(regularizer, Energy) else Equilibrium
     return kind(fidelity, regularizer, lambda_reg, sigma)  # pyright: ignore[reportArgumentType]

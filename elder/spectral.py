@@ -1,22 +1,23 @@
-"""The metric of natural pictures: a quadratic form that says how much curvature a regularizer has at each frequency."""
+"""Fourier multipliers, and the metric of natural images: how much curvature a regularizer has at each frequency."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# ω_c in cycles per pixel. Denoisers trained for σ from 0.02 to 0.15 had it between 0.1 and 0.3: the careful end.
+# ω_c in cycles per pixel. Denoisers that were trained for σ from 0.02 to 0.15 had it between 0.1 and 0.3. The least of
+# these values is the safe one.
 CORNER = 0.1
-# The least weight, that of the mean brightness, over the largest; and what the weights rise to, for at high frequencies
-# trained energies are up to half as much steeper again than the residual of a Wiener filter.
+# FLOOR: the least weight, that of the mean brightness, divided by the largest. TOP: the limit of the weights at high
+# frequencies. It exceeds 1, because trained energies are up to 1.5 times as steep there as a Wiener filter's residual.
 FLOOR, TOP = 0.1, 1.25
 
 
 def natural_image_weights(size: tuple[int, int], like: Tensor) -> Tensor:
     """W(ω) = TOP max(|ω|² / (|ω|² + ω_c²), FLOOR): (h, w), on the grid of fft2, of the dtype and device of `like`.
 
-    The power of natural pictures falls as 1/|ω|² (Field 1987), so that the residual x − D(x) of their Wiener filter D
-    is W in the Fourier basis: a denoiser's energy has near this Hessian, up to a factor, for all pictures alike.
+    The power of natural images falls as 1/|ω|² (Field 1987). The residual x − D(x) of their Wiener filter D is then W
+    in the Fourier basis. So the energy of a denoiser has about this Hessian, up to a factor, for every image.
     """
     across, along = (torch.fft.fftfreq(n, dtype=like.dtype, device=like.device) for n in size)
     power = across.square().unsqueeze(1) + along.square()

@@ -7,6 +7,7 @@ figures. Run it where the bundle was trained, with that run's params.yaml and a 
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from elder import io, released
+from elder import released
 from elder.errors import UserError
 from elder.model import bundle
 
@@ -42,31 +43,34 @@ def main() -> None:
 
 
 def release(source: Path, name: str, about: str, data: str, terms: str) -> None:
-    """Write elder/released/`name`. Raises `UserError` if the working tree is changed, or the weights are too large."""
+    """Write elder/released/`name`, whole or not at all.
+
+    Raises `UserError` for a name that is no plain folder name, a changed working tree, or weights that are too large.
+    """
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
+        raise UserError(f"{name!r} is no name of a released model: use small letters, digits, - and _")
     regularizer, config = bundle.read(source)
-    commit = _commit()
-    folder = released.FOLDER / name
-    with tempfile.TemporaryDirectory() as temporary:
-        bundle.write(temporary, regularizer, {k: v for k, v in config.items() if k != "format"}, dtype=torch.float16)
-        size = (Path(temporary) / "weights.safetensors").stat().st_size
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    with tempfile.TemporaryDirectory() as made:
+        bundle.write(made, regularizer, {k: v for k, v in config.items() if k != "format"}, dtype=torch.float16)
+        size = (Path(made) / "weights.safetensors").stat().st_size
         if size > LARGEST:
             raise UserError(f"{name}: {size / 2**20:.1f} MB of weights; at most {LARGEST / 2**20:.0f} MB are released")
+        card = CARD.format(
+            name=name,
+            about=about,
+            parameters=sum(p.numel() for p in regularizer.parameters()),
+            size=size,
+            data=data,
+            terms=terms,
+            commit=_commit(),
+            recipe=yaml.safe_dump({key: params[key] for key in RECIPE}, sort_keys=False, allow_unicode=True),
+            figures=yaml.safe_dump(config["metadata"], sort_keys=False, allow_unicode=True),
+        )
+        (Path(made) / "card.md").write_text(card)
+        folder = released.FOLDER / name
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(temporary, folder)
-    params = yaml.safe_load(Path("params.yaml").read_text())
-    card = CARD.format(
-        name=name,
-        about=about,
-        parameters=sum(p.numel() for p in regularizer.parameters()),
-        size=size,
-        data=data,
-        terms=terms,
-        commit=commit,
-        recipe=yaml.safe_dump({key: params[key] for key in RECIPE}, sort_keys=False, allow_unicode=True),
-        figures=yaml.safe_dump(config["metadata"], sort_keys=False, allow_unicode=True),
-    )
-    with io.replacing(folder / "card.md") as temporary:
-        temporary.write_text(card)
+        shutil.copytree(made, folder)
 
 
 def _commit() -> str:

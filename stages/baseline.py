@@ -14,7 +14,7 @@ from stages.samples import find_problem, read_samples
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Write the table, the figures of every image and the pictures; λ of total variation is tuned on validation."""
+    """Write the table, the metrics of every image and the pictures; λ of total variation is tuned on validation."""
     chosen = settings.typed(Evaluation, "evaluate")
     problem = find_problem(arguments.problem)
     validation, test = (

@@ -20,7 +20,7 @@ from stages.samples import find_problem, read_samples
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Write the table, every image's figures, the pictures, the convergence curves, and the figures elsewhere."""
+    """Write the metrics of every image, the pictures, the convergence curves, and the PSNR under changed settings."""
     chosen = settings.typed(Evaluation, "evaluate")
     compute = settings.typed(Compute, "compute")
     problem = find_problem(arguments.problem)

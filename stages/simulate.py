@@ -37,7 +37,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def describe(problem: Problem, patches: Patches) -> dict[str, object]:
-    """What fine-tuning draws at every step, with the figures of one draw."""
+    """What fine-tuning draws at every step, with the numbers of one draw."""
     generator = torch.Generator().manual_seed(problem.seed)
     x = patches.draw(1, generator)
     operator, y = problem.simulate(x, generator)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from elder import io
 from elder.backend import Compute
 from elder.model.model import Hyperparameters, load
-from elder.training.tune import Trial, best, edges, is_constrained, starting_weight, tune
+from elder.training.tune import Trial, best, edges, is_constrained, starting_lambda, tune
 from pipeline import settings, tracking
 from pipeline.params import Search
 from stages import command
@@ -22,7 +22,7 @@ def main(arguments: argparse.Namespace) -> None:
     problem = find_problem(arguments.problem)
     validation = read_samples(arguments.images, arguments.measurements, "validation", problem)
     pretrained = replace(load(arguments.pretrained), problem=problem).on(compute)
-    lambda_reg = search.weight or starting_weight(validation, problem.noise, search.sigma)
+    lambda_reg = search.weight or starting_lambda(validation, problem.noise, search.sigma)
     start = Hyperparameters(lambda_reg, search.sigma, 1 / lambda_reg, search.tol, search.max_steps)
     params = {"tune": vars(search), "problem": problem.settings}
     watched = [arguments.measurements, arguments.pretrained]
@@ -40,15 +40,15 @@ def main(arguments: argparse.Namespace) -> None:
         for name in edges(found, constrained=is_constrained(model, validation)):
             print(f"tune {arguments.cell}: {name} ended at the edge of its range; the best may lie beyond", flush=True)
         print(f"best where solves end:   {described(found)}\nbest when stopped early: {described(early)}", flush=True)
-        figures = {
+        metrics = {
             "validation_psnr": found.psnr,
             "validation_converged": found.converged,
             "early_psnr": early.peak_psnr,
             "early_step": early.peak_step,
             "early_sigma": early.sigma,
         }
-        replace(model, metadata={"stage": "tune", **figures}).save(arguments.out)
-        log.metrics(figures)
+        replace(model, metadata={"stage": "tune", **metrics}).save(arguments.out)
+        log.metrics(metrics)
         io.write_csv(arguments.trials, [row(trial) for trial in trials])
 
 

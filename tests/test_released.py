@@ -80,6 +80,12 @@ def test_training_keeps_its_weights_if_no_denoiser_fits(shipped):
     assert initialize(regularizers.make(**other), other, "released") is None
 
 
+@pytest.mark.parametrize("name", ["../outside", "", "a/b"])
+def test_a_name_that_leads_elsewhere_is_refused(name, shelf, trained):
+    with pytest.raises(UserError, match="is no name of a released model"):
+        release.release(trained, name, "", "", "")
+
+
 def test_weights_that_are_too_large_are_not_released(shelf, trained, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(release, "_commit", lambda: "0123abc")

@@ -230,8 +230,8 @@ def test_a_decrease_below_the_rounding_of_the_energy_is_told_by_the_gradients(me
     expected = solve(method, exact, x0, torch.tensor(2.0), tol=1e-9, max_steps=2000).x
     operator = MaskedFourier(exact.fidelity.operator.mask.float())
     fidelity = LeastSquares.of(operator, exact.fidelity.y.to(torch.complex64))
-    autocast = Objective(fidelity, Raised(diagonal.float()), exact.lambda_reg, exact.sigma)
-    solution = solve(method, autocast, x0.float(), torch.tensor(step), tol=1e-5, max_steps=2000)
+    rounded = Objective(fidelity, Raised(diagonal.float()), exact.lambda_reg, exact.sigma)
+    solution = solve(method, rounded, x0.float(), torch.tensor(step), tol=1e-5, max_steps=2000)
     assert set(solution.status) == {Status.CONVERGED}
     assert solution.monotone.all()
     torch.testing.assert_close(solution.x.double(), expected, atol=1e-3, rtol=0)

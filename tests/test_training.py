@@ -16,7 +16,7 @@ from elder.training.checkpoint import Checkpoint
 from elder.training.finetune import Effort, Finetuning, finetune
 from elder.training.patches import Patches
 from elder.training.pretrain import Pretraining, denoising_psnr, pretrain
-from elder.training.tune import Trial, edges, starting_weight, trial_of, tune
+from elder.training.tune import Trial, edges, starting_lambda, trial_of, tune
 from elder.training.validation import Score, validate
 
 DESCRIPTION = {"name": "least_squares", "network": {"name": "dncnn", "channels": 1, "width": 8, "depth": 3}}
@@ -134,10 +134,10 @@ def test_a_solve_that_runs_away_is_ended(tuned, monkeypatch):
 def test_the_search_starts_at_a_weight_that_fits_noise_and_operator(images):
     denoise = problems.make("denoise", {"noise": 0.1})
     measured = measure(denoise, ["brick"], images[:1])
-    assert starting_weight(measured, 0.1, 0.05) == pytest.approx(4.0)
+    assert starting_lambda(measured, 0.1, 0.05) == pytest.approx(4.0)
     # Without noise, in units of the mean eigenvalue of AᵀA: here the share of k-space that is sampled.
     exact = measure(problems.make("csmri", {"ratio": 0.4}), ["brick"], images[:1])
-    assert starting_weight(exact, 0.0, 0.05) == pytest.approx(0.01 * 0.4, rel=0.1)
+    assert starting_lambda(exact, 0.0, 0.05) == pytest.approx(0.01 * 0.4, rel=0.1)
 
 
 def test_the_end_at_an_edge_is_said():

@@ -18,7 +18,7 @@ def evaluate_initial(problem: Problem, samples: Sequence[Sample]) -> list[Result
 
 
 def evaluate_tv(problem: Problem, samples: Sequence[Sample], lambda_reg: float) -> list[Result]:
-    """Every measurement reconstructed by total variation of lambda_reg λ."""
+    """Every measurement reconstructed by total variation with the regularization parameter λ > 0."""
     results = []
     for m in samples:
         start = time.perf_counter()
@@ -29,6 +29,6 @@ def evaluate_tv(problem: Problem, samples: Sequence[Sample], lambda_reg: float) 
     return results
 
 
-def tune_tv(problem: Problem, samples: Sequence[Sample], weights: Sequence[float]) -> float:
-    """The lambda_reg of best mean PSNR."""
-    return max(weights, key=lambda lambda_reg: mean(evaluate_tv(problem, samples, lambda_reg))["psnr"])
+def tune_tv(problem: Problem, samples: Sequence[Sample], candidates: Sequence[float]) -> float:
+    """The regularization parameter λ of best mean PSNR among the candidates."""
+    return max(candidates, key=lambda lambda_reg: mean(evaluate_tv(problem, samples, lambda_reg))["psnr"])

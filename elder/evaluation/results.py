@@ -27,7 +27,7 @@ class Result:
 
     @property
     def row(self) -> dict[str, Any]:
-        """The figures of this image."""
+        """The metrics of this image."""
         truth = self.sample.truth
         return {
             "name": self.sample.name,

@@ -1,4 +1,4 @@
-"""Measurements with the clean images behind them, in memory and on disk."""
+"""Samples: clean images with their measurements, in memory and on disk."""
 
 from __future__ import annotations
 
@@ -18,16 +18,19 @@ from elder.problems.base import Problem
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """A clean image and its measurement."""
+    """A clean image with its measurement y = A x + e."""
 
     name: str
-    truth: Tensor  # (1, c, h, w)
-    operator: Operator
-    y: Tensor
+    truth: Tensor  # x, (1, c, h, w) in [0, 1]
+    operator: Operator  # A
+    y: Tensor  # of the shape of A x, real or complex
 
 
 def measure(problem: Problem, names: Sequence[str], images: Sequence[Tensor]) -> list[Sample]:
-    """A measurement of every image, drawn from the problem's seed; the same for the same images in the same order."""
+    """Simulate a measurement of every image, (1, c, h, w) each, with noise and operators from the seed of the problem.
+
+    The result is the same for the same images in the same order.
+    """
     generator = torch.Generator().manual_seed(problem.seed)
     return [Sample(name, image, *problem.simulate(image, generator)) for name, image in zip(names, images, strict=True)]
 
@@ -41,7 +44,7 @@ def save(path: str | Path, problem: Problem, sample: Sample) -> None:
 
 
 def read(path: str | Path, problem: Problem, truth: Tensor) -> Sample:
-    """What `save` wrote, with its clean image again. Raises `UserError` when the file does not fit."""
+    """The sample that `save` wrote, with its clean image, (1, c, h, w). Raises `UserError` if the file does not fit."""
     arrays = io.read_arrays(path)
     if "y" not in arrays:
         raise UserError(f"{path}: holds {', '.join(sorted(arrays))} but no y, the measurement")

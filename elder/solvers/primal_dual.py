@@ -17,7 +17,7 @@ def reconstruct_tv(
     """argmin_x ½‖A x − y‖² + λ Σ ‖(∇x)ᵢ‖₂ by the primal-dual method (Chambolle & Pock 2011, Algorithm 1, θ = 1).
 
     ∇ takes forward differences, zero at the far border, and the norm is taken over both directions, color by
-    color. x0: (b, c, h, w); lambda_reg λ > 0. The prox of the data term is exact, so every fidelity serves. Stops when
+    color. x0: (b, c, h, w); lambda_reg: λ > 0. The prox of the data term is exact, so every fidelity serves. Stops when
     no image moves by more than `tol` of its norm in a step. Returns x, and how many steps were taken, (b,).
     """
     if lambda_reg <= 0:

@@ -19,7 +19,7 @@ from elder.training.validation import Score
 # dB that a step of the search must gain. Less is within the noise of the grid: for noise-free data, λ hardly matters.
 GAIN = 0.03
 # What the search keeps to.
-SIGMAS, WEIGHTS = (1 / 255, 1.0), (1e-7, 1e4)
+SIGMAS, LAMBDAS = (1 / 255, 1.0), (1e-7, 1e4)
 # dB below its best on the way at which a solve counts as run away: its energy's minimum is far from any picture.
 RUNAWAY = 3.0
 # λ for noise-free data, in units of the mean eigenvalue of AᵀA. The data dominate, and the regularizer fills the rest.
@@ -49,7 +49,7 @@ def best(trials: Sequence[Trial]) -> Trial:
     return max(trials, key=lambda trial: trial.score.merit)
 
 
-def starting_weight(samples: Sequence[Sample], noise: float, sigma: float) -> float:
+def starting_lambda(samples: Sequence[Sample], noise: float, sigma: float) -> float:
     """λ by the noise and the operator, before any search: s²/σ², or 0.01 · tr(AᵀA)/n without noise.
 
     A denoiser that fits noise of level σ has x − D(x) = −σ²∇log p(x) (Tweedie; Efron 2011), so that the most probable
@@ -60,13 +60,13 @@ def starting_weight(samples: Sequence[Sample], noise: float, sigma: float) -> fl
     z = torch.randn(m.truth.shape, generator=torch.Generator().manual_seed(0), dtype=m.truth.dtype)
     az = m.operator.A(z)
     floor = NOISELESS * float(dot(az, az).sum() / dot(z, z).sum())
-    return min(max(noise**2 / sigma**2, floor, WEIGHTS[0]), WEIGHTS[1])
+    return min(max(noise**2 / sigma**2, floor, LAMBDAS[0]), LAMBDAS[1])
 
 
 def edges(found: Trial, *, constrained: bool) -> list[str]:
     """The searched quantities that ended at the edge of their range: the best may lie beyond."""
     at_edge = {"σ": any(abs(found.sigma / s - 1) < 1e-6 for s in SIGMAS)}
-    at_edge["λ"] = not constrained and any(abs(found.lambda_reg / w - 1) < 1e-6 for w in WEIGHTS)
+    at_edge["λ"] = not constrained and any(abs(found.lambda_reg / w - 1) < 1e-6 for w in LAMBDAS)
     return [name for name, ended in at_edge.items() if ended]
 
 
@@ -104,7 +104,7 @@ def tune(
                 checkpoint.save(len(trials), {"trials": [asdict(trial) for trial in trials.values()]})
         return trials[key].score
 
-    lambda_reg, sigma = _within(start.lambda_reg, WEIGHTS), _within(start.sigma, SIGMAS)
+    lambda_reg, sigma = _within(start.lambda_reg, LAMBDAS), _within(start.sigma, SIGMAS)
     highest = attempt(lambda_reg, sigma)
     for factor in factors:
         moves = [(1, factor), (1, 1 / factor)]
@@ -113,7 +113,7 @@ def tune(
         while improved:
             improved = False
             for w, s in moves:
-                to = _within(lambda_reg * w, WEIGHTS), _within(sigma * s, SIGMAS)
+                to = _within(lambda_reg * w, LAMBDAS), _within(sigma * s, SIGMAS)
                 score = attempt(*to)
                 if score.beats(highest, GAIN):
                     highest, (lambda_reg, sigma), improved = score, to, True

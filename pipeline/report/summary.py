@@ -41,7 +41,7 @@ def main() -> None:
 Next:
   source .venv/bin/activate
   elder evaluate models:/{name}@champion --images YOUR_PICTURES --out report    on pictures of yours
-  dvc repro, after a change in params.yaml                            runs only what the change affects     
+  dvc repro, after a change in params.yaml                            runs only what the change affects
   mlflow ui --backend-store-uri sqlite:///mlflow.db                  curves, runs and the registry in a browser
   python -m pipeline.serve --cron "0 3 * * *"                        retrain every night"""
     )

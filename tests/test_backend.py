@@ -28,7 +28,7 @@ DEVICES = ["cpu", CUDA]
 
 @pytest.fixture(scope="module")
 def patches(photographs) -> Patches:
-    images = [to_tensor(io.read_image(path)) for path in io.list_images(photographs)]
+    images = [to_tensor(io.read_image(path)) for path in io.list_sources(photographs)]
     return Patches(images, 24, [str(i) for i in range(len(images))])
 
 

@@ -28,7 +28,7 @@ def silent(step: int, figures: dict[str, float]) -> None:
 
 @pytest.fixture(scope="module")
 def images(photographs) -> list[torch.Tensor]:
-    return [to_tensor(io.read_image(path)) for path in io.list_images(photographs)]
+    return [to_tensor(io.read_image(path)) for path in io.list_sources(photographs)]
 
 
 @pytest.fixture(scope="module")

@@ -225,7 +225,7 @@ def test_the_penalty_holds_the_spectral_radius(tuned, patches):
 
 def test_a_certified_energy_needs_no_penalty(tuned, patches):
     _, validation = tuned
-    energy = regularizers.make("weakly_convex_ridge", filters=4, size=3)
+    energy = regularizers.make("weakly_convex_ridge", filters=4, filter_size=3)
     problem = problems.make("csmri", {"ratio": 0.4, "seed": 5})
     before = Model(problem, energy, Hyperparameters(0.1, 0.1, 10.0), {"name": "weakly_convex_ridge"})
     rows = []

@@ -14,6 +14,19 @@ IGNORED_BY_DVC = ("size", "nfiles")
 
 
 @dataclass(frozen=True)
+class Safeguards:
+    """How a training is kept from being lost: steps between two checkpoints, and when it gives up."""
+
+    pretrain_checkpoint: int
+    finetune_checkpoint: int
+    patience: int
+
+    def __post_init__(self) -> None:
+        if min(vars(self).values()) < 1:
+            raise UserError("params.yaml: safeguards must be positive")
+
+
+@dataclass(frozen=True)
 class Preparation:
     """Settings of `prepare`."""
 
@@ -98,6 +111,7 @@ def check() -> None:
 
     typed = {
         "compute": Compute,
+        "safeguards": Safeguards,
         "prepare": Preparation,
         "pretrain": Pretraining,
         "tune": Search,
@@ -119,7 +133,11 @@ def check() -> None:
         settings.typed(cls, name)
     for name in settings.section("problems"):
         problems.make(name, settings.section("problems", name))
-    for name, changes in settings.typed(Evaluation, "evaluate").robustness.items():
+    robustness = settings.typed(Evaluation, "evaluate").robustness
+    for name in settings.section("problems"):
+        if name not in robustness:
+            raise UserError(f"params.yaml: evaluate.robustness lacks {name}; name changes of this problem, or []")
+    for name, changes in robustness.items():
         for change in changes:
             problems.make(name, {**settings.section("problems", name), **change})
     for name in settings.section("regularizers"):

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, copy_project
+from dvc.dependency.param import ParamsDependency
+from dvc.repo import Repo
 from dvc.stage.cache import _get_cache_hash
 
 from elder import UserError
@@ -22,6 +24,7 @@ from elder.training.pretrain import Pretraining
 from pipeline import params, preset, settings
 from pipeline.settings import Cell
 
+DEFAULT = yaml.safe_load((ROOT / "params.yaml").read_text())
 RECORDS = (
     Cell,
     Compute,
@@ -30,9 +33,49 @@ RECORDS = (
     params.Evaluation,
     params.Preparation,
     params.Registration,
+    params.Safeguards,
     params.Search,
 )
 PARTS = {**PROBLEMS, **NETWORKS, **OF_FILTERS, **OVER_A_NETWORK}
+
+
+@pytest.fixture(scope="module")
+def watchers(tmp_path_factory) -> dict[str, set[str]]:
+    """The settings that each stage of the default watches, as DVC reads dvc.yaml."""
+    project = copy_project(tmp_path_factory.mktemp("default") / "project")
+    project.replace(**DEFAULT)
+    return {
+        stage.name: {name for dep in stage.deps if isinstance(dep, ParamsDependency) for name in dep.params}
+        for stage in Repo(str(project.folder)).index.stages
+    }
+
+
+def affected(watchers: dict[str, set[str]], setting: str) -> set[str]:
+    """The stages that run again for a change of a setting, but for the report, which shows every setting."""
+    return {
+        stage
+        for stage, names in watchers.items()
+        if stage != "report" and any(f"{setting}.".startswith(f"{name}.") for name in names)
+    }
+
+
+def test_every_setting_is_watched_by_a_stage(watchers):
+    for path in leaves(DEFAULT):
+        setting = ".".join(str(name) for name in path if isinstance(name, str))
+        # Sections of what changes no result.
+        assert bool(affected(watchers, setting)) == (path[0] not in ("compute", "safeguards")), setting
+
+
+def test_a_setting_re_runs_the_stages_that_use_it(watchers):
+    cells = DEFAULT["cells"]
+    evaluations = {f"evaluate@{cell}" for cell in cells}
+    for name in ("curve_steps", "long_steps", "long_images"):
+        assert affected(watchers, f"evaluate.{name}") == evaluations
+    assert affected(watchers, "evaluate.tv_weights") == {f"baseline@{name}" for name in DEFAULT["problems"]}
+    of_superres = {f"evaluate@{cell}" for cell in cells if cells[cell]["problem"] == "superres"}
+    assert affected(watchers, "evaluate.robustness.superres") == {"baseline@superres", *of_superres}
+    assert affected(watchers, "cells.inpaint-red.finetune.steps") == {"finetune@inpaint-red"}
+    assert affected(watchers, "regularizers.red.pretrain.steps") == {"pretrain@red"}
 
 
 def key(whole: dict[str, Any]) -> str:

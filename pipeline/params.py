@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from elder.errors import UserError
 from pipeline import settings
+
+# Names that DVC's run cache leaves out of its keys, wherever they stand: two values of such a setting share one result.
+IGNORED_BY_DVC = ("size", "nfiles")
+
+
+@dataclass(frozen=True)
+class Safeguards:
+    """How a training is kept from being lost: steps between two checkpoints, and when it gives up."""
+
+    pretrain_checkpoint: int
+    finetune_checkpoint: int
+    patience: int
+
+    def __post_init__(self) -> None:
+        if min(vars(self).values()) < 1:
+            raise UserError("params.yaml: safeguards must be positive")
 
 
 @dataclass(frozen=True)
@@ -19,7 +36,7 @@ class Preparation:
     scaling: str
     slices: int
     color: bool
-    size: int
+    shorter_side: int
     train_scales: list[float]
     validation_share: float
     test_share: float
@@ -30,8 +47,8 @@ class Preparation:
             raise UserError(f"prepare.source={self.source!r} must be builtin or folder")
         if self.scaling not in ("range", "max") or self.slices < 0:
             raise UserError("prepare.scaling must be range or max, and prepare.slices not negative")
-        if self.size < 0 or not self.train_scales or min(self.train_scales) <= 0:
-            raise UserError("prepare.size must not be negative, and prepare.train_scales must hold positive numbers")
+        if self.shorter_side < 0 or not self.train_scales or min(self.train_scales) <= 0:
+            raise UserError("prepare.shorter_side must not be negative, prepare.train_scales positive numbers")
         if not (0 < self.validation_share < 1 and 0 < self.test_share < 1):
             raise UserError("prepare.validation_share and prepare.test_share must be in (0, 1)")
         if self.validation_share + self.test_share >= 1:
@@ -94,6 +111,7 @@ def check() -> None:
 
     typed = {
         "compute": Compute,
+        "safeguards": Safeguards,
         "prepare": Preparation,
         "pretrain": Pretraining,
         "tune": Search,
@@ -101,6 +119,12 @@ def check() -> None:
         "evaluate": Evaluation,
         "register": Registration,
     }
+    for path in named(settings.section()):
+        if path.rpartition(".")[2] in IGNORED_BY_DVC:
+            raise UserError(
+                f"params.yaml: {path}: DVC's run cache ignores what has this name, and would hand out the result of "
+                "another value; choose another name"
+            )
     known = ("cells", "problems", "regularizers", "network", *typed)
     for name in settings.section():
         if name not in known:
@@ -109,7 +133,11 @@ def check() -> None:
         settings.typed(cls, name)
     for name in settings.section("problems"):
         problems.make(name, settings.section("problems", name))
-    for name, changes in settings.typed(Evaluation, "evaluate").robustness.items():
+    robustness = settings.typed(Evaluation, "evaluate").robustness
+    for name in settings.section("problems"):
+        if name not in robustness:
+            raise UserError(f"params.yaml: evaluate.robustness lacks {name}; name changes of this problem, or []")
+    for name, changes in robustness.items():
         for change in changes:
             problems.make(name, {**settings.section("problems", name), **change})
     for name in settings.section("regularizers"):
@@ -120,6 +148,17 @@ def check() -> None:
         settings.typed(Finetuning, "finetune", over=cell.finetune)
         problems.make(cell.problem, {**settings.section("problems", cell.problem), **cell.training_problem})
         settings.section("regularizers", cell.regularizer)
+
+
+def named(node: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted path of every name in nested settings, sections and entries of lists among them."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield f"{prefix}{key}"
+            yield from named(value, f"{prefix}{key}.")
+    elif isinstance(node, list):
+        for value in node:
+            yield from named(value, prefix)
 
 
 def description(regularizer: str, channels: int) -> dict[str, Any]:

@@ -73,17 +73,19 @@ def run(cell: str, params: Mapping[str, Any], inputs: Sequence[Path]) -> Iterato
 
 @contextmanager
 def training(
-    cell: str, params: Mapping[str, Any], inputs: Sequence[Path], settings: Any
+    cell: str, params: Mapping[str, Any], inputs: Sequence[Path], *, steps: int, every: int
 ) -> Iterator[tuple[Log, Curve, Checkpoint]]:
-    """A run with its curve and its checkpoint, which belong to these params, these inputs and this code.
+    """A run with its curve of `steps` steps and its checkpoint, written after `every` steps.
+
+    Both belong to these params, these inputs and this code.
 
     A killed training that is started again resumes from the checkpoint. When the block ends without an error, the
     checkpoint is deleted.
     """
     with (
         run(cell, params, inputs) as log,
-        resumable(log, cell, settings.checkpoint_every) as checkpoint,
-        Curve(log, settings.steps, cell, checkpoint.folder / "curve.jsonl") as curve,
+        resumable(log, cell, every) as checkpoint,
+        Curve(log, steps, cell, checkpoint.folder / "curve.jsonl") as curve,
     ):
         yield log, curve, checkpoint
 

@@ -20,7 +20,8 @@ def main(arguments: argparse.Namespace) -> None:
     validation, test = (
         read_samples(arguments.images, arguments.measurements, part, problem) for part in ("validation", "test")
     )
-    params = {"evaluate": vars(chosen), "problem": problem.settings}
+    changes = chosen.robustness[problem.name]
+    params = {"tv_weights": chosen.tv_weights, "robustness": changes, "problem": problem.settings}
     with tracking.run(f"baseline {arguments.problem}", params, [arguments.images, arguments.measurements]) as log:
         weight = baselines.tune_tv(problem, validation, chosen.tv_weights)
         results = {
@@ -29,7 +30,7 @@ def main(arguments: argparse.Namespace) -> None:
         }
         write_results(results, arguments.out)
         rows = []
-        for change in chosen.robustness.get(problem.name, []):
+        for change in changes:
             changed = baselines.evaluate_tv(problem.override(change), remeasured(problem, test, change), weight)
             rows.append(robustness_row("total_variation", change, changed))
         io.write_csv(arguments.out / "robustness.csv", rows)

@@ -29,7 +29,9 @@ def main(arguments: argparse.Namespace) -> None:
         "pretrained": load(arguments.tuned).on(compute),
         "finetuned": load(arguments.finetuned).on(compute),
     }
-    params = {"evaluate": vars(chosen), "problem": problem.settings}
+    changes = chosen.robustness[problem.name]
+    effort = {name: getattr(chosen, name) for name in ("curve_steps", "long_steps", "long_images")}
+    params = {"evaluate": effort, "robustness": changes, "problem": problem.settings}
     watched = [arguments.images, arguments.measurements, arguments.tuned, arguments.finetuned]
     with tracking.run(f"evaluate {arguments.cell}", params, watched) as log:
         results = {name: evaluate(model, test) for name, model in models.items()}
@@ -37,7 +39,7 @@ def main(arguments: argparse.Namespace) -> None:
         curves = {name: convergence(model, test[0], chosen.curve_steps) for name, model in models.items()}
         rows = [{"method": name, **point} for name, curve in curves.items() for point in curve]
         io.write_csv(arguments.out / "convergence.csv", rows)
-        rows = [row for change in chosen.robustness.get(problem.name, []) for row in robustness(models, test, change)]
+        rows = [row for change in changes for row in robustness(models, test, change)]
         io.write_csv(arguments.out / "robustness.csv", rows)
         rows = [long_row(name, model, results[name], chosen) for name, model in models.items()]
         io.write_csv(arguments.out / "long.csv", rows)

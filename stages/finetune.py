@@ -12,6 +12,7 @@ from elder.training.finetune import Finetuning, finetune
 from elder.training.patches import Patches
 from elder.training.validation import validate
 from pipeline import settings, tracking
+from pipeline.params import Safeguards
 from stages import command, inputs
 from stages.samples import read_samples
 
@@ -27,8 +28,19 @@ def main(arguments: argparse.Namespace) -> None:
     problem = before.problem.override(cell.training_problem)
     params = {"finetune": vars(chosen), "problem": problem.settings}
     watched = [arguments.images, arguments.measurements, arguments.tuned]
-    with tracking.training(f"finetune {arguments.cell}", params, watched, chosen) as (log, curve, checkpoint):
-        model = finetune(before, patches, validation, chosen, curve, problem=problem, checkpoint=checkpoint)
+    safe = settings.typed(Safeguards, "safeguards")
+    title, every = f"finetune {arguments.cell}", safe.finetune_checkpoint
+    with tracking.training(title, params, watched, steps=chosen.steps, every=every) as (log, curve, checkpoint):
+        model = finetune(
+            before,
+            patches,
+            validation,
+            chosen,
+            curve,
+            problem=problem,
+            patience=safe.patience,
+            checkpoint=checkpoint,
+        )
         score, _ = validate(model, validation)
         gained = {
             "validation_psnr_before": curve.first("val_psnr"),

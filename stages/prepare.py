@@ -112,8 +112,8 @@ def write(path: Path, part: str, out: Path, chosen: Preparation) -> list[dict[st
         image = with_channels(image, color=chosen.color)
         digest = hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
         for scale in scales:
-            sized = shrink(image, round(chosen.size * scale))
-            picture = sized if part == "train" else central_square(sized, chosen.size)
+            sized = shrink(image, round(chosen.shorter_side * scale))
+            picture = sized if part == "train" else central_square(sized, chosen.shorter_side)
             name = io.stem(path) + (f"-{index}" if len(images) > 1 else "")
             name += "" if len(scales) == 1 else f"@{scale:g}"
             target = out / part / f"{name}.tif"

@@ -32,9 +32,22 @@ def main(arguments: argparse.Namespace) -> None:
     start = initialize(regularizer, description, chosen.init)
     print(f"starts from {f'released:{start}' if start else 'random weights'}")
     logged = {"pretrain": vars(chosen), "regularizer": description}
-    cell = f"pretrain {arguments.regularizer}"
-    with tracking.training(cell, logged, [arguments.images], chosen) as (log, curve, checkpoint):
-        pretrain(regularizer, patches, chosen, curve, precision=compute.precision, checkpoint=checkpoint)
+    safe = settings.typed(params.Safeguards, "safeguards")
+    title, every = f"pretrain {arguments.regularizer}", safe.pretrain_checkpoint
+    with tracking.training(title, logged, [arguments.images], steps=chosen.steps, every=every) as (
+        log,
+        curve,
+        checkpoint,
+    ):
+        pretrain(
+            regularizer,
+            patches,
+            chosen,
+            curve,
+            precision=compute.precision,
+            patience=safe.patience,
+            checkpoint=checkpoint,
+        )
         scores = {f"{level:g}": denoising_psnr(regularizer, validation, level) for level in LEVELS}
         log.metrics({f"denoising_psnr_{level}": score for level, score in scores.items()})
         config = {

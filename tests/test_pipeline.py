@@ -285,7 +285,7 @@ def ends_as(finished, project) -> None:
 
 def test_two_trainings_of_one_thing_do_not_meet(project):
     project.only_least_squares()
-    project.change("pretrain", steps=100_000, checkpoint_every=10)
+    project.change("pretrain", steps=100_000)
     stage = ["python", "-m", "stages.pretrain", "--regularizer", "least_squares", "--images", "data/prepared"]
     stage += ["--out", "models/a", "--metrics", "a.json", "--curve", "a.csv"]
     project.run("dvc", "repro", "prepare")
@@ -331,6 +331,7 @@ def test_the_same_settings_give_the_same_figures(finished, project):
         ),
         ("cells", {"csmri-red": {"problem": "csmri", "regularizer": "red"}}, "needs a section regularizers.red"),
         ("evaluate", {"robustness": {"csmri": [{"rate": 2}]}}, "unknown setting 'rate'"),
+        ("evaluate", {"robustness": {}}, "evaluate.robustness lacks csmri"),
         ("network", {"widht": 4}, "network dncnn"),
         ("network", {"activation": "relu"}, "activation='relu' must be one of elu, softplus"),
         ("register", {"margin": "much"}, "register.margin='much' must be a number"),
@@ -386,7 +387,7 @@ def test_color_goes_through_to_the_registry(project):
         problems={"deblur": {"kernel": "gaussian", "noise": 0.02, "seed": 0}},
     )
     project.change("prepare", color=True)
-    project.change("evaluate", robustness={})
+    project.change("evaluate", robustness={"deblur": []})
     project.change("finetune", patch=32)  # the kernel is 25 pixels wide
     project.run("dvc", "repro")
     out = project.python(
@@ -412,6 +413,8 @@ def test_the_documented_problem_of_ones_own_is_trained_and_found_by_name(project
     (project.folder / "wide.py").write_text(text.split("```python\n")[1].split("```")[0])
     added = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
     project.only_least_squares()
+    params = yaml.safe_load((project.folder / "params.yaml").read_text())
+    added["evaluate"]["robustness"] |= params["evaluate"]["robustness"]
     for section, entries in added.items():
         project.change(section, **entries)
     project.run("dvc", "repro", "evaluate@wide-least_squares", "register@wide-least_squares")

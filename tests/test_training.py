@@ -151,11 +151,9 @@ def test_the_end_at_an_edge_is_said():
 def test_training_that_loses_its_fixed_points_goes_back(tuned, patches):
     before, validation = tuned
     assert validate(before, validation)[0].converged == 1
-    reckless = Finetuning(
-        steps=4, batch=2, patch=24, learning_rate=30.0, validate_every=2, patience=9, warmup=0.0, average=0.0
-    )
+    reckless = Finetuning(steps=4, batch=2, patch=24, learning_rate=30.0, validate_every=2, warmup=0.0, average=0.0)
     rows = []
-    after = finetune(before, patches, validation, reckless, lambda step, figures: rows.append(figures))
+    after = finetune(before, patches, validation, reckless, lambda step, figures: rows.append(figures), patience=9)
     assert rows[2]["went_back"] == 1
     # The step after it begins where the best was.
     assert rows[3]["weight"] == pytest.approx(before.hyperparameters.lambda_reg) != rows[2]["weight"]
@@ -199,10 +197,10 @@ def test_every_picture_contributes_though_no_solve_converges(tuned, patches):
 
 def test_pictures_may_be_left_out_and_are_counted(tuned, patches):
     before, validation = tuned
-    hopeless = Finetuning(steps=9, batch=2, patch=24, tol=1e-13, max_steps=1, patience=3, fallback="skip")
+    hopeless = Finetuning(steps=9, batch=2, patch=24, tol=1e-13, max_steps=1, fallback="skip")
     rows = []
     with pytest.raises(FloatingPointError, match=r"no finite gradient in 3 steps in a row.*max_steps"):
-        finetune(before, patches, validation, hopeless, lambda step, figures: rows.append(figures))
+        finetune(before, patches, validation, hopeless, lambda step, figures: rows.append(figures), patience=3)
     assert [row["left_out"] for row in rows[1:]] == [1, 1]
 
 
@@ -225,7 +223,7 @@ def test_the_penalty_holds_the_spectral_radius(tuned, patches):
 
 def test_a_certified_energy_needs_no_penalty(tuned, patches):
     _, validation = tuned
-    energy = regularizers.make("weakly_convex_ridge", filters=4, size=3)
+    energy = regularizers.make("weakly_convex_ridge", filters=4, filter_size=3)
     problem = problems.make("csmri", {"ratio": 0.4, "seed": 5})
     before = Model(problem, energy, Hyperparameters(0.1, 0.1, 10.0), {"name": "weakly_convex_ridge"})
     rows = []
@@ -363,13 +361,13 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(patches, monkeypat
         return x * torch.nan if len(rows) + 1 in broken else x
 
     monkeypatch.setattr(Patches, "draw", spoilt)
-    settings = Pretraining(steps=6, batch=2, patch=24, patience=3)
-    pretrain(energy, patches, settings, lambda step, figures: rows.append(figures))
+    settings = Pretraining(steps=6, batch=2, patch=24)
+    pretrain(energy, patches, settings, lambda step, figures: rows.append(figures), patience=3)
     assert [row["skipped"] for row in rows] == [0, 0, 1, 1, 0, 0]
     assert all(bool(p.isfinite().all()) for p in energy.parameters())
     rows, broken = [], {2, 3, 4}
     with pytest.raises(FloatingPointError, match=r"3 steps in a row: lower pretrain.learning_rate"):
-        pretrain(energy, patches, settings, lambda step, figures: rows.append(figures))
+        pretrain(energy, patches, settings, lambda step, figures: rows.append(figures), patience=3)
 
 
 @pytest.mark.parametrize("adjoint", ["anderson", "fixed_point", "neumann", "jacobian_free"])

@@ -61,8 +61,6 @@ class Finetuning:
     validate_every: int = 40
     go_back: float = 6.0  # dB of merit that a state may lose before training goes back to the best one
     loss: str = "psnr"  # mse: mean squared error; psnr: its logarithm, image by image
-    patience: int = 10  # steps in a row without a finite gradient before training gives up
-    checkpoint_every: int = 20  # steps
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -131,6 +129,7 @@ def finetune(
     report: Report,
     *,
     problem: Problem | None = None,
+    patience: int = 10,
     checkpoint: Checkpoint | None = None,
 ) -> Model:
     """The model whose fixed points have the least mean squared error, of those seen at each validation.
@@ -159,7 +158,7 @@ def finetune(
         now.step = step
         metrics = update(now, before, patches, settings, problem or before.problem)
         now.failures = now.failures + 1 if "loss" not in metrics else 0
-        if now.failures >= settings.patience:
+        if now.failures >= patience:
             raise FloatingPointError(
                 f"no finite gradient in {now.failures} steps in a row: lower finetune.learning_rate, or raise "
                 "finetune.max_steps and finetune.adjoint_steps"

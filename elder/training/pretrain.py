@@ -37,14 +37,12 @@ class Pretraining:
     sigma_max: float = 0.2  # noise levels are uniform in [0, sigma_max]
     clip: float = 0.1  # largest gradient norm
     average: float = 0.99  # decay of the moving average of the weights, which training returns; 0: the last ones
-    checkpoint_every: int = 50  # steps
-    patience: int = 10  # steps in a row with a loss that is not finite before training gives up
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.init not in INITS:
             raise UserError(f"pretrain.init={self.init!r} must be one of {', '.join(INITS)}")
-        for name in ("steps", "batch", "patch", "learning_rate", "sigma_max", "clip", "checkpoint_every", "patience"):
+        for name in ("steps", "batch", "patch", "learning_rate", "sigma_max", "clip"):
             if not getattr(self, name) > 0:
                 raise UserError(f"pretrain.{name}={getattr(self, name)} must be positive")
         if not 0 <= self.average < 1:
@@ -58,6 +56,7 @@ def pretrain(
     report: Report,
     *,
     precision: str = "float32",
+    patience: int = 10,
     checkpoint: Checkpoint | None = None,
 ) -> None:
     """Minimize the mean of ‖x − D(x + σn, σ)‖² over patches x, noise n and levels σ, in place.
@@ -99,7 +98,7 @@ def pretrain(
             optimizer.step()
             schedule.step()
             averaged.update_parameters(regularizer)
-        elif failures >= settings.patience:
+        elif failures >= patience:
             raise FloatingPointError(f"no finite gradient in {failures} steps in a row: lower pretrain.learning_rate")
         report(step, {**metrics, "skipped": float(failures > 0)})
         if checkpoint is not None:

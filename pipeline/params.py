@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from elder import io
 from elder.errors import UserError
 from pipeline import settings
 
@@ -33,8 +34,11 @@ class Preparation:
     source: str
     folder: str
     split: str
-    scaling: str
+    group: str
+    scaling: str | list[float]
+    axes: str
     slices: int
+    drop_empty: bool
     color: bool
     shorter_side: int
     train_scales: list[float]
@@ -45,8 +49,11 @@ class Preparation:
     def __post_init__(self) -> None:
         if self.source not in ("builtin", "folder"):
             raise UserError(f"prepare.source={self.source!r} must be builtin or folder")
-        if self.scaling not in ("range", "max") or self.slices < 0:
-            raise UserError("prepare.scaling must be range or max, and prepare.slices not negative")
+        if self.folder.startswith("~"):
+            raise UserError(f"prepare.folder={self.folder}: write the path out; DVC does not expand ~")
+        io.check_scaling(self.scaling)
+        if self.axes not in ("", *io.AXES) or self.slices < 0:
+            raise UserError(f"prepare.axes must be empty or one of {', '.join(io.AXES)}; prepare.slices not negative")
         if self.shorter_side < 0 or not self.train_scales or min(self.train_scales) <= 0:
             raise UserError("prepare.shorter_side must not be negative, prepare.train_scales positive numbers")
         if not (0 < self.validation_share < 1 and 0 < self.test_share < 1):

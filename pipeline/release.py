@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from elder import released
+from elder import errors, released
 from elder.errors import UserError
 from elder.model import bundle
 
@@ -35,11 +35,12 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="the pictures that it was trained on")
     parser.add_argument("--terms", required=True, help="the terms of these pictures, as their origin states them")
     arguments = parser.parse_args()
-    try:
+
+    def work() -> None:
         release(arguments.bundle, arguments.name, arguments.about, arguments.data, arguments.terms)
-    except (UserError, OSError) as error:
-        sys.exit(f"release: {error}")
-    print(f"wrote {released.FOLDER / arguments.name}")
+        print(f"wrote {released.FOLDER / arguments.name}")
+
+    sys.exit(errors.run("release", work))
 
 
 def release(source: Path, name: str, about: str, data: str, terms: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -84,6 +85,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is Any:
         return True
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        return any(_fits(value, option) for option in arguments)
     if origin is list:
         return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value)
     if origin is dict:
@@ -95,6 +98,8 @@ def _fits(value: Any, hint: Any) -> bool:
 
 def _spelled(hint: Any) -> str:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        return " or ".join(_spelled(option) for option in arguments)
     if origin is list:
         return f"a list, each {_spelled(arguments[0])}"
     if origin is dict:

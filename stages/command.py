@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from elder.errors import UserError
+from elder import errors
 from pipeline import params
 
 
@@ -21,9 +21,10 @@ def run(main: Callable[[argparse.Namespace], None], *paths: str, **choices: str)
         parser.add_argument(f"--{path}", type=Path, required=True)
     for name, text in choices.items():
         parser.add_argument(f"--{name}", required=True, help=text)
-    try:
-        arguments = parser.parse_args()
+    arguments = parser.parse_args()
+
+    def work() -> None:
         params.check()
         main(arguments)
-    except (UserError, OSError, ArithmeticError) as error:
-        sys.exit(f"{Path(sys.argv[0]).stem}: {error}")
+
+    sys.exit(errors.run(Path(sys.argv[0]).stem, work))

@@ -18,5 +18,5 @@ def find_problem(name: str) -> Problem:
 
 def read_samples(images: Path, measurements: Path, part: str, chosen: Problem) -> list[Sample]:
     """The samples of a split: its clean images, each with its measurement."""
-    _, truths = inputs.clean_images(images, part)
-    return read_all(measurements / part, chosen, truths)
+    names, truths = inputs.clean_images(images, part)
+    return read_all(measurements / part, chosen, names, truths)

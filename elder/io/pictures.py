@@ -151,7 +151,8 @@ def _inverted(path: Path, values: np.ndarray, page: Any) -> Stack:
 
 
 def _palette(path: Path, values: np.ndarray, page: Any) -> Stack:
-    return Stack(np.moveaxis(page.colormap[:, values[..., 0]], 0, -1), 65535.0)
+    # Colors have 16 bits in the file. Of 8-bit ones, writers put the bits first and leave the others zero.
+    return Stack(np.moveaxis(page.colormap[:, values[..., 0]] >> 8, 0, -1), 255.0)
 
 
 # How the samples of a page are read, by the name of its photometric interpretation; Pillow reads the others.

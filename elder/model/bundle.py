@@ -36,6 +36,8 @@ def read(folder: str | Path) -> tuple[Regularizer, dict[str, Any]]:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no model here (a bundle holds config.json and weights.safetensors)")
     config = io.read_json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise UserError(f"{folder}: the bundle is broken (config.json holds no object with names)")
     if config.get("format") != FORMAT:
         raise UserError(f"{folder}: bundle format {config.get('format')}, but this version of elder reads {FORMAT}")
     try:

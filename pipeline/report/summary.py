@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from elder import io
-from elder.errors import UserError
+from elder import UserError, errors, io
 from elder.problems import PROBLEMS
 from pipeline import settings
 from pipeline.report.tables import Method, methods
@@ -48,7 +47,4 @@ Next:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"summary: {error}")
+    sys.exit(errors.run("summary", main))

@@ -1,4 +1,4 @@
-"""MLflow runs: one a result, keyed by the stage and a fingerprint of its params and inputs."""
+"""MLflow runs: one a result, keyed by the stage and a fingerprint of its params, its inputs and its code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from elder import io
 from elder.training.checkpoint import Checkpoint
-from pipeline import ROOT
+from pipeline.fingerprints import Reads
 
 EXPERIMENT = "elder"
 STORE = Path("mlflow.db")
@@ -46,26 +46,25 @@ class Log:
 
 
 @contextmanager
-def run(cell: str, params: Mapping[str, Any], inputs: Sequence[Path]) -> Iterator[Log]:
-    """Resume the MLflow run of this stage, these params and the content of these inputs, or create one.
+def run(title: str, params: Mapping[str, Any], reads: Reads) -> Iterator[Log]:
+    """Resume the MLflow run of this title, these params and the content of what the stage reads, or create one.
 
     So a stage that DVC skips creates no run, and a killed stage that is repeated resumes its own.
     """
     connect()
     flat = dict(_flatten(params))
-    fingerprint = hashlib.sha256(
-        json.dumps([cell, flat, [content_hash(path) for path in inputs]], sort_keys=True).encode()
-    ).hexdigest()[:16]
+    identity = json.dumps([title, flat, reads.fingerprint], sort_keys=True)
+    fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
     experiment = mlflow.set_experiment(EXPERIMENT).experiment_id
     found = mlflow.search_runs(
         [experiment],
-        f"tags.cell = '{cell}' and tags.fingerprint = '{fingerprint}'",
+        f"tags.cell = '{title}' and tags.fingerprint = '{fingerprint}'",
         max_results=1,
         output_format="list",
     )
     existing = found[0].info.run_id if found else None
-    tags = None if existing else {"cell": cell, "stage": cell.split()[0], "fingerprint": fingerprint}
-    with mlflow.start_run(run_id=existing, run_name=None if existing else cell, tags=tags) as active:
+    tags = None if existing else {"cell": title, "stage": title.split()[0], "fingerprint": fingerprint}
+    with mlflow.start_run(run_id=existing, run_name=None if existing else title, tags=tags) as active:
         if not existing:
             mlflow.log_params(flat)
         yield Log(active.info.run_id, fingerprint)
@@ -73,7 +72,7 @@ def run(cell: str, params: Mapping[str, Any], inputs: Sequence[Path]) -> Iterato
 
 @contextmanager
 def training(
-    cell: str, params: Mapping[str, Any], inputs: Sequence[Path], *, steps: int, every: int
+    title: str, params: Mapping[str, Any], reads: Reads, *, steps: int, every: int
 ) -> Iterator[tuple[Log, Curve, Checkpoint]]:
     """A run with its curve of `steps` steps and its checkpoint, written after `every` steps.
 
@@ -83,18 +82,17 @@ def training(
     checkpoint is deleted.
     """
     with (
-        run(cell, params, inputs) as log,
-        resumable(log, cell, every) as checkpoint,
-        Curve(log, steps, cell, checkpoint.folder / "curve.jsonl") as curve,
+        run(title, params, reads) as log,
+        resumable(log, title, every) as checkpoint,
+        Curve(log, steps, title, checkpoint.folder / "curve.jsonl") as curve,
     ):
         yield log, curve, checkpoint
 
 
 @contextmanager
-def resumable(log: Log, cell: str, every: int) -> Iterator[Checkpoint]:
-    """The checkpoint of the work of this run with this code. When the block ends well, it goes."""
-    key = hashlib.sha256(f"{log.fingerprint}{content_hash(ROOT / 'elder', '*.py')}".encode()).hexdigest()[:16]
-    checkpoint = Checkpoint(Path(".checkpoints") / f"{cell.replace(' ', '-')}-{key}", every)
+def resumable(log: Log, title: str, every: int) -> Iterator[Checkpoint]:
+    """The checkpoint of the work of this run. When the block ends without an error, it is deleted."""
+    checkpoint = Checkpoint(Path(".checkpoints") / f"{title.replace(' ', '-')}-{log.fingerprint}", every)
     with checkpoint.held():
         yield checkpoint
     shutil.rmtree(checkpoint.folder)
@@ -175,15 +173,6 @@ class Curve:
         for line in self._journal.read_text().splitlines() if self._journal.exists() else []:
             with contextlib.suppress(ValueError):
                 yield json.loads(line)
-
-
-def content_hash(path: Path, pattern: str = "*") -> str:
-    """A hash of a file's bytes, or of all files below a folder with their names."""
-    digest = hashlib.sha256()
-    for file in sorted(p for p in path.rglob(pattern) if p.is_file()) if path.is_dir() else [path]:
-        digest.update(file.relative_to(path).as_posix().encode() if path.is_dir() else b"")
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()
 
 
 def _flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -27,10 +27,9 @@ def main(arguments: argparse.Namespace) -> None:
     validation = read_samples(arguments.images, arguments.measurements, "validation", before.problem)
     problem = before.problem.override(cell.training_problem)
     params = {"finetune": vars(chosen), "problem": problem.settings}
-    watched = [arguments.images, arguments.measurements, arguments.tuned]
     safe = settings.typed(Safeguards, "safeguards")
     title, every = f"finetune {arguments.cell}", safe.finetune_checkpoint
-    with tracking.training(title, params, watched, steps=chosen.steps, every=every) as (log, curve, checkpoint):
+    with tracking.training(title, params, arguments.reads, steps=chosen.steps, every=every) as (log, curve, checkpoint):
         model = finetune(
             before,
             patches,
@@ -62,4 +61,9 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, "images", "measurements", "tuned", "out", "metrics", "curve", cell="what is trained")
+    command.run(
+        main,
+        reads=("images", "measurements", "tuned"),
+        writes=("out", "metrics", "curve"),
+        cell="what is trained",
+    )

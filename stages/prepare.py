@@ -168,4 +168,4 @@ def refuse_duplicates(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, "folder", "out")
+    command.run(main, reads=("folder",), writes=("out",))

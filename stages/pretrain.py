@@ -34,7 +34,7 @@ def main(arguments: argparse.Namespace) -> None:
     logged = {"pretrain": vars(chosen), "regularizer": description}
     safe = settings.typed(params.Safeguards, "safeguards")
     title, every = f"pretrain {arguments.regularizer}", safe.pretrain_checkpoint
-    with tracking.training(title, logged, [arguments.images], steps=chosen.steps, every=every) as (
+    with tracking.training(title, logged, arguments.reads, steps=chosen.steps, every=every) as (
         log,
         curve,
         checkpoint,
@@ -62,4 +62,9 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, "images", "out", "metrics", "curve", regularizer="the parameterization")
+    command.run(
+        main,
+        reads=("images",),
+        writes=("out", "metrics", "curve"),
+        regularizer="the parameterization",
+    )

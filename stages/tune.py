@@ -25,9 +25,8 @@ def main(arguments: argparse.Namespace) -> None:
     lambda_reg = search.weight or starting_lambda(validation, problem.noise, search.sigma)
     start = Hyperparameters(lambda_reg, search.sigma, 1 / lambda_reg, search.tol, search.max_steps)
     params = {"tune": vars(search), "problem": problem.settings}
-    watched = [arguments.measurements, arguments.pretrained]
     title = f"tune {arguments.cell}"
-    with tracking.run(title, params, watched) as log, tracking.resumable(log, title, every=1) as checkpoint:
+    with tracking.run(title, params, arguments.reads) as log, tracking.resumable(log, title, every=1) as checkpoint:
 
         def report(number: int, trial: Trial) -> None:
             log.step(number, {"weight": trial.lambda_reg, "sigma": trial.sigma, "val_psnr": trial.psnr})
@@ -68,11 +67,8 @@ def described(trial: Trial) -> str:
 if __name__ == "__main__":
     command.run(
         main,
-        "images",
-        "measurements",
-        "pretrained",
-        "out",
-        "trials",
+        reads=("images", "measurements", "pretrained"),
+        writes=("out", "trials"),
         problem="the inverse problem",
         cell="what is trained",
     )

@@ -14,13 +14,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import mlflow
 from tqdm import tqdm
 
 from elder import io
 from elder.training.checkpoint import Checkpoint
 from pipeline.fingerprints import Reads
 
+# MLflow takes longer to import than torch, so only a stage that logs imports it, and only once its settings are checked.
 EXPERIMENT = "elder"
 STORE = Path("mlflow.db")
 
@@ -32,17 +32,11 @@ class Log:
         self.run_id = run_id
         self.fingerprint = fingerprint
 
-    def step(self, step: int, figures: Mapping[str, float]) -> None:
-        """A point of every curve in `figures`."""
-        mlflow.log_metrics(dict(figures), step=step, run_id=self.run_id)
+    def metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log the metrics of the result, or a point of their curves at `step`."""
+        import mlflow
 
-    def metrics(self, figures: Mapping[str, float]) -> None:
-        """Figures of the result."""
-        mlflow.log_metrics(dict(figures), run_id=self.run_id)
-
-    def artifact(self, path: Path) -> None:
-        """A file of the result."""
-        mlflow.log_artifact(str(path), run_id=self.run_id)
+        mlflow.log_metrics(dict(metrics), step=step, run_id=self.run_id)
 
 
 @contextmanager
@@ -51,6 +45,8 @@ def run(title: str, params: Mapping[str, Any], reads: Reads) -> Iterator[Log]:
 
     So a stage that DVC skips creates no run, and a killed stage that is repeated resumes its own.
     """
+    import mlflow
+
     connect()
     flat = dict(_flatten(params))
     identity = json.dumps([title, flat, reads.fingerprint], sort_keys=True)
@@ -100,6 +96,8 @@ def resumable(log: Log, title: str, every: int) -> Iterator[Checkpoint]:
 
 def connect() -> None:
     """Use the store of MLFLOW_TRACKING_URI, or SQLite in the project's folder."""
+    import mlflow
+
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         if not STORE.exists():
@@ -108,6 +106,8 @@ def connect() -> None:
 
 
 def _create_store() -> None:
+    import mlflow
+
     # Beside its place and then renamed: killed while MLflow makes the tables, it could not be opened again.
     fresh = Path(f"{STORE}.new")
     with Path(f"{STORE}.lock").open("w") as lock:
@@ -146,7 +146,7 @@ class Curve:
         with self._journal.open("a") as journal:
             journal.write(f"{json.dumps(self.rows[-1])}\n")
         if step % self._every == 0 or "val_psnr" in figures:
-            self._log.step(step, figures)
+            self._log.metrics(figures, step)
         shown = {k: f"{v:.4g}" for k, v in figures.items() if k in ("loss", "val_psnr", "weight", "sigma")}
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update(step - self._bar.n)

@@ -29,7 +29,7 @@ def main(arguments: argparse.Namespace) -> None:
     with tracking.run(title, params, arguments.reads) as log, tracking.resumable(log, title, every=1) as checkpoint:
 
         def report(number: int, trial: Trial) -> None:
-            log.step(number, {"weight": trial.lambda_reg, "sigma": trial.sigma, "val_psnr": trial.psnr})
+            log.metrics({"weight": trial.lambda_reg, "sigma": trial.sigma, "val_psnr": trial.psnr}, number)
             print(described(trial), flush=True)
 
         model, trials = tune(

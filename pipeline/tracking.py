@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
 import json
@@ -16,11 +15,10 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
-from elder import io
 from elder.training.checkpoint import Checkpoint
 from pipeline.fingerprints import Reads
 
-# MLflow takes longer to import than torch, so only a stage that logs imports it, and only once its settings are checked.
+# MLflow takes as long to import as torch. Only a stage that logs imports it, and only once its settings are checked.
 EXPERIMENT = "elder"
 STORE = Path("mlflow.db")
 
@@ -69,20 +67,18 @@ def run(title: str, params: Mapping[str, Any], reads: Reads) -> Iterator[Log]:
 @contextmanager
 def training(
     title: str, params: Mapping[str, Any], reads: Reads, *, steps: int, every: int
-) -> Iterator[tuple[Log, Curve, Checkpoint]]:
-    """A run with its curve of `steps` steps and its checkpoint, written after `every` steps.
+) -> Iterator[tuple[Log, Reporter, Checkpoint]]:
+    """A run, what reports each of its `steps` steps, and its checkpoint, which is written every `every` steps.
 
-    Both belong to these params, these inputs and this code.
-
-    A killed training that is started again resumes from the checkpoint. When the block ends without an error, the
-    checkpoint is deleted.
+    They belong to these params, these inputs and this code. A killed training that is started again resumes from the
+    checkpoint. When the block ends without an error, the checkpoint is deleted.
     """
     with (
         run(title, params, reads) as log,
         resumable(log, title, every) as checkpoint,
-        Curve(log, steps, title, checkpoint.folder / "curve.jsonl") as curve,
+        Reporter(log, steps, title) as report,
     ):
-        yield log, curve, checkpoint
+        yield log, report, checkpoint
 
 
 @contextmanager
@@ -118,16 +114,11 @@ def _create_store() -> None:
             fresh.rename(STORE)
 
 
-class Curve:
-    """What a training loop reports: a progress bar on the terminal, points in MLflow, and rows for a CSV file.
+class Reporter:
+    """Shows a training while it runs: a progress bar on the terminal, and points of its curves in MLflow."""
 
-    The rows are also written to a journal, so that a training that resumes from a checkpoint finds the earlier ones.
-    """
-
-    def __init__(self, log: Log, steps: int, title: str, journal: Path) -> None:
-        self.rows: list[dict[str, float]] = []
+    def __init__(self, log: Log, steps: int, title: str) -> None:
         self._log = log
-        self._journal = journal
         self._bar = tqdm(total=steps, desc=title, mininterval=1.0, dynamic_ncols=True)
         self._every = max(1, steps // 50)
 
@@ -137,42 +128,13 @@ class Curve:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.close()
 
-    def __call__(self, step: int, figures: dict[str, float]) -> None:
-        """Keep the metrics of a step, log them, and move the progress bar."""
-        if not self.rows:
-            self.rows = [row for row in self._kept() if row["step"] < step]
-            self._journal.write_text("".join(f"{json.dumps(row)}\n" for row in self.rows))
-        self.rows.append({"step": step, **figures})
-        with self._journal.open("a") as journal:
-            journal.write(f"{json.dumps(self.rows[-1])}\n")
-        if step % self._every == 0 or "val_psnr" in figures:
-            self._log.metrics(figures, step)
-        shown = {k: f"{v:.4g}" for k, v in figures.items() if k in ("loss", "val_psnr", "weight", "sigma")}
+    def __call__(self, step: int, metrics: dict[str, float]) -> None:
+        """Move the progress bar, and log the metrics of some fifty steps and of every validation."""
+        if step % self._every == 0 or "val_psnr" in metrics:
+            self._log.metrics(metrics, step)
+        shown = {k: f"{v:.4g}" for k, v in metrics.items() if k in ("loss", "val_psnr", "weight", "sigma")}
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update(step - self._bar.n)
-
-    def first(self, name: str) -> float:
-        """The first value reported of the figure `name`."""
-        return next(row[name] for row in self.rows if name in row)
-
-    def mean(self, name: str) -> float:
-        """The mean of the figure `name` over the steps that report it."""
-        reported = [row[name] for row in self.rows if name in row]
-        return sum(reported) / len(reported)
-
-    def total(self, name: str) -> float:
-        """The sum of the figure `name`."""
-        return sum(row.get(name, 0.0) for row in self.rows)
-
-    def write(self, path: Path) -> None:
-        """All rows as CSV."""
-        io.write_csv(path, self.rows)
-
-    def _kept(self) -> Iterator[dict[str, float]]:
-        """The rows of the journal, without one that was being written when the process died."""
-        for line in self._journal.read_text().splitlines() if self._journal.exists() else []:
-            with contextlib.suppress(ValueError):
-                yield json.loads(line)
 
 
 def _flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -24,6 +24,11 @@ from elder.model import bundle
 # Sections of params.yaml that say how a model was trained.
 RECIPE = ("prepare", "network", "pretrain", "tune", "finetune")
 LARGEST = 5 * 2**20  # bytes
+# A pre-trained regularizer has no problem yet. It is released as what it was trained for: a denoiser.
+DENOISER = {
+    "problem": {"name": "denoise", "settings": {"noise": 0.1}},
+    "tuning": {"weight": 1.0, "sigma": 0.1, "step": 1.0},
+}
 
 
 def main() -> None:
@@ -53,7 +58,8 @@ def release(source: Path, name: str, about: str, data: str, terms: str) -> None:
     regularizer, config = bundle.read(source)
     params = yaml.safe_load(Path("params.yaml").read_text())
     with tempfile.TemporaryDirectory() as made:
-        bundle.write(made, regularizer, {k: v for k, v in config.items() if k != "format"}, dtype=torch.float16)
+        released_as = {**DENOISER, **{key: value for key, value in config.items() if key != "format"}}
+        bundle.write(made, regularizer, released_as, dtype=torch.float16)
         size = (Path(made) / "weights.safetensors").stat().st_size
         if size > LARGEST:
             raise UserError(f"{name}: {size / 2**20:.1f} MB of weights; at most {LARGEST / 2**20:.0f} MB are released")

@@ -22,7 +22,7 @@ def main(arguments: argparse.Namespace) -> None:
     )
     changes = chosen.robustness[problem.name]
     params = {"tv_weights": chosen.tv_weights, "robustness": changes, "problem": problem.settings}
-    with tracking.run(f"baseline {arguments.problem}", params, [arguments.images, arguments.measurements]) as log:
+    with tracking.run(f"baseline {arguments.problem}", params, arguments.reads) as log:
         weight = baselines.tune_tv(problem, validation, chosen.tv_weights)
         results = {
             "initial": baselines.evaluate_initial(problem, test),
@@ -38,4 +38,4 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, "images", "measurements", "out", problem="the inverse problem")
+    command.run(main, reads=("images", "measurements"), writes=("out",), problem="the inverse problem")

@@ -32,8 +32,7 @@ def main(arguments: argparse.Namespace) -> None:
     changes = chosen.robustness[problem.name]
     effort = {name: getattr(chosen, name) for name in ("curve_steps", "long_steps", "long_images")}
     params = {"evaluate": effort, "robustness": changes, "problem": problem.settings}
-    watched = [arguments.images, arguments.measurements, arguments.tuned, arguments.finetuned]
-    with tracking.run(f"evaluate {arguments.cell}", params, watched) as log:
+    with tracking.run(f"evaluate {arguments.cell}", params, arguments.reads) as log:
         results = {name: evaluate(model, test) for name, model in models.items()}
         write_results(results, arguments.out)
         curves = {name: convergence(model, test[0], chosen.curve_steps) for name, model in models.items()}
@@ -65,11 +64,8 @@ def long_row(name: str, model: Model, usual: Sequence[Result], chosen: Evaluatio
 if __name__ == "__main__":
     command.run(
         main,
-        "images",
-        "measurements",
-        "tuned",
-        "finetuned",
-        "out",
+        reads=("images", "measurements", "tuned", "finetuned"),
+        writes=("out",),
         problem="the inverse problem",
         cell="what is compared",
     )

@@ -27,39 +27,41 @@ def main(arguments: argparse.Namespace) -> None:
     validation = read_samples(arguments.images, arguments.measurements, "validation", before.problem)
     problem = before.problem.override(cell.training_problem)
     params = {"finetune": vars(chosen), "problem": problem.settings}
-    watched = [arguments.images, arguments.measurements, arguments.tuned]
     safe = settings.typed(Safeguards, "safeguards")
     title, every = f"finetune {arguments.cell}", safe.finetune_checkpoint
-    with tracking.training(title, params, watched, steps=chosen.steps, every=every) as (log, curve, checkpoint):
-        model = finetune(
+    tracked = tracking.training(title, params, arguments.reads, steps=chosen.steps, every=every)
+    with tracked as (log, report, checkpoint):
+        trained = finetune(
             before,
             patches,
             validation,
             chosen,
-            curve,
+            report,
             problem=problem,
             patience=safe.patience,
             checkpoint=checkpoint,
         )
+        model, history = trained.result, trained.history
         score, _ = validate(model, validation)
         gained = {
-            "validation_psnr_before": curve.first("val_psnr"),
+            "validation_psnr_before": history.first("val_psnr"),
             "validation_psnr": score.psnr,
             "weight": model.hyperparameters.lambda_reg,
             "sigma": model.hyperparameters.sigma,
             "validation_converged": score.converged,
-            "exact": curve.mean("exact"),
-            "approximate": curve.mean("approximate"),
-            "left_out": curve.mean("left_out"),
-            "evaluations": curve.total("evaluations"),
-            "skipped": curve.total("skipped"),
-            "went_back": curve.total("went_back"),
+            **{name: history.mean(name) for name in ("exact", "approximate", "left_out")},
+            **{name: history.total(name) for name in ("evaluations", "skipped", "went_back")},
         }
         log.metrics(gained)
         replace(model, metadata={"stage": "finetune", **gained}).save(arguments.out)
         io.write_json(arguments.metrics, gained)
-        curve.write(arguments.curve)
+        io.write_csv(arguments.curve, history.rows)
 
 
 if __name__ == "__main__":
-    command.run(main, "images", "measurements", "tuned", "out", "metrics", "curve", cell="what is trained")
+    command.run(
+        main,
+        reads=("images", "measurements", "tuned"),
+        writes=("out", "metrics", "curve"),
+        cell="what is trained",
+    )

@@ -150,4 +150,4 @@ def refuse_duplicates(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, "out")
+    command.run(main, writes=("out",))

@@ -19,7 +19,7 @@ LEVELS = (0.02, 0.06, 0.1, 0.2)
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Fit D = I − ∇h to the training images under Gaussian noise; write a bundle and its curve."""
+    """Fit D = I − ∇h to the training images under Gaussian noise; write its weights and its curve."""
     over = settings.section("regularizers", arguments.regularizer).get("pretrain")
     chosen = settings.typed(Pretraining, "pretrain", over=over)
     compute = settings.typed(Compute, "compute")
@@ -34,32 +34,32 @@ def main(arguments: argparse.Namespace) -> None:
     logged = {"pretrain": vars(chosen), "regularizer": description}
     safe = settings.typed(params.Safeguards, "safeguards")
     title, every = f"pretrain {arguments.regularizer}", safe.pretrain_checkpoint
-    with tracking.training(title, logged, [arguments.images], steps=chosen.steps, every=every) as (
-        log,
-        curve,
-        checkpoint,
-    ):
-        pretrain(
+    tracked = tracking.training(title, logged, arguments.reads, steps=chosen.steps, every=every)
+    with tracked as (log, report, checkpoint):
+        trained = pretrain(
             regularizer,
             patches,
             chosen,
-            curve,
+            report,
             precision=compute.precision,
             patience=safe.patience,
             checkpoint=checkpoint,
         )
-        scores = {f"{level:g}": denoising_psnr(regularizer, validation, level) for level in LEVELS}
+        scores = {f"{level:g}": denoising_psnr(trained.result, validation, level) for level in LEVELS}
         log.metrics({f"denoising_psnr_{level}": score for level, score in scores.items()})
         config = {
-            "problem": {"name": "denoise", "settings": {"noise": 0.1}},
             "regularizer": description,
-            "tuning": {"weight": 1.0, "sigma": 0.1, "step": 1.0},
             "metadata": {"stage": "pretrain", "init": start, "settings": vars(chosen), "denoising_psnr": scores},
         }
-        bundle.write(arguments.out, regularizer, config)
+        bundle.write(arguments.out, trained.result, config)
         io.write_json(arguments.metrics, {"denoising_psnr": scores})
-        curve.write(arguments.curve)
+        io.write_csv(arguments.curve, trained.history.rows)
 
 
 if __name__ == "__main__":
-    command.run(main, "images", "out", "metrics", "curve", regularizer="the parameterization")
+    command.run(
+        main,
+        reads=("images",),
+        writes=("out", "metrics", "curve"),
+        regularizer="the parameterization",
+    )

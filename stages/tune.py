@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from elder import io
 from elder.backend import Compute
-from elder.model.model import Hyperparameters, load
+from elder.model import bundle
+from elder.model.model import Hyperparameters, Model
 from elder.training.tune import Trial, best, edges, is_constrained, starting_lambda, tune
 from pipeline import settings, tracking
 from pipeline.params import Search
@@ -21,16 +22,16 @@ def main(arguments: argparse.Namespace) -> None:
     compute = settings.typed(Compute, "compute")
     problem = find_problem(arguments.problem)
     validation = read_samples(arguments.images, arguments.measurements, "validation", problem)
-    pretrained = replace(load(arguments.pretrained), problem=problem).on(compute)
+    regularizer, config = bundle.read(arguments.pretrained)
     lambda_reg = search.weight or starting_lambda(validation, problem.noise, search.sigma)
     start = Hyperparameters(lambda_reg, search.sigma, 1 / lambda_reg, search.tol, search.max_steps)
+    pretrained = Model(problem, regularizer, start, config["regularizer"]).on(compute)
     params = {"tune": vars(search), "problem": problem.settings}
-    watched = [arguments.measurements, arguments.pretrained]
     title = f"tune {arguments.cell}"
-    with tracking.run(title, params, watched) as log, tracking.resumable(log, title, every=1) as checkpoint:
+    with tracking.run(title, params, arguments.reads) as log, tracking.resumable(log, title, every=1) as checkpoint:
 
         def report(number: int, trial: Trial) -> None:
-            log.step(number, {"weight": trial.lambda_reg, "sigma": trial.sigma, "val_psnr": trial.psnr})
+            log.metrics({"weight": trial.lambda_reg, "sigma": trial.sigma, "val_psnr": trial.psnr}, number)
             print(described(trial), flush=True)
 
         model, trials = tune(
@@ -68,11 +69,8 @@ def described(trial: Trial) -> str:
 if __name__ == "__main__":
     command.run(
         main,
-        "images",
-        "measurements",
-        "pretrained",
-        "out",
-        "trials",
+        reads=("images", "measurements", "pretrained"),
+        writes=("out", "trials"),
         problem="the inverse problem",
         cell="what is trained",
     )

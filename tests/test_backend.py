@@ -32,16 +32,12 @@ def patches(photographs) -> Patches:
     return Patches(images, 24, [str(i) for i in range(len(images))])
 
 
-def silent(step: int, figures: dict[str, float]) -> None:
-    pass
-
-
 @pytest.fixture(scope="module", params=["least_squares", "implicit"])
 def model(request, patches) -> Model:
     torch.manual_seed(0)
     description = {**DESCRIPTION, "name": request.param}
     regularizer = regularizers.make(**description)
-    pretrain(regularizer, patches, Pretraining(steps=60, batch=8, patch=24, learning_rate=5e-3), silent)
+    pretrain(regularizer, patches, Pretraining(steps=60, batch=8, patch=24, learning_rate=5e-3))
     regularizer.eval().requires_grad_(False)
     return Model(problems.make("csmri", {"ratio": 0.4}), regularizer, Hyperparameters(1.0, 0.2, 1.0), description)
 
@@ -76,7 +72,7 @@ def test_every_problem_gives_on_a_device_what_it_gives_on_the_cpu(name, device, 
 def test_training_runs_in_every_precision(precision, device, model, patches):
     compute, rows = Compute(device, precision), []
     regularizer = regularizers.make(**model.description).to(compute.device)
-    pretrain(regularizer, patches, Pretraining(steps=3, batch=4, patch=24), silent, precision=precision)
+    pretrain(regularizer, patches, Pretraining(steps=3, batch=4, patch=24), precision=precision)
     settings = Finetuning(steps=2, batch=2, patch=24, validate_every=2)
     validation = measure(model.problem, ["a"], patches.images[:1])
     finetune(model.on(compute), patches, validation, settings, lambda step, figures: rows.append(figures))

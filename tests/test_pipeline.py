@@ -289,6 +289,7 @@ def test_two_trainings_of_one_thing_do_not_meet(project):
     stage = ["python", "-m", "stages.pretrain", "--regularizer", "least_squares", "--images", "data/prepared"]
     stage += ["--out", "models/a", "--metrics", "a.json", "--curve", "a.csv"]
     project.run("dvc", "repro", "prepare")
+    code = (project.folder / "elder" / "tensors.py").read_text()
     options = {"cwd": project.folder, "env": project.environment, "stderr": subprocess.DEVNULL}
     first = subprocess.Popen(stage, stdout=subprocess.DEVNULL, **options)
     try:
@@ -304,10 +305,23 @@ def test_two_trainings_of_one_thing_do_not_meet(project):
     # A corrupt checkpoint is named, and not trained over.
     (state,) = project.folder.glob(".checkpoints/*/state.pt")
     state.write_bytes(b"no archive")
+    # A changed docstring leaves a checkpoint in its place.
+    (project.folder / "elder" / "tensors.py").write_text('"""Other words."""' + code.split('"""', 2)[2])
     third = project.run(*stage, check=False)
     assert third.returncode == 1
     assert "corrupt checkpoint" in third.stderr
     assert state.read_bytes() == b"no archive"
+    # Changed code trains something else.
+    (project.folder / "elder" / "tensors.py").write_text(code + "\nADDED = 1\n")
+    fourth = subprocess.Popen(stage, stdout=subprocess.DEVNULL, **options)
+    try:
+        deadline = time.monotonic() + 120
+        while len(list(project.folder.glob(".checkpoints/*/state.pt"))) < 2 and time.monotonic() < deadline:
+            assert fourth.poll() is None
+            time.sleep(0.05)
+    finally:
+        fourth.kill()
+        fourth.wait()
 
 
 def test_the_same_settings_give_the_same_figures(finished, project):

@@ -21,8 +21,9 @@ def write(
 ) -> None:
     """Write the weights, then the configuration, each whole or not at all.
 
-    config: `problem` (name, settings), `regularizer` (what `regularizers.make` takes), `tuning` and `metadata`.
-    dtype: of the weights in the file, that of the regularizer if `None`. `read` returns float32 in any case.
+    config: `regularizer` (what `regularizers.make` takes) and `metadata`. That of a model also has `problem` (name,
+    settings) and `tuning`. dtype: of the weights in the file, that of the regularizer if `None`. `read` returns
+    float32 in any case.
     """
     with io.replacing(Path(folder) / "weights.safetensors") as temporary:
         weights = {k: value.detach().cpu().to(dtype).contiguous() for k, value in regularizer.state_dict().items()}

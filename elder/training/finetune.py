@@ -20,8 +20,8 @@ from elder.solvers import fixed_point
 from elder.stability import adapted, penalty, spectral_radius
 from elder.tensors import norm
 from elder.training.checkpoint import Checkpoint
+from elder.training.history import History, Report, Trained, silent
 from elder.training.patches import Patches
-from elder.training.pretrain import Report
 from elder.training.progress import Progress
 from elder.training.validation import validate
 
@@ -126,13 +126,13 @@ def finetune(
     patches: Patches,
     validation: Sequence[Sample],
     settings: Finetuning,
-    report: Report,
+    report: Report = silent,
     *,
     problem: Problem | None = None,
     patience: int = 10,
     checkpoint: Checkpoint | None = None,
-) -> Model:
-    """The model whose fixed points have the least mean squared error, of those seen at each validation.
+) -> Trained[Model]:
+    """The model whose fixed points have the least mean squared error, of those seen at each validation; its history.
 
     Each step simulates measurements of fresh patches, solves for the fixed points without recording, and takes the
     gradient in θ = (network, λ, σ). Every image contributes: by the implicit gradient where the forward and the
@@ -142,33 +142,40 @@ def finetune(
     gradient reaches it: training keeps λτ where the line search leaves it.
 
     Validation is of the moving average of θ, and begins with `before`, so the result is never worse on it. A state
-    that has lost `settings.go_back` dB of merit after the warm-up sends training back to the best. `report` gets each
-    step's number and its metrics. problem: what training measurements are drawn from, that of `before` if `None`; the
-    same measurement on smaller pictures, say. With a checkpoint training resumes where the last run stopped. Raises
-    `FloatingPointError` after `patience` steps in a row without a finite gradient.
+    that has lost `settings.go_back` dB of merit after the warm-up sends training back to the best. `report` gets
+    each step's number and its metrics while training runs. problem: what training measurements are drawn from, that of
+    `before` if `None`; the same measurement on smaller pictures, say. With a checkpoint training resumes where the last
+    run stopped, and returns the history of all steps. Raises `FloatingPointError` after `patience` steps in a row
+    without a finite gradient.
     """
-    now = progress(before, settings)
+    now, history = progress(before, settings), History()
+
+    def record(step: int, metrics: dict[str, float]) -> None:
+        history.append(step, metrics)
+        report(step, metrics)
+
     state = None if checkpoint is None else checkpoint.load()
     if state is not None:
         now.restore(state)
+        history.rows.extend(state["history"])
     else:
         now.best_score, _ = validate(before, validation)
-        report(0, {"val_psnr": now.best_score.psnr, "val_converged": now.best_score.converged})
+        record(0, {"val_psnr": now.best_score.psnr, "val_converged": now.best_score.converged})
     for step in range(now.step + 1, settings.steps + 1):
         now.step = step
         metrics = update(now, before, patches, settings, problem or before.problem)
         now.failures = now.failures + 1 if "loss" not in metrics else 0
         if now.failures >= patience:
             raise FloatingPointError(
-                f"no finite gradient in {now.failures} steps in a row: lower finetune.learning_rate, or raise "
-                "finetune.max_steps and finetune.adjoint_steps"
+                f"no finite gradient in {now.failures} steps in a row: lower the learning rate, or raise "
+                "max_steps and adjoint_steps"
             )
         if step % settings.validate_every == 0 or step == settings.steps:
             metrics |= _validate(now, before, validation, settings)
-        report(step, {**metrics, "skipped": float("loss" not in metrics)})
+        record(step, {**metrics, "skipped": float("loss" not in metrics)})
         if checkpoint is not None:
-            checkpoint.save(step, now.state())
-    return now.best
+            checkpoint.save(step, {**now.state(), "history": history.rows})
+    return Trained(now.best, history)
 
 
 def _validate(now: Progress, before: Model, validation: Sequence[Sample], settings: Finetuning) -> dict[str, float]:

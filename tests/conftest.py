@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from elder import io, problems, regularizers  # noqa: E402
 from elder.model.model import Hyperparameters, Model  # noqa: E402
-from pipeline import preset  # noqa: E402
+from pipeline import preset, settings  # noqa: E402
 
 
 @pytest.fixture
@@ -130,3 +131,20 @@ def mask(tmp_path: Path) -> Path:
     path = tmp_path / "mask.npy"
     np.save(path, (np.random.default_rng(0).random((40, 48)) < 0.5).astype(np.uint8))
     return path
+
+
+def stage(monkeypatch, folder: Path, change: dict, name: str, *arguments: str) -> int:
+    """Run a stage in this process on the tiny settings with a change. Returns its exit code."""
+    path = folder / "params.yaml"
+    preset.apply("tiny", path)
+    params = yaml.safe_load(path.read_text())
+    for section, values in change.items():
+        params[section] = params.get(section, {}) | values
+    path.write_text(yaml.safe_dump(params))
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    settings._whole.cache_clear()
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"stages.{name}", run_name="__main__")
+    settings._whole.cache_clear()
+    return int(ended.value.code or 0)

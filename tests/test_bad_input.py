@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,11 +12,10 @@ import numpy as np
 import pytest
 import scipy.io
 import tifffile
-import yaml
 from PIL import Image
 
 from elder import cli
-from pipeline import preset, settings
+from tests.conftest import stage
 
 GRAY = np.linspace(0, 1, 32 * 32, dtype=np.float32).reshape(32, 32)
 MASK, K = GRAY > 0.5, GRAY * 1j
@@ -258,20 +255,3 @@ def refused(capfd, message: str, work: Callable[[], int]) -> None:
     assert len(lines) == 1, lines
     assert message in lines[0]
     assert "unexpected" not in lines[0]
-
-
-def stage(monkeypatch, folder: Path, change: dict, name: str, *arguments: str) -> int:
-    """Run a stage in this process on the tiny settings with a change. Returns its exit code."""
-    path = folder / "params.yaml"
-    preset.apply("tiny", path)
-    params = yaml.safe_load(path.read_text())
-    for section, values in change.items():
-        params[section] = params.get(section, {}) | values
-    path.write_text(yaml.safe_dump(params))
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", [name, *arguments])
-    settings._whole.cache_clear()
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_module(f"stages.{name}", run_name="__main__")
-    settings._whole.cache_clear()
-    return int(ended.value.code or 0)

@@ -39,10 +39,13 @@ def run(
     arguments = parser.parse_args()
 
     def work() -> None:
-        params.check()
+        chosen = params.read()
         if reads:
             paths = tuple(getattr(arguments, name) for name in reads)
             arguments.reads = fingerprints.Reads(stage, paths, arguments.code)
+        for kind in set(choices) & {"problem", "regularizer"}:
+            if getattr(arguments, kind) in chosen.unused(kind):
+                print(f"{stage}: no cell uses the {kind} {getattr(arguments, kind)}; leave it out to save this time")
         main(arguments)
 
     sys.exit(errors.run(stage, work))

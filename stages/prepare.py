@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from elder import io
 from elder.errors import UserError
-from pipeline import settings, splits
+from pipeline import params, splits
 from pipeline.params import Preparation
 from pipeline.splits import SPLITS
 from stages import command
@@ -37,7 +37,7 @@ BUILTIN = {
 
 def main(arguments: argparse.Namespace) -> None:
     """Split the source's images, make them gray or colored and of one size, and write float32 TIFF with a manifest."""
-    chosen = settings.typed(Preparation, "prepare")
+    chosen = params.read().prepare
     parts = builtin() if chosen.source == "builtin" else split(Path(chosen.folder), chosen)
     temporary = arguments.out.with_name(f".{arguments.out.name}-partial")
     shutil.rmtree(temporary, ignore_errors=True)

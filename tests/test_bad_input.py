@@ -200,7 +200,7 @@ SETTINGS: dict[str, tuple[dict, str]] = {
     "a window upside down": ({"prepare": {"scaling": [2, 1]}}, "scaling"),
     "axes that are none": ({"prepare": {"axes": "xy"}}, "prepare.axes"),
     "shares above one": ({"prepare": {"test_share": 1.2}}, "test_share"),
-    "home": ({"prepare": {"folder": "~/photos"}}, "prepare.folder"),
+    "home": ({"prepare": {"folder": "~/photos"}}, "DVC does not expand ~"),
     "a negative step": ({"finetune": {"steps": -1}}, "finetune.steps"),
     "an unknown loss": ({"finetune": {"loss": "mae"}}, "finetune.loss"),
     "an unknown problem": ({"problems": {"mri": {}}}, "mri"),

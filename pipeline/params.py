@@ -269,8 +269,8 @@ def _fitting(record: type[R], settings: Mapping[str, Any], where: str) -> R:
 
 def _signature(make: Callable[..., object], *given: str) -> type[BaseModel]:
     """The settings that a constructor takes, with their types, but for those that are `given` to it."""
-    hints = typing.get_type_hints(make if is_dataclass(make) else make.__init__)
     taken = {name: p for name, p in inspect.signature(make).parameters.items() if name not in given}
+    hints = typing.get_type_hints(make if is_dataclass(make) else make.__init__)
     fields: dict[str, Any] = {name: (hints[name], p.default) for name, p in taken.items()}
     return create_model("Settings", __config__=STRICT, **fields)
 

@@ -185,7 +185,7 @@ def _models(arguments: argparse.Namespace) -> None:
 
     rows = registry.listing()
     if not rows:
-        print("the registry holds no elder model yet: dvc repro makes the first")
+        print("the registry holds no elder model yet")
         return
     print(f"{'name':<24} {'version':>7} {'alias':<22} {'PSNR':>6}  when")
     for row in rows:

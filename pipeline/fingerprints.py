@@ -11,7 +11,7 @@ from pathlib import Path
 
 PACKAGES = ("elder", "stages", "pipeline")
 # Modules that bring settings in and logs out. They do not affect a result, so a change in them re-runs nothing.
-GLUE = ("pipeline.params", "pipeline.settings", "pipeline.tracking", "stages.command")
+GLUE = ("pipeline.explain", "pipeline.params", "pipeline.tracking", "stages.command")
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ import argparse
 
 from elder import io
 from elder.evaluation import baselines
-from pipeline import settings, tracking
-from pipeline.params import Evaluation
+from pipeline import params, tracking
 from stages import command
 from stages.results import means, remeasured, robustness_row, write_results
 from stages.samples import find_problem, read_samples
@@ -15,14 +14,14 @@ from stages.samples import find_problem, read_samples
 
 def main(arguments: argparse.Namespace) -> None:
     """Write the table, the metrics of every image and the pictures; λ of total variation is tuned on validation."""
-    chosen = settings.typed(Evaluation, "evaluate")
+    chosen = params.read().evaluate
     problem = find_problem(arguments.problem)
     validation, test = (
         read_samples(arguments.images, arguments.measurements, part, problem) for part in ("validation", "test")
     )
     changes = chosen.robustness[problem.name]
-    params = {"tv_weights": chosen.tv_weights, "robustness": changes, "problem": problem.settings}
-    with tracking.run(f"baseline {arguments.problem}", params, arguments.reads) as log:
+    logged = {"tv_weights": chosen.tv_weights, "robustness": changes, "problem": problem.settings}
+    with tracking.run(f"baseline {arguments.problem}", logged, arguments.reads) as log:
         weight = baselines.tune_tv(problem, validation, chosen.tv_weights)
         results = {
             "initial": baselines.evaluate_initial(problem, test),

@@ -38,10 +38,13 @@ def run(
         parser.add_argument(f"--{name}", required=True, help=text)
     try:
         arguments = parser.parse_args()
-        params.check()
+        chosen = params.read()
         if reads:
             paths = tuple(getattr(arguments, name) for name in reads)
             arguments.reads = fingerprints.Reads(stage, paths, arguments.code)
+        for kind in set(choices) & {"problem", "regularizer"}:
+            if getattr(arguments, kind) in chosen.unused(kind):
+                print(f"{stage}: no cell uses the {kind} {getattr(arguments, kind)}; leave it out to save this time")
         main(arguments)
     except (UserError, OSError, ArithmeticError) as error:
         sys.exit(f"{stage}: {error}")

@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from elder import io
-from elder.backend import Compute
 from elder.evaluation.evaluate import convergence, evaluate, evaluate_long
 from elder.evaluation.results import Result, mean
 from elder.model.model import Model, load
 from elder.problems.samples import Sample
-from pipeline import settings, tracking
+from pipeline import params, tracking
 from pipeline.params import Evaluation
 from stages import command
 from stages.results import means, remeasured, robustness_row, write_results
@@ -21,8 +20,7 @@ from stages.samples import find_problem, read_samples
 
 def main(arguments: argparse.Namespace) -> None:
     """Write the metrics of every image, the pictures, the convergence curves, and the PSNR under changed settings."""
-    chosen = settings.typed(Evaluation, "evaluate")
-    compute = settings.typed(Compute, "compute")
+    chosen, compute = params.read().evaluate, params.read().compute
     problem = find_problem(arguments.problem)
     test = read_samples(arguments.images, arguments.measurements, "test", problem)
     models = {
@@ -31,8 +29,8 @@ def main(arguments: argparse.Namespace) -> None:
     }
     changes = chosen.robustness[problem.name]
     effort = {name: getattr(chosen, name) for name in ("curve_steps", "long_steps", "long_images")}
-    params = {"evaluate": effort, "robustness": changes, "problem": problem.settings}
-    with tracking.run(f"evaluate {arguments.cell}", params, arguments.reads) as log:
+    logged = {"evaluate": effort, "robustness": changes, "problem": problem.settings}
+    with tracking.run(f"evaluate {arguments.cell}", logged, arguments.reads) as log:
         results = {name: evaluate(model, test) for name, model in models.items()}
         write_results(results, arguments.out)
         curves = {name: convergence(model, test[0], chosen.curve_steps) for name, model in models.items()}

@@ -6,30 +6,29 @@ import argparse
 from dataclasses import replace
 
 from elder import io
-from elder.backend import Compute
 from elder.model.model import load
-from elder.training.finetune import Finetuning, finetune
+from elder.training.finetune import finetune
 from elder.training.patches import Patches
 from elder.training.validation import validate
-from pipeline import settings, tracking
-from pipeline.params import Safeguards
+from pipeline import params, tracking
 from stages import command, inputs
 from stages.samples import read_samples
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Minimize the squared error of the fixed points; write the bundle that is best on validation, and the curve."""
-    cell = settings.cell(arguments.cell)
-    chosen = settings.typed(Finetuning, "finetune", over=cell.finetune)
-    before = load(arguments.tuned).on(settings.typed(Compute, "compute"))
+    whole = params.read()
+    chosen, cell, safe = whole.finetuning(arguments.cell), whole.cells[arguments.cell], whole.safeguards
+    before = load(arguments.tuned).on(whole.compute)
     names, images = inputs.clean_images(arguments.images, "train")
     patches = Patches(images, chosen.patch, names)
     validation = read_samples(arguments.images, arguments.measurements, "validation", before.problem)
     problem = before.problem.override(cell.training_problem)
-    params = {"finetune": vars(chosen), "problem": problem.settings}
-    safe = settings.typed(Safeguards, "safeguards")
+    logged = {"finetune": vars(chosen), "problem": problem.settings}
+    if cell.finetune:
+        print(params.overrides("finetune", f"cells.{arguments.cell}", cell.finetune, whole.finetune))
     title, every = f"finetune {arguments.cell}", safe.finetune_checkpoint
-    tracked = tracking.training(title, params, arguments.reads, steps=chosen.steps, every=every)
+    tracked = tracking.training(title, logged, arguments.reads, steps=chosen.steps, every=every)
     with tracked as (log, report, checkpoint):
         trained = finetune(
             before,

@@ -20,7 +20,7 @@ from skimage.transform import resize
 
 from elder import io
 from elder.errors import UserError
-from pipeline import settings
+from pipeline import params
 from pipeline.params import Preparation
 from stages import command
 
@@ -38,7 +38,7 @@ BUILTIN = {
 
 def main(arguments: argparse.Namespace) -> None:
     """Split the source's images, make them gray or colored and of one size, and write float32 TIFF with a manifest."""
-    chosen = settings.typed(Preparation, "prepare")
+    chosen = params.read().prepare
     parts = builtin() if chosen.source == "builtin" else split(arguments.folder, chosen)
     temporary = arguments.out.with_name(f".{arguments.out.name}-partial")
     shutil.rmtree(temporary, ignore_errors=True)

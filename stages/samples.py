@@ -7,13 +7,13 @@ from pathlib import Path
 from elder import problems
 from elder.problems.base import Problem
 from elder.problems.samples import Sample, read_all
-from pipeline import settings
+from pipeline import params
 from stages import inputs
 
 
 def find_problem(name: str) -> Problem:
     """The problem of that name, with its settings in params.yaml."""
-    return problems.make(name, settings.section("problems", name))
+    return problems.make(name, params.read().problem(name))
 
 
 def read_samples(images: Path, measurements: Path, part: str, chosen: Problem) -> list[Sample]:

@@ -6,29 +6,26 @@ import argparse
 from dataclasses import replace
 
 from elder import io
-from elder.backend import Compute
 from elder.model import bundle
 from elder.model.model import Hyperparameters, Model
 from elder.training.tune import Trial, best, edges, is_constrained, starting_lambda, tune
-from pipeline import settings, tracking
-from pipeline.params import Search
+from pipeline import params, tracking
 from stages import command
 from stages.samples import find_problem, read_samples
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Search λ and σ for the best validation PSNR; write the tuned bundle and every trial."""
-    search = settings.typed(Search, "tune")
-    compute = settings.typed(Compute, "compute")
+    search, compute = params.read().tune, params.read().compute
     problem = find_problem(arguments.problem)
     validation = read_samples(arguments.images, arguments.measurements, "validation", problem)
     regularizer, config = bundle.read(arguments.pretrained)
     lambda_reg = search.weight or starting_lambda(validation, problem.noise, search.sigma)
     start = Hyperparameters(lambda_reg, search.sigma, 1 / lambda_reg, search.tol, search.max_steps)
     pretrained = Model(problem, regularizer, start, config["regularizer"]).on(compute)
-    params = {"tune": vars(search), "problem": problem.settings}
+    logged = {"tune": search.model_dump(), "problem": problem.settings}
     title = f"tune {arguments.cell}"
-    with tracking.run(title, params, arguments.reads) as log, tracking.resumable(log, title, every=1) as checkpoint:
+    with tracking.run(title, logged, arguments.reads) as log, tracking.resumable(log, title, every=1) as checkpoint:
 
         def report(number: int, trial: Trial) -> None:
             log.metrics({"weight": trial.lambda_reg, "sigma": trial.sigma, "val_psnr": trial.psnr}, number)

@@ -104,9 +104,9 @@ class Project:
 def copy_project(folder: Path) -> Project:
     for name in ("elder", "stages", "pipeline", "presets", "data/raw"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.png"))
-    for name in ("dvc.yaml", ".dvcignore"):
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
         shutil.copy(ROOT / name, folder)
-    preset.apply("tiny", folder / "params.yaml")
+    preset.apply("tiny", folder)
     (folder / ".dvc").mkdir()
     (folder / ".dvc" / "config").write_text("[core]\n    analytics = false\n    no_scm = true\n")
     return Project(folder)

@@ -17,7 +17,7 @@ from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
 
-from pipeline import fingerprints, preset
+from pipeline import fingerprints
 from stages import code, command
 
 PLAIN = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -133,25 +133,6 @@ def test_a_stage_that_is_run_by_hand_finds_its_code_out(tmp_path, watched):
     manifest.write_text("".join(f"{code}  {name}\n" for name, code in watched["tune"].items()))
     by_dvc, by_hand = (fingerprints.Reads("tune", (), path).fingerprint for path in (manifest, None))
     assert by_hand == by_dvc
-
-
-def test_the_presets_fit_the_default(tmp_path):
-    assert (ROOT / "presets" / "default.yaml").read_text() == (ROOT / "params.yaml").read_text()
-    for name in preset.names():
-        preset.apply(name, tmp_path / "params.yaml")
-        merged = yaml.safe_load((tmp_path / "params.yaml").read_text())
-        over = yaml.safe_load((ROOT / "presets" / f"{name}.yaml").read_text())
-        for section, values in over.items():
-            assert values.items() <= merged[section].items()
-
-
-def test_a_preset_of_another_name_is_named(project):
-    done = project.run(sys.executable, "-m", "pipeline.preset", "huge", check=False)
-    assert done.returncode == 1
-    assert "unknown preset 'huge': there are brain, color, default, mri, tiny" in done.stderr
-    project.run(sys.executable, "-m", "pipeline.preset", "default")
-    before = yaml.safe_load((ROOT / "params.yaml").read_text())
-    assert yaml.safe_load((project.folder / "params.yaml").read_text()) == before
 
 
 def test_importing_the_library_loads_no_heavy_extra():

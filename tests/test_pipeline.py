@@ -19,8 +19,7 @@ import tifffile
 import yaml
 from conftest import ROOT, Project
 
-from elder import UserError, io
-from pipeline import params, preset, settings
+from elder import io
 
 CELL = "csmri-least_squares"
 
@@ -329,39 +328,6 @@ def test_the_same_settings_give_the_same_figures(finished, project):
     project.run("dvc", "repro", f"tune@{CELL}", "baseline")
     for name in (f"reports/cells/{CELL}/tune.csv", "reports/baselines/csmri/images.csv"):
         assert (project.folder / name).read_text() == (finished.folder / name).read_text()
-
-
-@pytest.mark.parametrize(
-    ("section", "values", "message"),
-    [
-        ("pretrain", {"stepz": 3}, "unknown setting pretrain.stepz"),
-        ("pretrain", {"steps": "many"}, "pretrain.steps='many' must be a whole number"),
-        ("prepare", {"source": "web"}, "prepare.source='web'"),
-        ("problems", {"csmri": {"ratio": 0.3, "angle": 4}}, "unknown setting 'angle'"),
-        (
-            "cells",
-            {"csmri-implicit": {"problem": "csmri", "regularizer": "implicit", "finetune": {"step": 4}}},
-            "unknown setting finetune.step",
-        ),
-        ("cells", {"csmri-red": {"problem": "csmri", "regularizer": "red"}}, "needs a section regularizers.red"),
-        ("evaluate", {"robustness": {"csmri": [{"rate": 2}]}}, "unknown setting 'rate'"),
-        ("evaluate", {"robustness": {}}, "evaluate.robustness lacks csmri"),
-        ("network", {"widht": 4}, "network dncnn"),
-        ("network", {"activation": "relu"}, "activation='relu' must be one of elu, softplus"),
-        ("register", {"margin": "much"}, "register.margin='much' must be a number"),
-    ],
-)
-def test_bad_params_are_named(section, values, message, tmp_path, monkeypatch):
-    """What every stage checks before it starts."""
-    path = tmp_path / "params.yaml"
-    preset.apply("tiny", path)
-    whole = yaml.safe_load(path.read_text())
-    whole[section] |= values
-    path.write_text(yaml.safe_dump(whole))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(settings, "_whole", settings._whole.__wrapped__)
-    with pytest.raises(UserError, match=re.escape(message)):
-        params.check()
 
 
 @pytest.mark.parametrize(

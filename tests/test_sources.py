@@ -68,7 +68,7 @@ def test_volumes_give_their_slices(name, volume, tmp_path):
         assert image == pytest.approx(expected, abs=1e-5)
     middle = io.read_images(tmp_path / name, scaling="max", slices=3)
     assert [m.tobytes() for m in middle] == [f.tobytes() for f in found[1:4]]
-    with pytest.raises(UserError, match=r"must lie in \[0, 1\]; or set prepare.scaling: max"):
+    with pytest.raises(UserError, match=r"must lie in \[0, 1\], or be read with scaling max"):
         io.read_images(tmp_path / name)
 
 

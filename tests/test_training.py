@@ -421,5 +421,5 @@ BAD = [{"steps": 0}, {"loss": "l1"}, {"tol": -1.0}, {"adjoint": "exact"}, {"fall
 
 @pytest.mark.parametrize("settings", BAD)
 def test_bad_settings_name_themselves(settings):
-    with pytest.raises(UserError, match=f"finetune.{next(iter(settings))}"):
+    with pytest.raises(UserError, match=f"^{next(iter(settings))}="):
         Finetuning(**settings)

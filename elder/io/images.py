@@ -86,8 +86,8 @@ def scale(path: Path, values: np.ndarray, scaling: str) -> np.ndarray:
         return (values / np.iinfo(values.dtype).max).astype(np.float32)
     if values.min() < 0 or values.max() > 1:
         raise UserError(
-            f"{path}: values from {values.min():g} to {values.max():g}: floating-point images must lie in [0, 1]; "
-            "or set prepare.scaling: max"
+            f"{path}: values from {values.min():g} to {values.max():g}: floating-point images must lie in [0, 1], or "
+            "be read with scaling max"
         )
     return values.astype(np.float32)
 

@@ -57,5 +57,5 @@ def read_all(folder: str | Path, problem: Problem, truths: Sequence[Tensor]) -> 
     """Every measurement of a folder, sorted by name, with the clean images in the same order."""
     paths = sorted(Path(folder).glob("*.npz"))
     if len(paths) != len(truths):
-        raise UserError(f"{folder}: holds {len(paths)} measurements for {len(truths)} images; run dvc repro simulate")
+        raise UserError(f"{folder}: holds {len(paths)} measurements for {len(truths)} images: simulate them again")
     return [read(path, problem, truth) for path, truth in zip(paths, truths, strict=True)]

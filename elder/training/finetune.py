@@ -40,40 +40,40 @@ LOOSER, FEWER = 10.0, 0.4
 class Finetuning:
     """Settings of `finetune`."""
 
-    steps: int = 240
-    batch: int = 8
+    steps: int = 60
+    batch: int = 4
     patch: int = 48
     learning_rate: float = 3e-4  # of the network, the peak of a one-cycle schedule
     tuning_rate: float = 1e-2  # of log λ and log σ, also the peak
     clip: float = 3.0  # largest gradient norm
     tol: float = 3e-4  # of the forward solve
-    max_steps: int = 60  # of a forward solve
+    max_steps: int = 20  # of a forward solve
     warmup: float = 0.3  # share of the training in which the solves' steps grow and their tolerances shrink to these
     adjoint: str = "krylov"  # how the backward pass solves its linear system, see `ADJOINTS`
     adjoint_tol: float = 5e-2  # of the linear solve of the backward pass
-    adjoint_steps: int = 40  # products with the Hessian at most, terms of neumann
+    adjoint_steps: int = 30  # products with the Hessian at most, terms of neumann
     fallback: str = "jacobian_free"  # the gradient of images without a fixed point, see `FALLBACKS`
     stability: float = 0.95  # what the spectral radius of the fixed-point map is kept below; 0: no penalty
     stability_weight: float = 30.0  # of the penalty at the start; it is adapted
     stability_every: int = 2  # steps between two penalties
     power_steps: int = 2  # power iterations of the spectral radius
     average: float = 0.98  # decay of the moving average of the weights, which is validated; 0: the weights themselves
-    validate_every: int = 40
+    validate_every: int = 20
     go_back: float = 6.0  # dB of merit that a state may lose before training goes back to the best one
     loss: str = "psnr"  # mse: mean squared error; psnr: its logarithm, image by image
-    seed: int = 0
+    seed: int = 3
 
     def __post_init__(self) -> None:
         may_be_zero = ("seed", "warmup", "stability", "average")
         for name, kind in self.__annotations__.items():
             if kind != "str" and name not in may_be_zero and not getattr(self, name) > 0:
-                raise UserError(f"finetune.{name}={getattr(self, name)} must be positive")
+                raise UserError(f"{name}={getattr(self, name)} must be positive")
         for name in ("warmup", "stability", "average"):
             if not 0 <= getattr(self, name) <= 1 or (name in ("stability", "average") and getattr(self, name) == 1):
-                raise UserError(f"finetune.{name}={getattr(self, name)} must be in [0, 1]")
+                raise UserError(f"{name}={getattr(self, name)} must be in [0, 1]")
         for name, known in (("loss", LOSSES), ("adjoint", ADJOINTS), ("fallback", FALLBACKS)):
             if getattr(self, name) not in known:
-                raise UserError(f"finetune.{name}={getattr(self, name)!r} must be one of {', '.join(known)}")
+                raise UserError(f"{name}={getattr(self, name)!r} must be one of {', '.join(known)}")
 
 
 def _krylov(problem: Equilibrium, tol: float, steps: int) -> LinearSolver:

@@ -29,23 +29,23 @@ class Pretraining:
     """Settings of `pretrain`."""
 
     init: str = "none"  # where the weights start: the regularizer's own weights, or a released denoiser's
-    steps: int = 1200
-    batch: int = 16
+    steps: int = 700
+    batch: int = 4
     patch: int = 48
     learning_rate: float = 2e-3  # the peak of a one-cycle schedule
     sigma_max: float = 0.2  # noise levels are uniform in [0, sigma_max]
     clip: float = 0.1  # largest gradient norm
     average: float = 0.99  # decay of the moving average of the weights, which training returns; 0: the last ones
-    seed: int = 0
+    seed: int = 2
 
     def __post_init__(self) -> None:
         if self.init not in INITS:
-            raise UserError(f"pretrain.init={self.init!r} must be one of {', '.join(INITS)}")
+            raise UserError(f"init={self.init!r} must be one of {', '.join(INITS)}")
         for name in ("steps", "batch", "patch", "learning_rate", "sigma_max", "clip"):
             if not getattr(self, name) > 0:
-                raise UserError(f"pretrain.{name}={getattr(self, name)} must be positive")
+                raise UserError(f"{name}={getattr(self, name)} must be positive")
         if not 0 <= self.average < 1:
-            raise UserError(f"pretrain.average={self.average} must be in [0, 1)")
+            raise UserError(f"average={self.average} must be in [0, 1)")
 
 
 def pretrain(

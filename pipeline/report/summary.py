@@ -8,7 +8,7 @@ from pathlib import Path
 from elder import io
 from elder.errors import UserError
 from elder.problems import PROBLEMS
-from pipeline import settings
+from pipeline import params
 from pipeline.report.tables import Method, methods
 
 
@@ -27,7 +27,7 @@ def main() -> None:
     reports = Path("reports")
     if not (reports / "index.html").exists():
         raise UserError("reports: no result yet; run dvc repro")
-    cells = {name: settings.cell(name) for name in settings.section("cells")}
+    cells = params.read().cells
     for problem in dict.fromkeys(cell.problem for cell in cells.values()):
         mine = {name: cell.regularizer for name, cell in cells.items() if cell.problem == problem}
         initial = PROBLEMS[problem].initial_name if problem in PROBLEMS else "initial guess"

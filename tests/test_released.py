@@ -50,6 +50,8 @@ def test_it_is_loaded_by_name(shipped, trained):
     assert released.names() == ["denoise-small"]
     model, (original, _) = elder.load("released:denoise-small"), bundle.read(trained)
     assert model.problem.name == "denoise"
+    with pytest.raises(UserError, match="has no problem yet"):
+        elder.load(trained)
     for a, b in zip(model.regularizer.parameters(), original.parameters(), strict=True):
         assert a.dtype == torch.float32
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)

@@ -160,6 +160,8 @@ class Model:
 def load(folder: str | Path) -> Model:
     """The model of a bundle folder. Raises `UserError` if there is none, or if it is broken."""
     regularizer, config = bundle.read(folder)
+    if "problem" not in config:
+        raise UserError(f"{folder}: a pre-trained regularizer, which has no problem yet; it is no model")
     try:
         problem = problems.make(config["problem"]["name"], config["problem"]["settings"])
         hyperparameters = Hyperparameters.from_config(config["tuning"])

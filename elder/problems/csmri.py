@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from elder import io
 from elder.errors import UserError
 from elder.operators.base import Operator
 from elder.operators.fourier import MaskedFourier
-from elder.problems.base import Problem, Size
+from elder.problems.base import Problem
 from elder.problems.masks import MASKS
+from elder.shapes import Argument, Measurement, Size
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class CSMRI(Problem):
             )
         return _operator(mask, self.mask)
 
-    def draw_noise(self, operator: Operator, y: Tensor, generator: torch.Generator) -> Tensor:
+    def draw_noise(self, operator: Operator, y: Measurement, generator: torch.Generator) -> Measurement:
         """Standard normal noise on the real and on the imaginary part of the samples."""
         real = torch.randn((*y.shape, 2), generator=generator, dtype=y.real.dtype)
         return cast(MaskedFourier, operator).mask * torch.view_as_complex(real)
 
-    def bind(self, y: Tensor, **arguments: Any) -> MaskedFourier:
+    def bind(self, y: Measurement, **arguments: Argument) -> MaskedFourier:
         """The operator of the measurement y; see `Problem.bind`."""
         mask = arguments.get("mask", None if self.mask in MASKS else self.mask)
         if mask is None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
-from elder.linear import MINRES, LinearSolution, LinearSolver
+from elder.linear import MINRES, LinearSolution, LinearSolver, Map
 from elder.objective import Equilibrium
+from elder.shapes import Flags, Images, Multiplier, OneOrEach
 from elder.tensors import per_image
 
 
@@ -22,26 +21,26 @@ class Linearization:
     """
 
     problem: Equilibrium
-    x: Tensor  # (b, c, h, w), a leaf of the record
-    reg_grad: Tensor  # λR_θ(x), (b, c, h, w), recorded in x and θ
+    x: Images  # a leaf of the record
+    reg_grad: Images  # λR_θ(x), recorded in x and θ
 
     @classmethod
-    def at(cls, problem: Equilibrium, x: Tensor) -> Linearization:
+    def at(cls, problem: Equilibrium, x: Images) -> Linearization:
         """The record of λR_θ at x, (b, c, h, w)."""
         x = x.detach().requires_grad_()
         with torch.enable_grad():
             return cls(problem, x, problem.reg_grad(x))
 
-    def pullback(self, v: Tensor, *, record: bool = False) -> Tensor:
+    def pullback(self, v: Images, *, record: bool = False) -> Images:
         """(λR'_θ(x))ᵀ v in the feasible directions, (b, c, h, w). record: the result can be differentiated in θ."""
         (product,) = torch.autograd.grad(self.reg_grad, self.x, v, retain_graph=True, create_graph=record)
         return self.problem.fidelity.project_tangent(product)
 
-    def transposed(self, v: Tensor) -> Tensor:
+    def transposed(self, v: Images) -> Images:
         """Hᵀv with H = ∇²g + λR'_θ(x), the Jacobian of the fixed-point equation; (b, c, h, w)."""
         return self.problem.fidelity.hessian(v) + self.pullback(v)
 
-    def preconditioner(self, step: Tensor, weights: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+    def preconditioner(self, step: OneOrEach, weights: Multiplier | None = None) -> Map:
         """r -> (AᵀA + W/τ)⁻¹ r, with the weights W(ω) of a metric, or I if `None`. step τ: (b,) or scalar."""
         c = per_image(1 / step.expand(len(self.x)), self.x)
         return lambda r: self.problem.fidelity.precondition(r, c, weights)
@@ -52,7 +51,7 @@ class Backward:
     """How the backward pass went; filled in when the gradient arrives."""
 
     solution: LinearSolution | None = field(default=None)
-    exact: Tensor | None = field(default=None)  # (b,) bool: images whose gradient is the implicit one
+    exact: Flags | None = field(default=None)  # images whose gradient is the implicit one
     skipped: int = 0  # images without any gradient
     products: int = 0  # products with the Hessian
 
@@ -76,15 +75,15 @@ class ImplicitGradient:
     fallback: LinearSolver | None = None
 
     def attach(
-        self, problem: Equilibrium, x: Tensor, step: Tensor, *, solved: Tensor | None = None
-    ) -> tuple[Tensor, Backward]:
+        self, problem: Equilibrium, x: Images, step: OneOrEach, *, solved: Flags | None = None
+    ) -> tuple[Images, Backward]:
         """x again, (b, c, h, w), now a function of θ; and the report that its backward pass will fill in.
 
         x: fixed points of `problem`. step τ: (b,) or scalar. solved: see `attach_to`.
         """
         return self.attach_to(Linearization.at(problem, x), step, solved=solved)
 
-    def attach_to(self, at: Linearization, step: Tensor, *, solved: Tensor | None = None) -> tuple[Tensor, Backward]:
+    def attach_to(self, at: Linearization, step: OneOrEach, *, solved: Flags | None = None) -> tuple[Images, Backward]:
         """As `attach`, on a record that is there already.
 
         solved: (b,) bool, the images at a fixed point; all of them if `None`. Where an image is not, the result is
@@ -96,7 +95,7 @@ class ImplicitGradient:
         everywhere = torch.ones(len(x), dtype=torch.bool, device=x.device)
         solved = everywhere if solved is None else solved
 
-        def solve_adjoint(loss_gradient: Tensor) -> Tensor:
+        def solve_adjoint(loss_gradient: Images) -> Images:
             u = at.problem.fidelity.project_tangent(loss_gradient.detach())
             v, exact = torch.zeros_like(u), torch.zeros_like(everywhere)
             if bool(solved.any()):
@@ -122,17 +121,17 @@ class ImplicitGradient:
 
 
 @torch.no_grad()
-def fixed_point_step(at: Linearization, step: Tensor) -> Tensor:
+def fixed_point_step(at: Linearization, step: OneOrEach) -> Images:
     """T(x) = prox_{τg}(x − τλR_θ(x)), (b, c, h, w); step τ: (b,) or scalar."""
     tau = step.expand(len(at.x))
     return at.problem.fidelity.prox(at.x - per_image(tau, at.x) * at.reg_grad, tau)
 
 
-def _only(images: Tensor, v: Tensor) -> Tensor:
+def _only(images: Flags, v: Images) -> Images:
     """v at the images for which `images`, (b,) bool, holds; zero at the others, whatever v is there."""
     return torch.where(per_image(images, v) > 0, v, 0.0)
 
 
-def _within(images: Tensor, H: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def _within(images: Flags, H: Map) -> Map:
     """H at some of the images, the identity at the others, whose products may overflow."""
     return lambda v: torch.where(per_image(images, v) > 0, H(v), v)

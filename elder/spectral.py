@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
+
+from elder.shapes import Anything, Images, Multiplier, Size
 
 # ω_c in cycles per pixel. Denoisers that were trained for σ from 0.02 to 0.15 had it between 0.1 and 0.3. The least of
 # these values is the safe one.
@@ -13,7 +16,7 @@ CORNER = 0.1
 FLOOR, TOP = 0.1, 1.25
 
 
-def natural_image_weights(size: tuple[int, int], like: Tensor) -> Tensor:
+def natural_image_weights(size: Size, like: Anything) -> Float[Tensor, "h w"]:
     """W(ω) = TOP max(|ω|² / (|ω|² + ω_c²), FLOOR): (h, w), on the grid of fft2, of the dtype and device of `like`.
 
     The power of natural images falls as 1/|ω|² (Field 1987). The residual x − D(x) of their Wiener filter D is then W
@@ -24,7 +27,7 @@ def natural_image_weights(size: tuple[int, int], like: Tensor) -> Tensor:
     return TOP * (power / (power + CORNER**2)).clamp(min=FLOOR)
 
 
-def fourier_multiplier(v: Tensor, weights: Tensor) -> Tensor:
+def fourier_multiplier(v: Images, weights: Multiplier) -> Images:
     """W v = F⁻¹ diag(W) F v, (b, c, h, w), for weights W(ω) = W(−ω) that broadcast to (b, c, h, w)."""
     half = weights[..., : v.shape[-1] // 2 + 1] if weights.shape[-1] > 1 else weights
     return torch.fft.irfft2(half * torch.fft.rfft2(v), s=v.shape[-2:])

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from elder.implicit import Linearization
-from elder.objective import Objective
+from elder.shapes import Each, Images, OneOrEach, PerImage, Scalar
 from elder.tensors import dot, norm, per_image
 
 
-def spectral_radius(at: Linearization, step: Tensor, start: Tensor, iterations: int = 2) -> Tensor:
+def spectral_radius(at: Linearization, step: OneOrEach, start: Images, iterations: int = 2) -> PerImage:
     """|μ| of the largest eigenvalue μ of T'(x), T(x) = prox_{τg}(x − τλR_θ(x)), (b,) float64; differentiable in θ.
 
     T'(x) = (AᵀA + I/τ)⁻¹(I/τ − λR'_θ(x)) in the feasible directions. Found by `iterations` power iterations from the
@@ -29,10 +28,10 @@ def spectral_radius(at: Linearization, step: Tensor, start: Tensor, iterations: 
     """
     fidelity, precondition = at.problem.fidelity, at.preconditioner(step)
     c = per_image(1 / step.expand(len(at.x)), at.x)
-    symmetric = isinstance(at.problem, Objective)
+    symmetric = at.problem.symmetric
 
-    def apply(u: Tensor, *, record: bool = False) -> Tensor:
-        # T' for an energy, where (λ∇²h)ᵀ = λ∇²h; its transpose else.
+    def apply(u: Images, *, record: bool = False) -> Images:
+        # T' if R' is symmetric, as (λ∇²h)ᵀ = λ∇²h; its transpose else.
         if symmetric:
             return precondition(c * u - at.pullback(u, record=record))
         z = precondition(u)
@@ -49,12 +48,12 @@ def spectral_radius(at: Linearization, step: Tensor, start: Tensor, iterations: 
     return (1 - curvature / scale).abs()
 
 
-def penalty(radius: Tensor, target: float) -> Tensor:
+def penalty(radius: Each, target: float) -> Scalar:
     """Mean over the images of max(ρ − target, 0)²; radius ρ: (b,)."""
     return (radius - target).clamp(min=0).square().mean()
 
 
-def adapted(weight: float, radius: Tensor, target: float) -> float:
+def adapted(weight: float, radius: Each, target: float) -> float:
     """The penalty's weight after a step: up by a tenth where ρ exceeds the target on average, else down by a fiftieth.
 
     It rises fast and falls slowly, since lost fixed points cost more than a weight that is too large for a while. It
@@ -64,5 +63,5 @@ def adapted(weight: float, radius: Tensor, target: float) -> float:
     return min(max(weight * factor, 1.0), 1e4)
 
 
-def _unit(u: Tensor) -> Tensor:
+def _unit(u: Images) -> Images:
     return u / per_image(norm(u).clamp(min=torch.finfo(u.dtype).tiny), u)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from elder.shapes import Flags, Measurement, OneOrEach, PerImage
 
-def dot(a: Tensor, b: Tensor) -> Tensor:
+
+def dot(a: Measurement, b: Measurement) -> PerImage:
     """Re⟨a, b⟩ of each image, (b, ...), (b, ...) -> (b,), summed in float64.
 
     Line search and stopping compare sums over a picture that differ in the last digits of float32.
@@ -16,11 +19,11 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).flatten(1).sum(1, dtype=torch.float64)
 
 
-def norm(a: Tensor) -> Tensor:
+def norm(a: Measurement) -> PerImage:
     """‖a‖ of each image, (b, ...) -> (b,), in float64."""
     return dot(a, a).sqrt()
 
 
-def per_image(a: Tensor, like: Tensor) -> Tensor:
+def per_image(a: OneOrEach | Flags, like: Measurement) -> Float[Tensor, "#b 1 1 1"]:
     """(b,) as (b, 1, 1, 1), in the dtype of `like`."""
     return a.to(like.dtype).view(-1, 1, 1, 1)

@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import checked
 import numpy as np
 import pytest
 import skimage
@@ -23,10 +24,17 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 sys.path.insert(0, str(ROOT))
+checked.install()
 
 from elder import io, problems, regularizers  # noqa: E402
 from elder.model.model import Hyperparameters, Model  # noqa: E402
 from pipeline import params, preset  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _check_the_first_calls() -> None:
+    """Of every function, in each test; see `checked`."""
+    checked.restart()
 
 
 @pytest.fixture

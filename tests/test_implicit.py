@@ -14,7 +14,7 @@ from elder import spectral
 from elder.fidelity import Fidelity, HardConstraint, LeastSquares
 from elder.implicit import ImplicitGradient
 from elder.linear import GMRES, JACOBIAN_FREE, MINRES, AndersonFixedPoint, FixedPoint, LinearSolver, Neumann
-from elder.objective import Equilibrium, make_objective
+from elder.objective import Equation, Equilibrium, make_objective
 from elder.operators import Operator
 from elder.regularizers import EXPLICIT, Energy, Regularizer
 from elder.tensors import dot
@@ -176,7 +176,7 @@ def setup() -> Setup:
 def test_krylov_solvers_are_preconditioned_in_the_metric_of_natural_pictures(setup):
     """Where λ∇²h = W/τ the preconditioner is the inverse, and one product is all."""
     x, truth = setup.fixed_point, setup.truth
-    problem = Equilibrium(setup.fidelity, Natural(), torch.tensor(0.5), torch.tensor(0.1))
+    problem = Equation(setup.fidelity, Natural(), torch.tensor(0.5), torch.tensor(0.1))
     for solver, most in ((MINRES(1e-10), 1), (GMRES(1e-10), 1), (FixedPoint(1e-10), 100)):
         attached, backward = ImplicitGradient(solver).attach(problem, x, 2 * STEP)
         ((attached - truth).square().sum()).backward()

@@ -23,7 +23,7 @@ from stages import code, command
 PLAIN = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 STAGES = {name: stage.get("do", stage) for name, stage in PLAIN.items()}
 # What the library may import beyond the standard library; the second row inside functions only.
-LIBRARY = {"elder", "torch", "numpy", "skimage", "safetensors"}
+LIBRARY = {"elder", "torch", "numpy", "skimage", "safetensors", "jaxtyping"}
 OPTIONAL = {"scipy", "h5py", "tifffile", "PIL", "mlflow", "nibabel", "pydicom"}
 
 

@@ -165,7 +165,11 @@ BAD = [
     ("tune", {"sigma": 2}, "tune.sigma=2 must be at most 1"),
     ("safeguards", {"patience": 0}, "safeguards.patience=0 must be at least 1"),
     ("compute", {"precision": "fp8"}, "compute.precision='fp8' must be one of float32"),
-    ("problems", {"csmri": {"ratio": 0.3, "angle": 4}}, "unknown setting problems.csmri.angle; known are centered, mask, noise"),
+    (
+        "problems",
+        {"csmri": {"ratio": 0.3, "angle": 4}},
+        "unknown setting problems.csmri.angle; known are centered, mask",
+    ),
     ("problems", {"csmri": {"ratio": "much"}}, "problems.csmri.ratio='much' must be a number"),
     ("problems", {"csmri": {"noise": 2.0}}, "problems.csmri.noise=2.0: the standard deviation must be in [0, 1]"),
     ("problems", {"mri": {}}, "problems.mri: unknown problem 'mri'"),

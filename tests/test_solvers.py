@@ -13,7 +13,7 @@ from torch import Tensor
 from elder import spectral
 from elder.fidelity import HardConstraint, LeastSquares
 from elder.linear import GMRES, JACOBIAN_FREE, MINRES, AndersonFixedPoint, FixedPoint, Neumann
-from elder.objective import Equilibrium, Objective, make_objective
+from elder.objective import Equation, Objective, make_objective
 from elder.operators import MaskedFourier
 from elder.problems import masks
 from elder.regularizers.base import Energy, Regularizer
@@ -275,9 +275,9 @@ class Twisted(Regularizer):
 
 
 @pytest.fixture
-def twisted(rng) -> tuple[Equilibrium, Tensor]:
+def twisted(rng) -> tuple[Equation, Tensor]:
     objective, x0 = problem(Quadratic(torch.tensor(1.0, dtype=torch.float64)), 3, rng)
-    return Equilibrium(objective.fidelity, Twisted(0.4), objective.lambda_reg, objective.sigma), x0
+    return Equation(objective.fidelity, Twisted(0.4), objective.lambda_reg, objective.sigma), x0
 
 
 @pytest.mark.parametrize("method", [Picard(), AndersonMixing()], ids=["picard", "anderson mixing"])
@@ -322,7 +322,7 @@ def test_mixing_saves_evaluations(twisted):
 def test_the_method_follows_from_what_there_is(twisted, learned):
     equation, x0 = twisted
     posed = make_objective(equation.fidelity, equation.regularizer, equation.lambda_reg, equation.sigma)
-    assert type(posed) is Equilibrium
+    assert type(posed) is Equation
     assert fixed_point(posed, x0, torch.tensor(1.0)).energy is None
     assert next(path(posed, x0, torch.tensor(1.0))).energy is None
     objective, x0 = learned

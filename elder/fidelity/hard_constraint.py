@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from elder.fidelity.base import Fidelity, check_finite
 from elder.operators.masking import Masking
+from elder.shapes import Factor, Images, Index, Multiplier, OneOrEach, PerImage
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,42 +23,42 @@ class HardConstraint(Fidelity):
     constrains: ClassVar[bool] = True
 
     operator: Masking
-    y: Tensor
+    y: Images
 
     @classmethod
-    def of(cls, operator: Masking, y: Tensor) -> HardConstraint:
+    def of(cls, operator: Masking, y: Images) -> HardConstraint:
         """The constraint of the measurement y. Raises `ValueError` when y is not finite or does not fit."""
         operator.check(y)
         check_finite(y)
         return cls(operator, y)
 
-    def value(self, x: Tensor) -> Tensor:
+    def value(self, x: Images) -> PerImage:
         """Zero, (b, c, h, w) -> (b,) in float64."""
         return torch.zeros(len(x), dtype=torch.float64, device=x.device)
 
-    def grad(self, x: Tensor) -> Tensor:
+    def grad(self, x: Images) -> Images:
         """Zero: within the constraint g is constant."""
         return torch.zeros_like(x)
 
-    def prox(self, v: Tensor, step: Tensor) -> Tensor:
+    def prox(self, v: Images, step: OneOrEach) -> Images:
         """The projection: y where there is a pixel, v elsewhere, for every step."""
         return torch.where(self.operator.mask > 0, self.y, v)
 
-    def hessian(self, v: Tensor) -> Tensor:
+    def hessian(self, v: Images) -> Images:
         """Zero: within the constraint g is constant."""
         return torch.zeros_like(v)
 
-    def project_tangent(self, v: Tensor) -> Tensor:
+    def project_tangent(self, v: Images) -> Images:
         """v on the pixels that may move, zero on the others."""
         return (1 - self.operator.mask) * v
 
     def metric(self) -> None:
         """None: the projection has a closed form in the Euclidean metric alone."""
 
-    def precondition(self, r: Tensor, c: Tensor, weights: Tensor | None = None) -> Tensor:
+    def precondition(self, r: Images, c: Factor, weights: Multiplier | None = None) -> Images:
         """r / c, (b, c, h, w). The weights are not used: see `metric`."""
         return r / c
 
-    def select(self, index: Tensor) -> HardConstraint:
+    def select(self, index: Index) -> HardConstraint:
         """The data term of the images `index` of the batch."""
         return HardConstraint(self.operator.select(index), self.y[index])

@@ -1,7 +1,7 @@
 """Linear solvers: H v = b, one system for each image of a batch."""
 
 from elder.linear.anderson import AndersonFixedPoint
-from elder.linear.base import Krylov, LinearSolution, LinearSolver, Map
+from elder.linear.base import IterativeSolver, LinearSolution, LinearSolver, Map
 from elder.linear.cg import conjugate_gradients
 from elder.linear.fixed_point import FixedPoint
 from elder.linear.gmres import GMRES
@@ -14,7 +14,7 @@ __all__ = [
     "MINRES",
     "AndersonFixedPoint",
     "FixedPoint",
-    "Krylov",
+    "IterativeSolver",
     "LinearSolution",
     "LinearSolver",
     "Map",

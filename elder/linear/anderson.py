@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from elder.linear.base import Krylov, LinearSolution, Map, solution
+from elder.linear.base import IterativeSolver, LinearSolution, Map, solution
+from elder.shapes import Images
 from elder.tensors import norm, per_image
 
 
 @dataclass(frozen=True)
-class AndersonFixedPoint(Krylov):
+class AndersonFixedPoint(IterativeSolver):
     """`FixedPoint` with Anderson mixing over the last `depth` points (Gilton et al. 2021); the best point is kept."""
 
     contraction: ClassVar[bool] = True
@@ -21,12 +21,12 @@ class AndersonFixedPoint(Krylov):
     depth: int = 6
 
     @torch.no_grad()
-    def __call__(self, H: Map, b: Tensor, precondition: Map) -> LinearSolution:
+    def __call__(self, H: Map, b: Images, precondition: Map) -> LinearSolution:
         """Solve H v = b for each image; see `LinearSolver`."""
         v, products = precondition(b), 0
         best, least = v, torch.full((len(b),), torch.inf, dtype=torch.float64, device=b.device)
-        points: list[Tensor] = []
-        moves: list[Tensor] = []
+        points: list[Images] = []
+        moves: list[Images] = []
         while products < self.max_steps:
             r = b - H(v)
             products += 1
@@ -40,7 +40,7 @@ class AndersonFixedPoint(Krylov):
         return solution(best, least, b, products, self.tol)
 
 
-def _mix(points: list[Tensor], moves: list[Tensor]) -> Tensor:
+def _mix(points: list[Images], moves: list[Images]) -> Images:
     """Σ αᵢ (pᵢ + mᵢ) with α minimizing ‖Σ αᵢ mᵢ‖ and Σ αᵢ = 1, image by image."""
     latest = points[-1] + moves[-1]
     if len(points) == 1:

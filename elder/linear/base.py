@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
 
+from elder.shapes import Flags, Images, PerImage
 from elder.tensors import norm
 
-Map = Callable[[Tensor], Tensor]
+Map = Callable[[Images], Images]
 
 
 @dataclass(frozen=True, eq=False)
 class LinearSolution:
     """What a linear solve returns; residual is the true ‖b − H v‖ / ‖b‖, from products with H that the solve made."""
 
-    v: Tensor  # (b, c, h, w)
-    residual: Tensor  # (b,) float64
-    converged: Tensor  # (b,) bool: v may be used
+    v: Images
+    residual: PerImage
+    converged: Flags  # v may be used
     products: int  # products with H
 
 
+@runtime_checkable
 class LinearSolver(Protocol):
     """v with H v = b, image by image.
 
@@ -33,14 +35,14 @@ class LinearSolver(Protocol):
 
     contraction: ClassVar[bool]
 
-    def __call__(self, H: Map, b: Tensor, precondition: Map) -> LinearSolution:
+    def __call__(self, H: Map, b: Images, precondition: Map) -> LinearSolution:
         """Solve H v = b for each image; b: (b, c, h, w)."""
         ...
 
 
 @dataclass(frozen=True)
-class Krylov:
-    """tol: relative residual to stop at; max_steps: products with H at most."""
+class IterativeSolver(ABC):
+    """A solver that iterates. tol: relative residual to stop at; max_steps: products with H at most."""
 
     contraction: ClassVar[bool] = False
 
@@ -52,8 +54,12 @@ class Krylov:
             name = type(self).__name__
             raise ValueError(f"{name} needs tol > 0 and max_steps >= 1; got tol={self.tol}, max_steps={self.max_steps}")
 
+    @abstractmethod
+    def __call__(self, H: Map, b: Images, precondition: Map) -> LinearSolution:
+        """Solve H v = b for each image; see `LinearSolver`."""
 
-def solution(v: Tensor, left: Tensor, b: Tensor, products: int, tol: float) -> LinearSolution:
+
+def solution(v: Images, left: PerImage, b: Images, products: int, tol: float) -> LinearSolution:
     """What is known of v where ‖b − H v‖ = `left`, (b,)."""
     residual = left / norm(b).clamp(min=torch.finfo(torch.float64).tiny)
     return LinearSolution(v, residual, residual <= 10 * tol, products)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from elder.linear.base import Map
+from elder.shapes import Images
 from elder.tensors import dot, per_image
 
 
-def conjugate_gradients(H: Map, b: Tensor, start: Tensor, *, tol: float, max_steps: int) -> Tensor:
+def conjugate_gradients(H: Map, b: Images, start: Images, *, tol: float, max_steps: int) -> Images:
     """v with ‖b − H v‖ <= tol ‖b‖ for each image, by the conjugate gradient method (Hestenes & Stiefel 1952).
 
     H: (b, c, h, w) -> (b, c, h, w), symmetric and positive definite on each image alone; start: an initial guess of v.

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from elder.linear.base import Krylov, LinearSolution, Map, solution
+from elder.linear.base import IterativeSolver, LinearSolution, Map, solution
+from elder.shapes import Images
 from elder.tensors import norm, per_image
 
 
 @dataclass(frozen=True)
-class FixedPoint(Krylov):
+class FixedPoint(IterativeSolver):
     """v⁺ = v + P(b − H v), P the preconditioner: the transposed step of the forward iteration (Bai et al. 2019).
 
     With P = (AᵀA + I/τ)⁻¹ it converges wherever x ↦ prox_{τg}(x − τλR(x)) is a contraction.
@@ -22,7 +22,7 @@ class FixedPoint(Krylov):
     contraction: ClassVar[bool] = True
 
     @torch.no_grad()
-    def __call__(self, H: Map, b: Tensor, precondition: Map) -> LinearSolution:
+    def __call__(self, H: Map, b: Images, precondition: Map) -> LinearSolution:
         """Solve H v = b for each image; see `LinearSolver`."""
         v, products = precondition(b), 0
         while True:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from elder.linear.base import Krylov, LinearSolution, Map, solution
+from elder.linear.base import IterativeSolver, LinearSolution, Map, solution
+from elder.shapes import Images
 from elder.tensors import dot, norm, per_image
 
 
 @dataclass(frozen=True)
-class GMRES(Krylov):
+class GMRES(IterativeSolver):
     """Generalized minimum residual for any H (Saad & Schultz 1986), without restarts.
 
     Flexible (Saad 1993): the preconditioner may be inexact, as one by conjugate gradients is. Keeps two pictures a
@@ -20,7 +20,7 @@ class GMRES(Krylov):
     """
 
     @torch.no_grad()
-    def __call__(self, H: Map, b: Tensor, precondition: Map) -> LinearSolution:
+    def __call__(self, H: Map, b: Images, precondition: Map) -> LinearSolution:
         """Solve H v = b for each image; see `LinearSolver`."""
         scale = norm(b)
         safe = scale.clamp(min=torch.finfo(torch.float64).tiny)

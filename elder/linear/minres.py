@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from elder.linear.base import Krylov, LinearSolution, Map, solution
+from elder.linear.base import IterativeSolver, LinearSolution, Map, solution
+from elder.shapes import Images
 from elder.tensors import dot, norm, per_image
 
 
 @dataclass(frozen=True)
-class MINRES(Krylov):
+class MINRES(IterativeSolver):
     """Minimum residual for symmetric H, definite or not (Paige & Saunders 1975), preconditioned.
 
     An image stops when its residual in the norm of the preconditioner is within `tol` of the start. `converged` asks
@@ -20,7 +20,7 @@ class MINRES(Krylov):
     """
 
     @torch.no_grad()
-    def __call__(self, H: Map, b: Tensor, precondition: Map) -> LinearSolution:
+    def __call__(self, H: Map, b: Images, precondition: Map) -> LinearSolution:
         """Solve H v = b for each image; see `LinearSolver`."""
         eps = torch.finfo(torch.float64).eps
         v, w, w_old = torch.zeros_like(b), torch.zeros_like(b), torch.zeros_like(b)

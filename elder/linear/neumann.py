@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from elder.linear.base import LinearSolution, Map, solution
+from elder.shapes import Images
 from elder.tensors import norm
 
 
@@ -31,7 +31,7 @@ class Neumann:
             raise ValueError(f"Neumann(terms=...) must not be negative; got {self.terms}")
 
     @torch.no_grad()
-    def __call__(self, H: Map, b: Tensor, precondition: Map) -> LinearSolution:
+    def __call__(self, H: Map, b: Images, precondition: Map) -> LinearSolution:
         """Solve H v = b for each image; see `LinearSolver`."""
         v = precondition(b)
         for _ in range(self.terms):

@@ -6,9 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-Pullback = Callable[[Tensor], Tensor]
+from elder.shapes import Anything, Features, Images, OneOrEach
+
+Pullback = Callable[[Features], Features]
 
 
 class Network(nn.Module, ABC):
@@ -17,23 +20,23 @@ class Network(nn.Module, ABC):
     channels: int
 
     @abstractmethod
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def forward(self, x: Images, sigma: OneOrEach) -> Images:
         """N_θ(x, σ); sigma: (b,) or scalar, in the units of x."""
 
     @abstractmethod
-    def linearize(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Pullback]:
+    def linearize(self, x: Images, sigma: OneOrEach) -> tuple[Images, Pullback]:
         """N_θ(x, σ), and v -> Jᵀv with J = ∂N_θ/∂x at x, written as a forward computation.
 
         Both are differentiable when the caller records, so that training through ∇h differentiates once, not twice.
         """
 
-    def check(self, x: Tensor) -> None:
+    def check(self, x: Anything) -> None:
         """Raise `ValueError` if x is not (b, channels, h, w)."""
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise ValueError(f"the network takes images (b, {self.channels}, h, w); got {tuple(x.shape)}")
 
 
-def with_noise_map(x: Tensor, sigma: Tensor) -> Tensor:
+def with_noise_map(x: Images, sigma: OneOrEach) -> Float[Tensor, "b c+1 h w"]:
     """x with σ as one more, constant channel, (b, c, h, w) -> (b, c + 1, h, w)."""
     level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1, 1, 1, 1)
     return torch.cat([x, level.expand(x.shape[0], 1, *x.shape[-2:])], dim=1)

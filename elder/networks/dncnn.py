@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from typing import cast
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from elder.networks import activations
 from elder.networks.base import Network, Pullback, channels_last, scaled_init, with_noise_map
+from elder.shapes import Features, Images, OneOrEach
 
 
 class DnCNN(Network):
@@ -37,27 +39,26 @@ class DnCNN(Network):
         """The convolutions, from first to last."""
         return cast("list[nn.Conv2d]", list(self.convs))
 
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def forward(self, x: Images, sigma: OneOrEach) -> Images:
         """N(x, σ) = x − F(x, σ), (b, c, h, w), F the convolutions."""
         return x - self._activations(x, sigma)[-1]
 
-    def linearize(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Pullback]:
+    def linearize(self, x: Images, sigma: OneOrEach) -> tuple[Images, Pullback]:
         """N(x, σ), and v -> Jᵀv; see `Network.linearize`."""
         *hidden, f = self._activations(x, sigma)
+        return x - f, partial(self._pullback, hidden)
 
-        def pullback(v: Tensor) -> Tensor:
-            u = v
-            for conv, a in zip(reversed(self.layers[1:]), reversed(hidden), strict=True):
-                u = self.activation.pullback(F.conv_transpose2d(u, conv.weight, padding=1), a)
-            # The noise map is a constant of the picture: its channel has no part in the Jacobian.
-            return v - F.conv_transpose2d(u, self.layers[0].weight[:, : self.channels], padding=1)
+    def _pullback(self, hidden: list[Features], v: Images) -> Images:
+        u = v
+        for conv, a in zip(reversed(self.layers[1:]), reversed(hidden), strict=True):
+            u = self.activation.pullback(F.conv_transpose2d(u, conv.weight, padding=1), a)
+        # The noise map is a constant of the picture: its channel has no part in the Jacobian.
+        return v - F.conv_transpose2d(u, self.layers[0].weight[:, : self.channels], padding=1)
 
-        return x - f, pullback
-
-    def _activations(self, x: Tensor, sigma: Tensor) -> list[Tensor]:
+    def _activations(self, x: Images, sigma: OneOrEach) -> list[Features]:
         self.check(x)
         u = with_noise_map(x, sigma)
-        outputs = []
+        outputs: list[Features] = []
         for conv in self.layers[:-1]:
             u = self.activation.apply(conv(u))
             outputs.append(u)

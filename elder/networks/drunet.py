@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import cast
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from elder.networks import activations
 from elder.networks.base import Network, Pullback, channels_last, scaled_init, with_noise_map
 from elder.networks.layers import ResidualBlock, Stack, convolve, upsample
+from elder.shapes import Features, Images, OneOrEach
 
 SCALES = 4
 
@@ -58,18 +62,22 @@ class DRUNet(Network):
         scaled_init(self.tail, gain=0.01)
         channels_last(self)
 
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def forward(self, x: Images, sigma: OneOrEach) -> Images:
         """N(x, σ), (b, c, h, w)."""
         return self.linearize(x, sigma)[0]
 
-    def linearize(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Pullback]:
+    def linearize(self, x: Images, sigma: OneOrEach) -> tuple[Images, Pullback]:
         """N(x, σ), and v -> Jᵀv; see `Network.linearize`."""
         self.check(x)
         h, w = x.shape[-2:]
         margin = (0, -w % 2 ** (SCALES - 1), 0, -h % 2 ** (SCALES - 1))
         padded = F.pad(x, margin, mode="replicate")
         u, head = convolve(self.head, with_noise_map(padded, sigma))
-        skips, encoders, downs, ups, decoders = [], [], [], [], []
+        skips: list[Features] = []
+        encoders: list[Pullback] = []
+        downs: list[Pullback] = []
+        ups: list[Pullback] = []
+        decoders: list[Pullback] = []
         scales = zip(cast("list[Stack]", self.encoders), cast("list[nn.Conv2d]", self.downs), strict=True)
         for encoder, down in scales:
             u, back = encoder.linearize(u)
@@ -85,18 +93,36 @@ class DRUNet(Network):
             u, back = decoder.linearize(u + skip)
             decoders.append(back)
         u, tail = convolve(self.tail, u)
+        layers = _Layers(head, encoders, downs, body, ups, decoders, tail)
+        return x - u[..., :h, :w], partial(self._pullback, layers, x, margin)
 
-        def pullback(v: Tensor) -> Tensor:
-            d = tail(F.pad(v, margin))
-            across = []
-            for decoder, up in zip(reversed(decoders), reversed(ups), strict=True):
-                d = decoder(d)
-                across.append(d)
-                d = up(d)
-            d = body(d)
-            for encoder, down in zip(reversed(encoders), reversed(downs), strict=True):
-                d = encoder(down(d) + across.pop())
-            d = head(d)[:, : self.channels]
-            return v - (torch.ops.aten.replication_pad2d_backward(d.to(x.dtype), x, margin) if any(margin) else d)
+    def _pullback(self, layers: _Layers, x: Images, margin: tuple[int, int, int, int], v: Images) -> Images:
+        # The noise map is a constant of the picture: its channel has no part in the Jacobian.
+        d = layers.pull_back(F.pad(v, margin))[:, : self.channels]
+        return v - (torch.ops.aten.replication_pad2d_backward(d.to(x.dtype), x, margin) if any(margin) else d)
 
-        return x - u[..., :h, :w], pullback
+
+@dataclass(frozen=True, eq=False)
+class _Layers:
+    """The vector-Jacobian products of the layers at one picture, each list in the order of the forward pass."""
+
+    head: Pullback
+    encoders: list[Pullback]
+    downs: list[Pullback]
+    body: Pullback
+    ups: list[Pullback]
+    decoders: list[Pullback]
+    tail: Pullback
+
+    def pull_back(self, d: Images) -> Float[Tensor, "b c+1 h w"]:
+        """From the last layer to the first; what comes across a skip joins where the skip began."""
+        d = self.tail(d)
+        across: list[Features] = []
+        for decoder, up in zip(reversed(self.decoders), reversed(self.ups), strict=True):
+            d = decoder(d)
+            across.append(d)
+            d = up(d)
+        d = self.body(d)
+        for encoder, down in zip(reversed(self.encoders), reversed(self.downs), strict=True):
+            d = encoder(down(d) + across.pop())
+        return self.head(d)

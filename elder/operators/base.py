@@ -6,10 +6,10 @@ from abc import ABC, abstractmethod
 from typing import ClassVar, Self
 
 import torch
-from torch import Tensor
 
 from elder.backend import to_device
 from elder.linear.cg import conjugate_gradients
+from elder.shapes import Anything, Factor, Images, Index, Measurement, Multiplier
 
 
 class Operator(ABC):
@@ -23,44 +23,51 @@ class Operator(ABC):
     spectral: ClassVar[bool] = False
 
     @abstractmethod
-    def A(self, x: Tensor) -> Tensor:
+    def A(self, x: Images) -> Measurement:
         """A x."""
 
     @abstractmethod
-    def AT(self, y: Tensor) -> Tensor:
+    def AT(self, y: Measurement) -> Images:
         """Aᵀ y, a real picture (b, c, h, w)."""
 
     @abstractmethod
-    def select(self, index: Tensor) -> Operator:
+    def select(self, index: Index) -> Operator:
         """The operator of the images `index` of the batch alone."""
 
     def to(self, device: torch.device | str) -> Self:
         """This operator with its tensors on the device."""
         return to_device(self, device)
 
-    def check(self, y: Tensor) -> None:
+    def check(self, y: Anything) -> None:
         """Raise `ValueError` when `y` can't be a measurement of this operator."""
 
-    def normal(self, x: Tensor) -> Tensor:
+    def normal(self, x: Images) -> Images:
         """AᵀA x, (b, c, h, w) -> (b, c, h, w)."""
         return self.AT(self.A(x))
 
-    def weighted_solve(self, v: Tensor, weights: Tensor) -> Tensor:
+    def weighted_solve(self, v: Images, weights: Multiplier) -> Images:
         """(AᵀA + W)⁻¹ v with W = F⁻¹ diag(weights) F, in closed form.
 
         v: (b, c, h, w); weights W(ω) > 0, with W(ω) = W(−ω): broadcast to (b, c, h, w), on the grid of fft2.
         """
         raise NotImplementedError(f"{type(self).__name__} has no closed form for this: see `spectral`")
 
-    def prox_solve(self, v: Tensor, step: Tensor, *, tol: float | None = None, max_steps: int = 200) -> Tensor:
+    def prox_solve(self, v: Images, step: Factor) -> Images:
+        """(I + τ AᵀA)⁻¹ v: in closed form where a subclass knows one, else by `prox_solve_iteratively`.
+
+        v: (b, c, h, w); step τ > 0: (b, 1, 1, 1) or scalar.
+        """
+        return self.prox_solve_iteratively(v, step)
+
+    def prox_solve_iteratively(
+        self, v: Images, step: Factor, *, tol: float | None = None, max_steps: int = 200
+    ) -> Images:
         """(I + τ AᵀA)⁻¹ v by conjugate gradients to a relative residual of `tol`: 1e-6 in float32, 1e-12 in float64.
 
-        v: (b, c, h, w); step τ > 0: (b, 1, 1, 1). Raises `ArithmeticError` when `max_steps` do not reach `tol`.
+        v: (b, c, h, w); step τ > 0: (b, 1, 1, 1) or scalar. Raises `ArithmeticError` when `max_steps` do not reach
+        `tol`. An operator that needs more steps calls this from a `prox_solve` of its own.
         """
         if tol is None:
             tol = 1e-12 if v.dtype == torch.float64 else 1e-6
 
-        def system(z: Tensor) -> Tensor:
-            return z + step * self.normal(z)
-
-        return conjugate_gradients(system, v, v / (1 + step), tol=tol, max_steps=max_steps)
+        return conjugate_gradients(lambda z: z + step * self.normal(z), v, v / (1 + step), tol=tol, max_steps=max_steps)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+
+from elder.shapes import Differences, Images
 
 
-def gradient(x: Tensor) -> Tensor:
+def gradient(x: Images) -> Differences:
     """Forward differences down and to the right, zero at the far border, (b, c, h, w) -> (2, b, c, h, w)."""
     d = x.new_zeros(2, *x.shape)
     d[0, ..., :-1, :] = x.diff(dim=-2)
@@ -14,7 +15,7 @@ def gradient(x: Tensor) -> Tensor:
     return d
 
 
-def gradient_adjoint(p: Tensor) -> Tensor:
+def gradient_adjoint(p: Differences) -> Images:
     """The adjoint of `gradient`, (2, b, c, h, w) -> (b, c, h, w)."""
     x = torch.zeros_like(p[0])
     x[..., :-1, :] -= p[0, ..., :-1, :]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from elder.operators.base import Operator
+from elder.shapes import Anything, Factor, Images, Index, KSpace, Multiplier
 from elder.spectral import fourier_multiplier
 
 
@@ -22,8 +24,8 @@ class MaskedFourier(Operator):
 
     spectral = True
 
-    mask: Tensor
-    eigenvalues: Tensor = field(init=False, repr=False)  # of AᵀA, on the grid of fft2
+    mask: Float[Tensor, "*b h w"]
+    eigenvalues: Float[Tensor, "*b h w"] = field(init=False, repr=False)  # of AᵀA, on the grid of fft2
 
     def __post_init__(self) -> None:
         if self.mask.ndim not in (2, 4):
@@ -33,7 +35,7 @@ class MaskedFourier(Operator):
         mirrored = torch.roll(self.mask.flip((-2, -1)), (1, 1), (-2, -1))
         object.__setattr__(self, "eigenvalues", (self.mask + mirrored) / 2)
 
-    def check(self, y: Tensor) -> None:
+    def check(self, y: Anything) -> None:
         """Raise `ValueError` if y does not have the shape and type of a measurement."""
         if y.ndim != 4 or not y.is_complex():
             raise ValueError(f"a csmri measurement must be complex (b, c, h, w); got {y.dtype} {tuple(y.shape)}")
@@ -42,32 +44,32 @@ class MaskedFourier(Operator):
                 f"mask is {_size(self.mask)} but the measurement is {_size(y)}: give the mask that sampled it"
             )
 
-    def A(self, x: Tensor) -> Tensor:
+    def A(self, x: Images) -> KSpace:
         """M ⊙ F x with the orthonormal Fourier transform F, (b, c, h, w) complex."""
         if x.shape[-2:] != self.mask.shape[-2:]:
             raise ValueError(f"mask is {_size(self.mask)} but the image is {_size(x)}: they must be of one size")
         return self.mask * torch.fft.fft2(x, norm="ortho")
 
-    def AT(self, y: Tensor) -> Tensor:
+    def AT(self, y: KSpace) -> Images:
         """Re F⁻¹(M ⊙ y), (b, c, h, w)."""
         return torch.fft.ifft2(self.mask * y, norm="ortho").real
 
-    def normal(self, x: Tensor) -> Tensor:
+    def normal(self, x: Images) -> Images:
         """AᵀA x, (b, c, h, w), as a multiplier in the Fourier basis."""
         return fourier_multiplier(x, self.eigenvalues)
 
-    def prox_solve(self, v: Tensor, step: Tensor, *, tol: float | None = None, max_steps: int = 1) -> Tensor:
+    def prox_solve(self, v: Images, step: Factor) -> Images:
         """(I + τ AᵀA)⁻¹ v in closed form."""
         return fourier_multiplier(v, 1 / (1 + step * self.eigenvalues))
 
-    def weighted_solve(self, v: Tensor, weights: Tensor) -> Tensor:
+    def weighted_solve(self, v: Images, weights: Multiplier) -> Images:
         """(AᵀA + W)⁻¹ v, (b, c, h, w), in closed form."""
         return fourier_multiplier(v, 1 / (self.eigenvalues + weights))
 
-    def select(self, index: Tensor) -> MaskedFourier:
+    def select(self, index: Index) -> MaskedFourier:
         """The operator of the images `index` of the batch."""
         return self if self.mask.ndim == 2 else MaskedFourier(self.mask[index])
 
 
-def _size(a: Tensor) -> str:
+def _size(a: Anything) -> str:
     return f"{a.shape[-2]}x{a.shape[-1]}"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from elder.operators.base import Operator
+from elder.shapes import Factor, Images, Index, Multiplier
 from elder.spectral import fourier_multiplier
 
 
@@ -16,22 +15,22 @@ class Identity(Operator):
 
     spectral = True
 
-    def A(self, x: Tensor) -> Tensor:
+    def A(self, x: Images) -> Images:
         """x."""
         return x
 
-    def AT(self, y: Tensor) -> Tensor:
+    def AT(self, y: Images) -> Images:
         """y."""
         return y
 
-    def select(self, index: Tensor) -> Identity:
+    def select(self, index: Index) -> Identity:
         """The operator of the images `index` of the batch."""
         return self
 
-    def prox_solve(self, v: Tensor, step: Tensor, *, tol: float | None = None, max_steps: int = 1) -> Tensor:
+    def prox_solve(self, v: Images, step: Factor) -> Images:
         """(I + τAᵀA)⁻¹ v, (b, c, h, w), in closed form; step τ: (b, 1, 1, 1)."""
         return v / (1 + step)
 
-    def weighted_solve(self, v: Tensor, weights: Tensor) -> Tensor:
+    def weighted_solve(self, v: Images, weights: Multiplier) -> Images:
         """(AᵀA + W)⁻¹ v, (b, c, h, w), in closed form."""
         return fourier_multiplier(v, 1 / (1 + weights))

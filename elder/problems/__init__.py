@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import Any
 
 from elder.errors import UserError
 from elder.problems.base import Problem
@@ -20,7 +19,7 @@ PROBLEMS: dict[str, type[Problem]] = {
 }
 
 
-def make(name: str, settings: Mapping[str, Any] | None = None) -> Problem:
+def make(name: str, settings: Mapping[str, object] | None = None) -> Problem:
     """The problem `name` with `settings` over its defaults.
 
     A problem of your own is named by `class` among the settings: the dotted path of a subclass of `Problem` whose
@@ -36,7 +35,7 @@ def make(name: str, settings: Mapping[str, Any] | None = None) -> Problem:
     return (PROBLEMS[name] if path is None else _own(name, path))().override(given)
 
 
-def _own(name: str, path: Any) -> type[Problem]:
+def _own(name: str, path: object) -> type[Problem]:
     module, _, attribute = str(path).rpartition(".")
     try:
         found = getattr(importlib.import_module(module), attribute) if module else None

@@ -11,13 +11,11 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from elder.errors import UserError
 from elder.fidelity import Fidelity, LeastSquares
 from elder.operators.base import Operator
-
-Size = tuple[int, int]
+from elder.shapes import Argument, Images, Measurement, Size
 
 
 @dataclass(frozen=True)
@@ -43,39 +41,39 @@ class Problem(ABC):
         """An operator for `batch` images of `size`, drawn where the settings leave it open."""
 
     @abstractmethod
-    def bind(self, y: Tensor, **arguments: Any) -> Operator:
+    def bind(self, y: Measurement, **arguments: Argument) -> Operator:
         """The operator that made the measurement y, from the arguments that a measurement file holds."""
 
     @abstractmethod
     def arguments(self, operator: Operator) -> dict[str, np.ndarray]:
         """What `bind` needs besides y to make this operator again, as arrays."""
 
-    def accept(self, y: Tensor, **arguments: Any) -> tuple[Operator, Tensor]:
+    def accept(self, y: Measurement, **arguments: Argument) -> tuple[Operator, Measurement]:
         """The operator and the measurement, (b, c, ...), from what a measurement file holds: y, and `bind`'s arguments.
 
         Here a problem brings files of other conventions to its own, and warns of a y that can't be what it seems to be.
         """
         return self.bind(y, **arguments), y
 
-    def export(self, operator: Operator, y: Tensor) -> dict[str, np.ndarray]:
+    def export(self, operator: Operator, y: Measurement) -> dict[str, np.ndarray]:
         """What a measurement file holds: `y`, and what `bind` needs besides. `accept` is the inverse."""
         return {"y": y.cpu().numpy(), **self.arguments(operator)}
 
-    def fidelity(self, operator: Operator, y: Tensor) -> Fidelity:
+    def fidelity(self, operator: Operator, y: Measurement) -> Fidelity:
         """The data term of the measurement y. Raises `ValueError` when y does not fit the operator."""
         return LeastSquares.of(operator, y)
 
-    def initial(self, operator: Operator, y: Tensor) -> Tensor:
+    def initial(self, operator: Operator, y: Measurement) -> Images:
         """Where a reconstruction starts: Aᵀy, (b, c, h, w)."""
         return operator.AT(y)
 
-    def simulate(self, x: Tensor, generator: torch.Generator) -> tuple[Operator, Tensor]:
+    def simulate(self, x: Images, generator: torch.Generator) -> tuple[Operator, Measurement]:
         """An operator and a noisy measurement of the clean images x, (b, c, h, w) in [0, 1]."""
         operator = self.operator((x.shape[-2], x.shape[-1]), len(x), generator)
         y = operator.A(x)
         return operator, y + self.noise * self.draw_noise(operator, y, generator) if self.noise else y
 
-    def draw_noise(self, operator: Operator, y: Tensor, generator: torch.Generator) -> Tensor:
+    def draw_noise(self, operator: Operator, y: Measurement, generator: torch.Generator) -> Measurement:
         """Standard normal noise in the shape of y."""
         return torch.randn(y.shape, generator=generator, dtype=y.dtype)
 
@@ -86,12 +84,12 @@ class Problem(ABC):
         own = {} if module.startswith("elder.") else {"class": f"{module}.{type(self).__qualname__}"}
         return {**own, **asdict(self)}
 
-    def override(self, settings: Mapping[str, Any]) -> Self:
+    def override(self, settings: Mapping[str, object]) -> Self:
         """This problem with some settings changed. Raises `UserError` for an unknown setting or a wrong type."""
         return replace(self, **{key: self._typed(key, value) for key, value in settings.items()})
 
     @classmethod
-    def _typed(cls, key: str, value: Any) -> Any:
+    def _typed(cls, key: str, value: Any) -> object:
         """`value`, perhaps text from a command line, as the type that the setting has."""
         known = {f.name for f in fields(cls)}
         if key not in known:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
@@ -15,8 +15,9 @@ from elder import io
 from elder.errors import DataWarning, UserError
 from elder.operators.base import Operator
 from elder.operators.fourier import MaskedFourier
-from elder.problems.base import Problem, Size
+from elder.problems.base import Problem
 from elder.problems.masks import MASKS
+from elder.shapes import Anything, Argument, Measurement, Size
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,12 @@ class CSMRI(Problem):
             )
         return MaskedFourier(sampled)
 
-    def draw_noise(self, operator: Operator, y: Tensor, generator: torch.Generator) -> Tensor:
+    def draw_noise(self, operator: Operator, y: Measurement, generator: torch.Generator) -> Measurement:
         """Standard normal noise on the real and on the imaginary part of the samples."""
         real = torch.randn((*y.shape, 2), generator=generator, dtype=y.real.dtype)
         return cast(MaskedFourier, operator).mask * torch.view_as_complex(real)
 
-    def bind(self, y: Tensor, **arguments: Any) -> MaskedFourier:
+    def bind(self, y: Measurement, **arguments: Argument) -> MaskedFourier:
         """The operator of the measurement y; see `Problem.bind`."""
         mask = arguments.get("mask", None if self.mask in MASKS else self.mask)
         if mask is None:
@@ -69,7 +70,7 @@ class CSMRI(Problem):
             )
         return MaskedFourier(self._mask(mask))
 
-    def accept(self, y: Tensor, **arguments: Any) -> tuple[Operator, Tensor]:
+    def accept(self, y: Measurement, **arguments: Argument) -> tuple[Operator, Measurement]:
         """See `Problem.accept`. Warns if the zero frequency does not seem to be where it is expected."""
         operator = self.bind(y, **arguments)
         if y.is_complex() and self.centered:
@@ -83,21 +84,21 @@ class CSMRI(Problem):
         mask = cast(MaskedFourier, operator).mask
         return {"mask": self._as_in_files(mask).cpu().numpy().astype(np.uint8)}
 
-    def export(self, operator: Operator, y: Tensor) -> dict[str, np.ndarray]:
+    def export(self, operator: Operator, y: Measurement) -> dict[str, np.ndarray]:
         """See `Problem.export`."""
         return super().export(operator, self._as_in_files(y))
 
-    def _as_in_files(self, k: Tensor) -> Tensor:
+    def _as_in_files(self, k: Anything) -> Anything:
         return torch.fft.fftshift(k, (-2, -1)) if self.centered else k
 
-    def _mask(self, mask: Any) -> Tensor:
+    def _mask(self, mask: Argument) -> Tensor:
         """The mask of a file or an array, 0/1, (h, w) or (b, 1, h, w), the zero frequency at [0, 0]."""
         from_file = isinstance(mask, str | Path)
         array = io.read_array(mask, key="mask_matrix") if from_file else np.asarray(mask)
         sampled = io.binary(array, f"mask={mask}" if from_file else "mask")
         return torch.fft.ifftshift(sampled, (-2, -1)) if self.centered else sampled
 
-    def _doubt(self, operator: MaskedFourier, y: Tensor) -> None:
+    def _doubt(self, operator: MaskedFourier, y: Measurement) -> None:
         where = "in the middle" if self.centered else "at [0, 0]"
         advice = f"is the zero frequency {where}? Else set centered={str(not self.centered).lower()}"
         if not bool(operator.mask[..., 0, 0].all()):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from elder.operators.base import Operator
 from elder.operators.identity import Identity
-from elder.problems.base import Problem, Size
+from elder.problems.base import Problem
+from elder.shapes import Argument, Measurement, Size
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Denoise(Problem):
         """The identity."""
         return Identity()
 
-    def bind(self, y: Tensor, **arguments: Any) -> Operator:
+    def bind(self, y: Measurement, **arguments: Argument) -> Operator:
         """The operator of the measurement y; see `Problem.bind`."""
         return Identity()
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from elder import io
 from elder.errors import UserError
 from elder.fidelity import Fidelity, HardConstraint
 from elder.operators.base import Operator
 from elder.operators.masking import Masking
-from elder.problems.base import Problem, Size
+from elder.problems.base import Problem
+from elder.shapes import Argument, Images, Measurement, Size
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class Inpaint(Problem):
             return _masking(self.mask)
         return Masking((torch.rand(batch, 1, *size, generator=generator) >= self.missing).float())
 
-    def draw_noise(self, operator: Operator, y: Tensor, generator: torch.Generator) -> Tensor:
+    def draw_noise(self, operator: Operator, y: Measurement, generator: torch.Generator) -> Measurement:
         """Standard normal noise on the pixels that are measured."""
         return cast(Masking, operator).mask * super().draw_noise(operator, y, generator)
 
-    def bind(self, y: Tensor, **arguments: Any) -> Masking:
+    def bind(self, y: Measurement, **arguments: Argument) -> Masking:
         """The operator of the measurement y; see `Problem.bind`."""
         mask = arguments.get("mask", None if self.mask == "random" else self.mask)
         if mask is None:
@@ -59,7 +59,7 @@ class Inpaint(Problem):
             )
         return _masking(mask)
 
-    def accept(self, y: Tensor, **arguments: Any) -> tuple[Operator, Tensor]:
+    def accept(self, y: Measurement, **arguments: Argument) -> tuple[Operator, Measurement]:
         """See `Problem.accept`. Pixels that are NaN are missing; they are the mask if none is given."""
         missing = y.isnan().any(1, keepdim=True)
         if bool(missing.any()) and "mask" not in arguments and self.mask == "random":
@@ -69,7 +69,7 @@ class Inpaint(Problem):
             return operator, y
         return operator, torch.where((operator.mask == 0) & y.isnan(), 0.0, y)
 
-    def fidelity(self, operator: Operator, y: Tensor) -> Fidelity:
+    def fidelity(self, operator: Operator, y: Measurement) -> Fidelity:
         """A hard constraint if there is no noise, else least squares."""
         return HardConstraint.of(cast(Masking, operator), y) if self.noise == 0 else super().fidelity(operator, y)
 
@@ -77,20 +77,20 @@ class Inpaint(Problem):
         """What a measurement file holds beside y; see `Problem.arguments`."""
         return {"mask": cast(Masking, operator).mask.cpu().numpy().astype(np.uint8)}
 
-    def initial(self, operator: Operator, y: Tensor) -> Tensor:
+    def initial(self, operator: Operator, y: Measurement) -> Images:
         """Missing pixels from the known ones about them, weighted by a Gaussian of 2 pixels."""
         mask = cast(Masking, operator).mask.to(y.dtype)
         weight = smooth(mask.expand(y.shape[0], 1, *y.shape[-2:])).clamp(min=1e-6)
         return torch.where(mask > 0, y, smooth(y) / weight)
 
 
-def _masking(mask: Any) -> Masking:
+def _masking(mask: Argument) -> Masking:
     from_file = isinstance(mask, str | Path)
     array = io.read_array(mask, key="mask") if from_file else np.asarray(mask)
     return Masking(io.binary(array, f"mask={mask}" if from_file else "mask"))
 
 
-def smooth(x: Tensor, sigma: float = 2.0) -> Tensor:
+def smooth(x: Images, sigma: float = 2.0) -> Images:
     """Circular Gaussian blur, (b, c, h, w)."""
     rows, columns = (torch.fft.fftfreq(n, dtype=x.dtype, device=x.device).square() for n in x.shape[-2:])
     transfer = torch.exp(-2 * (torch.pi * sigma) ** 2 * (rows.unsqueeze(1) + columns))

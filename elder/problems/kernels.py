@@ -6,13 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from elder import io
 from elder.errors import UserError
 
+Kernel = Float[Tensor, "k l"]
 
-def gaussian(size: int = 25, sigma: float = 1.6) -> Tensor:
+
+def gaussian(size: int = 25, sigma: float = 1.6) -> Kernel:
     """An isotropic Gaussian of standard deviation `sigma` pixels, (size, size)."""
     t = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
     profile = torch.exp(-(t**2) / (2 * sigma**2))
@@ -20,7 +23,7 @@ def gaussian(size: int = 25, sigma: float = 1.6) -> Tensor:
     return (kernel / kernel.sum()).float()
 
 
-def motion(generator: torch.Generator, size: int = 25) -> Tensor:
+def motion(generator: torch.Generator, size: int = 25) -> Kernel:
     """The trace of a random camera shake, (size, size): a smooth random walk with inertia, scaled to fit.
 
     After Boracchi & Foi 2012: a velocity that is damped and pushed at random, its path drawn with bilinear weights.
@@ -45,7 +48,7 @@ def motion(generator: torch.Generator, size: int = 25) -> Tensor:
     return (kernel / kernel.sum()).float()
 
 
-def load(name: str) -> Tensor:
+def load(name: str) -> Kernel:
     """The kernel of FILE, or of FILE:INDEX where the file holds several, (k, l), made to sum to 1.
 
     .mat (a cell array or a stack, in both formats), .npy, .png. Raises `UserError` for anything else.

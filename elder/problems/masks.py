@@ -6,12 +6,15 @@ import math
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-Size = tuple[int, int]
+from elder.shapes import Size
+
+Mask = Float[Tensor, "h w"]
 
 
-def radial(size: Size, ratio: float, generator: torch.Generator) -> Tensor:
+def radial(size: Size, ratio: float, generator: torch.Generator) -> Mask:
     """Lines through the center, at equal angles from a random one, as many as come nearest to `ratio`."""
     offset = float(torch.rand((), generator=generator, dtype=torch.float64)) * math.pi
     low, high = 1, 4 * max(size)
@@ -25,7 +28,7 @@ def radial(size: Size, ratio: float, generator: torch.Generator) -> Tensor:
     return torch.fft.ifftshift(min(candidates, key=lambda m: abs(float(m.mean()) - ratio)))
 
 
-def cartesian(size: Size, ratio: float, generator: torch.Generator) -> Tensor:
+def cartesian(size: Size, ratio: float, generator: torch.Generator) -> Mask:
     """Whole rows: a fully sampled band about the zero frequency, a third of the budget, the others at random."""
     h, w = size
     budget = max(1, round(ratio * h))
@@ -39,7 +42,7 @@ def cartesian(size: Size, ratio: float, generator: torch.Generator) -> Tensor:
     return mask
 
 
-def random(size: Size, ratio: float, generator: torch.Generator) -> Tensor:
+def random(size: Size, ratio: float, generator: torch.Generator) -> Mask:
     """Single points at random, their density falling off with the frequency as (1 − |k|)³, low frequencies all."""
     h, w = size
     radius = torch.hypot(2 * torch.fft.fftfreq(h).unsqueeze(1), 2 * torch.fft.fftfreq(w).unsqueeze(0)) / 2**0.5
@@ -53,14 +56,14 @@ def random(size: Size, ratio: float, generator: torch.Generator) -> Tensor:
     return mask.view(h, w)
 
 
-MASKS: dict[str, Callable[[Size, float, torch.Generator], Tensor]] = {
+MASKS: dict[str, Callable[[Size, float, torch.Generator], Mask]] = {
     "radial": radial,
     "cartesian": cartesian,
     "random": random,
 }
 
 
-def _lines(size: Size, lines: int, offset: float) -> Tensor:
+def _lines(size: Size, lines: int, offset: float) -> Mask:
     """`lines` diameters of the k-space rectangle, the zero frequency at the center."""
     h, w = size
     angles = offset + torch.arange(lines, dtype=torch.float64) * math.pi / lines

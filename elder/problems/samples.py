@@ -8,12 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from elder import io
 from elder.errors import UserError
 from elder.operators.base import Operator
 from elder.problems.base import Problem
+from elder.shapes import Measurement
+
+Picture = Float[Tensor, "1 c h w"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,12 +25,12 @@ class Sample:
     """A clean image with its measurement y = A x + e."""
 
     name: str
-    truth: Tensor  # x, (1, c, h, w) in [0, 1]
+    truth: Picture  # x, in [0, 1]
     operator: Operator  # A
-    y: Tensor  # of the shape of A x, real or complex
+    y: Measurement  # of the shape of A x, real or complex
 
 
-def measure(problem: Problem, names: Sequence[str], images: Sequence[Tensor]) -> list[Sample]:
+def measure(problem: Problem, names: Sequence[str], images: Sequence[Picture]) -> list[Sample]:
     """Simulate a measurement of every image, (1, c, h, w) each, with noise and operators from the seed of the problem.
 
     The result is the same for the same images in the same order.
@@ -44,7 +48,7 @@ def save(path: str | Path, problem: Problem, sample: Sample) -> None:
         np.savez(temporary, allow_pickle=False, **{"y": y[0] if len(y) == 1 else y, **arguments})
 
 
-def read(path: str | Path, problem: Problem, truth: Tensor) -> Sample:
+def read(path: str | Path, problem: Problem, truth: Picture) -> Sample:
     """The sample that `save` wrote, with its clean image, (1, c, h, w). Raises `UserError` if the file does not fit."""
     arrays = io.read_arrays(path)
     if "y" not in arrays:
@@ -54,7 +58,7 @@ def read(path: str | Path, problem: Problem, truth: Tensor) -> Sample:
     return Sample(Path(path).name.removesuffix(".npz"), truth, *problem.accept(y, **arrays))
 
 
-def read_all(folder: str | Path, problem: Problem, names: Sequence[str], truths: Sequence[Tensor]) -> list[Sample]:
+def read_all(folder: str | Path, problem: Problem, names: Sequence[str], truths: Sequence[Picture]) -> list[Sample]:
     """The measurement NAME.npz of each clean image, in the order of the names.
 
     Raises `UserError` where a measurement is missing, or belongs to no image.

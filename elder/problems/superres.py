@@ -5,17 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from elder.errors import UserError
 from elder.operators.base import Operator
-from elder.problems.deblur import Deblur
+from elder.problems.blur import BlurProblem
+from elder.shapes import Images, Measurement
 
 
 @dataclass(frozen=True)
-class SuperResolution(Deblur):
-    """y = S_s K x + e: blur, then every s-th pixel from [0, 0]. scale s: 2, 3 or 4; kernel as for `deblur`.
+class SuperResolution(BlurProblem):
+    """y = S_s K x + e: blur, then every s-th pixel from [0, 0]. scale s: 2, 3 or 4; kernel as for `BlurProblem`.
 
     The initial guess is bicubic, moved by half the difference of the pixel grids: pixel i of y stands at s·i of x,
     whereas interpolation takes it for the middle of its s pixels, (s − 1)/2 further on.
@@ -23,8 +25,6 @@ class SuperResolution(Deblur):
 
     name: ClassVar[str] = "superres"
     initial_name: ClassVar[str] = "bicubic"
-    kernel: str = "gaussian"
-    noise: float = 0.0
     scale: int = 2
 
     def __post_init__(self) -> None:
@@ -34,15 +34,15 @@ class SuperResolution(Deblur):
 
     @property
     def factor(self) -> int:
-        """By which the measurement is smaller than the picture."""
+        """s: by how much the measurement is smaller than the picture."""
         return self.scale
 
-    def initial(self, operator: Operator, y: Tensor) -> Tensor:
+    def initial(self, operator: Operator, y: Measurement) -> Images:
         """Bicubic interpolation of y, aligned with the pixels that were kept."""
         return shifted_bicubic(y, self.scale)
 
 
-def shifted_bicubic(y: Tensor, scale: int) -> Tensor:
+def shifted_bicubic(y: Images, scale: int) -> Float[Tensor, "b c {scale}*h {scale}*w"]:
     """Bicubic interpolation whose pixel (s·i, s·j) is pixel (i, j) of y, (b, c, h, w) -> (b, c, s·h, s·w), circular."""
     margin = 3
     wide = F.pad(y, (margin,) * 4, mode="circular")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from elder.networks.base import Network
 from elder.regularizers.base import Regularizer
+from elder.shapes import Images, OneOrEach
 
 
 class ImplicitResidual(Regularizer):
@@ -20,10 +19,10 @@ class ImplicitResidual(Regularizer):
         super().__init__()
         self.network = network
 
-    def gradient(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def gradient(self, x: Images, sigma: OneOrEach) -> Images:
         """x − N(x, σ), (b, c, h, w)."""
         return x - self.network(x, sigma)
 
-    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def denoise(self, x: Images, sigma: OneOrEach) -> Images:
         """N(x, σ), (b, c, h, w)."""
         return self.network(x, sigma)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from elder.networks.base import Network
 from elder.regularizers.base import Energy
+from elder.shapes import Images, OneOrEach, PerImage
 from elder.tensors import dot
 
 
@@ -20,11 +19,11 @@ class REDPotential(Energy):
         super().__init__()
         self.network = network
 
-    def value(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def value(self, x: Images, sigma: OneOrEach) -> PerImage:
         """½⟨x, x − N(x, σ)⟩, (b,) in float64."""
         return dot(x, x - self.network(x, sigma)) / 2
 
-    def value_and_grad(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def value_and_grad(self, x: Images, sigma: OneOrEach) -> tuple[PerImage, Images]:
         """h(x, σ), (b,) in float64, and ∇h(x, σ), (b, c, h, w), from one evaluation of the network."""
         output, pullback = self.network.linearize(x, sigma)
         r = x - output

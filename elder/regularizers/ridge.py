@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from elder.regularizers.base import Energy
+from elder.shapes import Anything, Images, OneOrEach, PerImage
+
+# Responses of the filters: (b, filters, pixels).
+Responses = Float[Tensor, "b f n"]
 
 
-class ConvexRidge(Energy):
-    """h(x) = Σ_c Σᵢ ψ_c((w_c * x)ᵢ), ψ_c(t) = Σ_k a_ck s_k² (√(1 + (t/s_k)²) − 1), a_ck >= 0.
+class Ridge(Energy):
+    """h(x) = Σ_c Σᵢ ψ_c((w_c * x)ᵢ), with profiles ψ_c that a subclass gives.
 
-    Convex with a Lipschitz gradient, and twice differentiable, for any weights: each ψ_c is a non-negative combination
-    of smoothed absolute values at fixed scales s_k. After Goujon et al. 2023, with smooth profiles in place of linear
-    splines. Filters have zero mean, zero padding at the border. The noise level sets the strength of the whole,
-    (σ/0.1)^p with a learned p, 1 at the start; it is left out of the formulas here.
+    Filters have zero mean, zero padding at the border. The noise level sets the strength of the whole, (σ/0.1)^p with a
+    learned p, 1 at the start; it is left out of the formulas here.
 
     filters: how many; filter_size: odd side of a filter; knees: how many scales s_k, from 1e-3 to 1 in equal ratios.
     """
 
-    scales: Tensor  # s_k, (knees, 1, 1)
+    scales: Float[Tensor, "knees 1 1"]  # s_k
 
     def __init__(self, channels: int = 1, filters: int = 32, filter_size: int = 7, knees: int = 7) -> None:
         super().__init__()
@@ -38,11 +43,11 @@ class ConvexRidge(Energy):
         self.log_amplitudes = nn.Parameter(start)
         self.exponent = nn.Parameter(torch.tensor(1.0))
 
-    def value(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def value(self, x: Images, sigma: OneOrEach) -> PerImage:
         """Σ ψ(w * x), (b,) in float64."""
         return self.value_and_grad(x, sigma)[0]
 
-    def value_and_grad(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def value_and_grad(self, x: Images, sigma: OneOrEach) -> tuple[PerImage, Images]:
         """h(x, σ), (b,) in float64, and ∇h(x, σ) = Wᵀψ′(Wx), (b, c, h, w)."""
         w = self.centered()
         u = F.conv2d(x, w, padding=w.shape[-1] // 2)
@@ -51,22 +56,26 @@ class ConvexRidge(Energy):
         strength = self.strength(sigma, x)
         return strength.flatten().double() * value.flatten(1).sum(1, dtype=torch.float64), strength * gradient
 
-    def strength(self, sigma: Tensor, x: Tensor) -> Tensor:
+    def strength(self, sigma: OneOrEach, x: Anything) -> Float[Tensor, "#b 1 1 1"]:
         """(σ/0.1)^p, (b, 1, 1, 1) or (1, 1, 1, 1)."""
         level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1, 1, 1, 1)
         # A noise level of zero has no logarithm, and so no gradient in p.
         return (level.clamp(min=1e-4) / 0.1) ** self.exponent
 
-    def weak_convexity(self, sigma: float) -> float | None:
-        """0: convex."""
-        return 0.0
-
-    def centered(self) -> Tensor:
+    def centered(self) -> Float[Tensor, "f c k k"]:
         """The filters less their mean: a constant picture costs nothing."""
         return self.filters - self.filters.mean((1, 2, 3), keepdim=True)
 
-    def profile(self, u: Tensor) -> tuple[Tensor, Tensor]:
+    @abstractmethod
+    def profile(self, u: Responses) -> tuple[Responses, Responses]:
         """ψ(u) and ψ'(u), (b, filters, pixels) each."""
+
+    def convex_profile(self, u: Responses) -> tuple[Responses, Responses]:
+        """Σ_k a_ck s_k² (√(1 + (t/s_k)²) − 1), a_ck >= 0, at t = u, and its derivative.
+
+        A non-negative combination of smoothed absolute values at fixed scales s_k: convex, with a Lipschitz derivative,
+        and twice differentiable, for any weights.
+        """
         value, slope = torch.zeros_like(u), torch.zeros_like(u)
         for s, a in zip(self.scales, F.softplus(self.log_amplitudes), strict=True):
             root = torch.sqrt(1 + (u / s) ** 2)
@@ -75,7 +84,22 @@ class ConvexRidge(Energy):
         return value, slope
 
 
-class WeaklyConvexRidge(ConvexRidge):
+class ConvexRidge(Ridge):
+    """ψ_c(t) = Σ_k a_ck s_k² (√(1 + (t/s_k)²) − 1), a_ck >= 0, so that h is convex with a Lipschitz gradient.
+
+    After Goujon et al. 2023, with smooth profiles in place of linear splines.
+    """
+
+    def profile(self, u: Responses) -> tuple[Responses, Responses]:
+        """ψ(u) and ψ'(u), (b, filters, pixels) each."""
+        return self.convex_profile(u)
+
+    def weak_convexity(self, sigma: float) -> float:
+        """0: convex."""
+        return 0.0
+
+
+class WeaklyConvexRidge(Ridge):
     """ψ_c(t) as for `ConvexRidge`, plus Σ_k b_ck ½ s_k² u²/(1 + u²), u = t/s_k, b_ck >= 0: edges cost a bounded amount.
 
     Each added term has a second derivative of at least −1/4, so h + ρ/2 ‖·‖² is convex for ρ = `weak_convexity(σ)`,
@@ -86,9 +110,9 @@ class WeaklyConvexRidge(ConvexRidge):
         super().__init__(channels, filters, filter_size, knees)
         self.log_bumps = nn.Parameter(torch.full((knees, filters, 1), -2.0))
 
-    def profile(self, u: Tensor) -> tuple[Tensor, Tensor]:
+    def profile(self, u: Responses) -> tuple[Responses, Responses]:
         """ψ(u) and ψ′(u), of the shape of u; edges are bounded."""
-        value, slope = super().profile(u)
+        value, slope = self.convex_profile(u)
         for s, b in zip(self.scales, F.softplus(self.log_bumps), strict=True):
             square = (u / s) ** 2
             value = value + b * s**2 / 2 * square / (1 + square)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from elder.networks.base import Network
 from elder.regularizers.base import Energy
+from elder.shapes import Images, OneOrEach, PerImage
 
 
 class ScalarPotential(Energy):
@@ -19,11 +19,11 @@ class ScalarPotential(Energy):
         super().__init__()
         self.network = network
 
-    def value(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def value(self, x: Images, sigma: OneOrEach) -> PerImage:
         """Σ (x − N(x, σ)), (b,) in float64."""
         return (x - self.network(x, sigma)).flatten(1).sum(1, dtype=torch.float64)
 
-    def value_and_grad(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def value_and_grad(self, x: Images, sigma: OneOrEach) -> tuple[PerImage, Images]:
         """h(x, σ), (b,) in float64, and ∇h(x, σ), (b, c, h, w), from one evaluation of the network."""
         output, pullback = self.network.linearize(x, sigma)
         ones = torch.ones_like(x)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from elder.operators.differences import gradient, gradient_adjoint
 from elder.regularizers.base import Energy
+from elder.shapes import Images, OneOrEach, PerImage
 
 
 class SmoothedTotalVariation(Energy):
@@ -24,15 +25,15 @@ class SmoothedTotalVariation(Energy):
         self.channels = channels
         self.log_epsilon = nn.Parameter(torch.tensor(float(epsilon)).log())
 
-    def weak_convexity(self, sigma: float) -> float | None:
+    def weak_convexity(self, sigma: float) -> float:
         """0: convex."""
         return 0.0
 
-    def value(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def value(self, x: Images, sigma: OneOrEach) -> PerImage:
         """Σ √(‖∇x‖² + ε²), (b,) in float64."""
         return self.value_and_grad(x, sigma)[0]
 
-    def value_and_grad(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def value_and_grad(self, x: Images, sigma: OneOrEach) -> tuple[PerImage, Images]:
         """h(x, σ), (b,) in float64, and ∇h(x, σ), (b, c, h, w)."""
         epsilon = self.log_epsilon.exp()
         d = gradient(x)

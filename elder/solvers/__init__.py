@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from elder.objective import Equilibrium, Objective
+from elder.objective import Equilibrium
+from elder.shapes import Counts, Images, OneOrEach
 from elder.solvers.anderson import Anderson
+from elder.solvers.history import History
 from elder.solvers.inertial import Inertial
 from elder.solvers.iterate import Iterate
 from elder.solvers.line_search import LineSearch
@@ -23,8 +24,8 @@ ROUGH = 1e-2
 
 def fixed_point(
     problem: Equilibrium,
-    x0: Tensor,
-    step: Tensor,
+    x0: Images,
+    step: OneOrEach,
     *,
     tol: float = 1e-4,
     max_steps: int = 300,
@@ -53,8 +54,8 @@ def fixed_point(
     problem = problem.natural()
     if precision != "float32":
         start, spent = _rough(problem, start, step, tol, max_steps, precision)
-    if isinstance(problem, Objective):
-        solution = solve(Anderson(), problem, start, step, tol=tol, max_steps=max_steps)
+    if (objective := problem.objective) is not None:
+        solution = solve(Anderson(), objective, start, step, tol=tol, max_steps=max_steps)
     else:
         solution = solve(AndersonMixing(), problem, start, step, tol=tol, max_steps=max_steps)
     return replace(solution, evaluations=solution.evaluations + spent)
@@ -62,27 +63,27 @@ def fixed_point(
 
 @torch.no_grad()
 def _rough(
-    problem: Equilibrium, x0: Tensor, step: Tensor, tol: float, max_steps: int, precision: str
-) -> tuple[Tensor, Tensor]:
+    problem: Equilibrium, x0: Images, step: OneOrEach, tol: float, max_steps: int, precision: str
+) -> tuple[Images, Counts]:
     """Where the polish starts, and the evaluations spent on it."""
     equation = problem.equation(precision)
     rough = solve(AndersonMixing(), equation, x0, step, tol=max(tol, ROUGH), max_steps=max_steps)
     good = rough.x.flatten(1).isfinite().all(1)
-    if isinstance(problem, Objective):
-        good &= problem.value(rough.x) < problem.value(x0)
+    if (objective := problem.objective) is not None:
+        good &= objective.value(rough.x) < objective.value(x0)
     return torch.where(good.view(-1, 1, 1, 1), rough.x, x0), rough.evaluations
 
 
-def path(problem: Equilibrium, x0: Tensor, step: Tensor) -> Iterator[Iterate]:
+def path(problem: Equilibrium, x0: Images, step: OneOrEach) -> Iterator[Iterate[History]]:
     """The iterates that `fixed_point` goes through in float32, without end."""
     start, problem = _start(problem, x0, step), problem.natural()
-    if isinstance(problem, Objective):
-        return iterates(Anderson(), problem, start, step)
+    if (objective := problem.objective) is not None:
+        return iterates(Anderson(), objective, start, step)
     return iterates(AndersonMixing(), problem, start, step)
 
 
 @torch.no_grad()
-def _start(problem: Equilibrium, x0: Tensor, step: Tensor) -> Tensor:
+def _start(problem: Equilibrium, x0: Images, step: OneOrEach) -> Images:
     return problem.fidelity.prox(x0, step.to(x0.device))
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from torch import Tensor
-
 from elder.objective import Objective
+from elder.shapes import Images, OneOrEach
 from elder.solvers import history
+from elder.solvers.history import History
 from elder.solvers.iterate import Iterate
 from elder.solvers.line_search import LineSearch
 
@@ -33,11 +33,11 @@ class Anderson:
     def __post_init__(self) -> None:
         history.check_depth(self)
 
-    def start(self, objective: Objective, x: Tensor, step: Tensor) -> Iterate:
+    def start(self, objective: Objective, x: Images, step: OneOrEach) -> Iterate[History]:
         """The first iterate, with an empty memory; see `Method`."""
         return history.begin(self.line_search.start(objective, x, step), self.depth)
 
-    def advance(self, objective: Objective, s: Iterate) -> Iterate:
+    def advance(self, objective: Objective, s: Iterate[History]) -> Iterate[History]:
         """One step of the method; see `Method`."""
         new = self.line_search.descend(objective, s, history.extrapolate(s, self.regularization))
         # Residuals of another step length belong to another map.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from elder.shapes import Images, Index
 from elder.solvers.iterate import Iterate
 
 
@@ -15,16 +17,17 @@ from elder.solvers.iterate import Iterate
 class History:
     """The last proximal steps: where they led and how long they were, newest in slot `count` modulo the depth."""
 
-    proposals: Tensor  # p_i, (b, depth, n)
-    residuals: Tensor  # p_i − x_i, (b, depth, n)
-    valid: Tensor  # (b, depth) bool
+    proposals: Float[Tensor, "b depth n"]  # p_i
+    residuals: Float[Tensor, "b depth n"]  # p_i − x_i
+    valid: Bool[Tensor, "b depth"]
     count: int
 
-    def select(self, index: Tensor) -> History:
+    def select(self, index: Index) -> History:
         """The memory of the images `index` of the batch."""
         return History(self.proposals[index], self.residuals[index], self.valid[index], self.count)
 
 
+@runtime_checkable
 class Remembering(Protocol):
     """A method that remembers its last points."""
 
@@ -40,16 +43,16 @@ def check_depth(method: Remembering) -> None:
         raise ValueError(f"{type(method).__name__}(depth=...) must be at least 2; got {method.depth}")
 
 
-def begin(s: Iterate, depth: int) -> Iterate:
+def begin(s: Iterate[None], depth: int) -> Iterate[History]:
     """The iterate with a history that holds its own step alone."""
     blank = s.x.new_zeros(len(s.x), depth, s.x[0].numel())
     valid = torch.zeros(len(s.x), depth, dtype=torch.bool, device=s.x.device)
-    return remember(replace(s, memory=History(blank, blank.clone(), valid, 0)))
+    return remember(s.with_memory(History(blank, blank.clone(), valid, 0)))
 
 
-def remember(s: Iterate) -> Iterate:
+def remember(s: Iterate[History]) -> Iterate[History]:
     """The iterate with its step added to the history, in place of the oldest."""
-    memory: History = s.memory
+    memory = s.memory
     slot = torch.tensor([memory.count % memory.valid.shape[1]], device=s.x.device)
     memory = History(
         proposals=memory.proposals.index_copy(1, slot, s.proposal.flatten(1).unsqueeze(1)),
@@ -60,9 +63,9 @@ def remember(s: Iterate) -> Iterate:
     return replace(s, memory=memory)
 
 
-def extrapolate(s: Iterate, regularization: float) -> Tensor:
+def extrapolate(s: Iterate[History], regularization: float) -> Images:
     """Σ αᵢ pᵢ with α minimizing ‖Σ αᵢ (pᵢ − xᵢ)‖ and Σ αᵢ = 1, (b, c, h, w)."""
-    memory: History = s.memory
+    memory = s.memory
     residual = (s.proposal - s.x).flatten(1)
     # Constrained least squares in differences to the newest step: one unknown for each older step.
     differences = (memory.residuals - residual.unsqueeze(1)) * memory.valid.unsqueeze(2)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from elder.objective import Objective
+from elder.shapes import Images, Index, OneOrEach, PerImage
 from elder.solvers.iterate import Iterate
 from elder.solvers.line_search import LineSearch
 from elder.tensors import per_image
@@ -17,10 +17,10 @@ from elder.tensors import per_image
 class Momentum:
     """What the last step leaves: its proximal point and Nesterov's counter."""
 
-    last: Tensor  # (b, c, h, w)
-    t: Tensor  # (b,) float64
+    last: Images
+    t: PerImage
 
-    def select(self, index: Tensor) -> Momentum:
+    def select(self, index: Index) -> Momentum:
         """The memory of the images `index` of the batch."""
         return Momentum(self.last[index], self.t[index])
 
@@ -37,17 +37,17 @@ class Inertial:
 
     line_search: LineSearch = field(default_factory=LineSearch)
 
-    def start(self, objective: Objective, x: Tensor, step: Tensor) -> Iterate:
+    def start(self, objective: Objective, x: Images, step: OneOrEach) -> Iterate[Momentum]:
         """The first iterate, with an empty memory; see `Method`."""
         s = self.line_search.start(objective, x, step)
-        return replace(s, memory=Momentum(s.x, torch.ones_like(s.step)))
+        return s.with_memory(Momentum(s.x, torch.ones_like(s.step)))
 
-    def advance(self, objective: Objective, s: Iterate) -> Iterate:
+    def advance(self, objective: Objective, s: Iterate[Momentum]) -> Iterate[Momentum]:
         """One step of the method; see `Method`."""
-        memory: Momentum = s.memory
+        memory = s.memory
         t = (1 + (1 + 4 * memory.t**2).sqrt()) / 2
         beta = per_image((memory.t - 1) / t, s.x)
         candidate = s.proposal + beta * (s.proposal - memory.last)
         new = self.line_search.descend(objective, s, candidate)
         kept = (new.x == candidate).flatten(1).all(1)
-        return replace(new, memory=Momentum(s.proposal, torch.where(kept, t, 1.0)))
+        return new.with_memory(Momentum(s.proposal, torch.where(kept, t, 1.0)))

@@ -3,35 +3,53 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Generic, Protocol, Self, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from elder.objective import Equilibrium
+from elder.shapes import Counts, Flags, Images, Index, OneOrEach, PerImage
 from elder.tensors import norm
 
 
+@runtime_checkable
+class Memory(Protocol):
+    """What a method carries from step to step, image by image."""
+
+    def select(self, index: Index) -> Self:
+        """The memory of the images `index` of the batch."""
+        ...
+
+
+M = TypeVar("M", bound=Memory | None)
+N = TypeVar("N", bound=Memory | None)
+
+
 @dataclass(frozen=True, eq=False)
-class Iterate:
+class Iterate(Generic[M]):
     """Every field has the batch as its first axis."""
 
-    x: Tensor  # (b, c, h, w)
-    energy: Tensor | None  # f(x), (b,) float64; None where the regularizer is no energy
-    reg_grad: Tensor  # λR(x), (b, c, h, w); R = ∇h for an energy
-    step: Tensor  # τ, (b,) float64
-    proposal: Tensor  # the proximal step, prox_{τg}(x − τλR(x)) in the Euclidean metric, (b, c, h, w)
-    residual: Tensor  # ‖proposal − x‖ / ‖x‖, (b,) float64; zero at a fixed point
-    stalled: Tensor  # (b,) bool: no step that lowers the energy at this precision was found
-    evaluations: Tensor  # network evaluations so far, (b,) int
-    memory: Any = None  # what an accelerated method remembers; it too selects by image
+    x: Images
+    energy: PerImage | None  # f(x); None where the regularizer is no energy
+    reg_grad: Images  # λR(x); R = ∇h for an energy
+    step: PerImage  # τ
+    proposal: Images  # the proximal step, prox_{τg}(x − τλR(x)) in the Euclidean metric
+    residual: PerImage  # ‖proposal − x‖ / ‖x‖; zero at a fixed point
+    stalled: Flags  # no step that lowers the energy at this precision was found
+    evaluations: Counts  # network evaluations so far
+    memory: M  # what an accelerated method remembers, or None
 
-    def select(self, index: Tensor) -> Iterate:
+    def select(self, index: Index) -> Iterate[M]:
         """The images `index` of the batch alone."""
         parts = {name: None if part is None else part[index] for name, part in self._parts().items()}
-        return Iterate(**parts, memory=self.memory and self.memory.select(index))  # pyright: ignore[reportArgumentType]
+        return replace(self, **parts, memory=None if self.memory is None else self.memory.select(index))
 
-    def put(self, index: Tensor, part: Iterate) -> Iterate:
+    def with_memory(self, memory: N) -> Iterate[N]:
+        """These iterates with another memory."""
+        return cast("Iterate[N]", replace(self, memory=memory))
+
+    def put(self, index: Index, part: Iterate[M]) -> Iterate[M]:
         """These iterates with the images `index` taken from `part`; the memory stays."""
         if not len(index):
             return self
@@ -45,7 +63,7 @@ class Iterate:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "memory"}
 
 
-def unsolved(x: Tensor, reg_grad: Tensor, step: Tensor, energy: Tensor | None = None) -> Iterate:
+def unsolved(x: Images, reg_grad: Images, step: OneOrEach, energy: PerImage | None = None) -> Iterate[None]:
     """The first iterate, before its proposal; step τ: scalar or (b,)."""
     tau = torch.as_tensor(step, dtype=torch.float64, device=x.device).expand(len(x)).clone()
     return Iterate(
@@ -57,10 +75,11 @@ def unsolved(x: Tensor, reg_grad: Tensor, step: Tensor, energy: Tensor | None = 
         residual=torch.full_like(tau, torch.inf),
         stalled=torch.zeros(len(x), dtype=torch.bool, device=x.device),
         evaluations=torch.ones(len(x), dtype=torch.long, device=x.device),
+        memory=None,
     )
 
 
-def propose(problem: Equilibrium, s: Iterate) -> Iterate:
+def propose(problem: Equilibrium, s: Iterate[M]) -> Iterate[M]:
     """The proximal step from s.x, and its relative length."""
     p = problem.step(s.x, s.reg_grad, s.step)
     return replace(s, proposal=p, residual=norm(p - s.x) / norm(s.x).clamp(min=torch.finfo(s.x.dtype).tiny))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from elder.objective import Objective
-from elder.solvers.iterate import Iterate, propose, unsolved
+from elder.shapes import Images, OneOrEach, PerImage
+from elder.solvers.iterate import Iterate, M, propose, unsolved
 from elder.tensors import dot
 
 # A step within this many roundings of x is none.
@@ -40,12 +40,12 @@ class LineSearch:
         if not 0 < self.shrink < 1:
             raise ValueError(f"LineSearch(shrink=...) must be in (0, 1); got {self.shrink}")
 
-    def start(self, objective: Objective, x: Tensor, step: Tensor) -> Iterate:
+    def start(self, objective: Objective, x: Images, step: OneOrEach) -> Iterate[None]:
         """The iterate at x, (b, c, h, w), with its first proposal; step τ: scalar or (b,)."""
         energy, reg_grad = objective.evaluate(x)
         return propose(objective, unsolved(x, reg_grad, step, energy))
 
-    def descend(self, objective: Objective, s: Iterate, candidate: Tensor) -> Iterate:
+    def descend(self, objective: Objective, s: Iterate[M], candidate: Images) -> Iterate[M]:
         """To `candidate` where it lowers the energy enough; elsewhere to the proximal step, with backtracking.
 
         Enough is what a proximal step must reach, f(x) − (γ/τ)‖p − x‖² with p the proposal, for an accelerated
@@ -78,8 +78,8 @@ class LineSearch:
 
 
 def difference(
-    objective: Objective, s: Iterate, point: Tensor, energy: Tensor, reg_grad: Tensor, required: Tensor
-) -> Tensor:
+    objective: Objective, s: Iterate[M], point: Images, energy: PerImage, reg_grad: Images, required: PerImage
+) -> PerImage:
     """f(point) − f(x), (b,): of the values, or where a difference of `required` is lost in them, of the gradients."""
     change = energy - _energy(s)
     blurred = required < BLURRED * torch.finfo(s.x.dtype).eps * _energy(s).abs()
@@ -89,6 +89,6 @@ def difference(
     return change
 
 
-def _energy(s: Iterate) -> Tensor:
+def _energy(s: Iterate[M]) -> PerImage:
     assert s.energy is not None
     return s.energy

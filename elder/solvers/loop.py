@@ -5,27 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 from elder.backend import to_device
 from elder.objective import Equilibrium
-from elder.solvers.iterate import Iterate
+from elder.shapes import Counts, Flags, Images, OneOrEach, PerImage
+from elder.solvers.iterate import Iterate, M
 
 P = TypeVar("P", bound=Equilibrium)
 P_contra = TypeVar("P_contra", bound=Equilibrium, contravariant=True)
 
 
-class Method(Protocol[P_contra]):
+@runtime_checkable
+class Method(Protocol[P_contra, M]):
     """A pure step over a batch of iterates: of any `Equilibrium`, or one that needs the energy of an `Objective`."""
 
-    def start(self, problem: P_contra, x: Tensor, step: Tensor, /) -> Iterate:
+    def start(self, problem: P_contra, x: Images, step: OneOrEach, /) -> Iterate[M]:
         """The iterate at x, (b, c, h, w), with the proposal of the first step τ."""
         ...
 
-    def advance(self, problem: P_contra, s: Iterate, /) -> Iterate:
+    def advance(self, problem: P_contra, s: Iterate[M], /) -> Iterate[M]:
         """The next iterate: one step of the method for every image."""
         ...
 
@@ -44,17 +47,17 @@ class Status(Enum):
 class Solution:
     """What a solve returns, never passed off as converged when it is not."""
 
-    x: Tensor  # (b, c, h, w)
+    x: Images
     status: tuple[Status, ...]  # one an image
-    steps: Tensor  # accepted steps, (b,) int
-    residual: Tensor  # ‖proposal − x‖ / ‖x‖ at x, (b,) float64
-    step: Tensor  # the last accepted τ, (b,) float64
-    evaluations: Tensor  # network evaluations, (b,) int
-    # f along the solve, (b, max steps taken + 1) float64; NaN after an image has stopped. None without an energy.
-    energies: Tensor | None
+    steps: Counts  # accepted steps
+    residual: PerImage  # ‖proposal − x‖ / ‖x‖ at x
+    step: PerImage  # the last accepted τ
+    evaluations: Counts  # network evaluations
+    # f along the solve, from the start to the most steps taken; NaN after an image has stopped. None without an energy.
+    energies: Float64[Tensor, "b n"] | None
 
     @property
-    def energy(self) -> Tensor | None:
+    def energy(self) -> PerImage | None:
         """f(x) at the end, (b,); None where the regularizer is no energy."""
         return None if self.energies is None else self.energies.gather(1, self.steps.view(-1, 1)).flatten()
 
@@ -63,18 +66,18 @@ class Solution:
         return to_device(self, device)
 
     @property
-    def succeeded(self) -> Tensor:
+    def succeeded(self) -> Flags:
         """(b,) bool: the solve reached a fixed point, to the tolerance or to the precision of the arithmetic."""
         good = (Status.CONVERGED, Status.PRECISION)
         return torch.tensor([s in good for s in self.status], device=self.x.device)
 
     @property
-    def monotone(self) -> Tensor | None:
+    def monotone(self) -> Flags | None:
         """(b,) bool: the energy rose at no accepted step; None where the regularizer is no energy."""
         return None if self.energies is None else ~(self.energies.diff(dim=1) > 0).any(1)
 
 
-def iterates(method: Method[P], problem: P, x0: Tensor, step: Tensor) -> Iterator[Iterate]:
+def iterates(method: Method[P, M], problem: P, x0: Images, step: OneOrEach) -> Iterator[Iterate[M]]:
     """The iterates of the method from x0, without end and without stopping rule; for curves."""
     s = method.start(problem, x0, step)
     while True:
@@ -84,7 +87,7 @@ def iterates(method: Method[P], problem: P, x0: Tensor, step: Tensor) -> Iterato
 
 @torch.no_grad()
 def solve(
-    method: Method[P], problem: P, x0: Tensor, step: Tensor, *, tol: float = 1e-4, max_steps: int = 300
+    method: Method[P, M], problem: P, x0: Images, step: OneOrEach, *, tol: float = 1e-4, max_steps: int = 300
 ) -> Solution:
     """Iterate from x0, (b, c, h, w), until ‖proposal − x‖ <= tol ‖x‖, image by image.
 
@@ -120,20 +123,20 @@ def solve(
     return Solution(final.x, tuple(status), steps, final.residual, final.step, final.evaluations, path)
 
 
-def stops(s: Iterate, tol: float) -> list[Status | None]:
+def stops(s: Iterate[M], tol: float) -> list[Status | None]:
     """Why each image stops here, or `None` for an image that continues."""
     finite = (s.residual if s.energy is None else s.residual + s.energy).isfinite()
     # Near a minimum the energy rises by the square of the distance, and a rise of its rounding can't be seen.
     near = torch.finfo(s.x.dtype).eps ** 0.5
-
-    def why(finite: bool, residual: float, stalled: bool) -> Status | None:
-        if not finite:
-            return Status.NOT_FINITE
-        if residual <= tol:
-            return Status.CONVERGED
-        if stalled:
-            return Status.PRECISION if residual <= near else Status.STALLED
-        return None
-
     rows = zip(finite.tolist(), s.residual.tolist(), s.stalled.tolist(), strict=True)
-    return [why(*row) for row in rows]
+    return [_status(finite, residual, stalled, tol, near) for finite, residual, stalled in rows]
+
+
+def _status(finite: bool, residual: float, stalled: bool, tol: float, near: float) -> Status | None:
+    if not finite:
+        return Status.NOT_FINITE
+    if residual <= tol:
+        return Status.CONVERGED
+    if stalled:
+        return Status.PRECISION if residual <= near else Status.STALLED
+    return None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
 from elder.objective import Equilibrium
+from elder.shapes import Images, OneOrEach
 from elder.solvers import history
-from elder.solvers.iterate import Iterate, propose, unsolved
+from elder.solvers.history import History
+from elder.solvers.iterate import Iterate, M, propose, unsolved
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,11 @@ class Picard:
     One network evaluation a step.
     """
 
-    def start(self, problem: Equilibrium, x: Tensor, step: Tensor) -> Iterate:
+    def start(self, problem: Equilibrium, x: Images, step: OneOrEach) -> Iterate[None]:
         """The iterate at x; step τ: scalar or (b,)."""
         return begin(problem, x, step)
 
-    def advance(self, problem: Equilibrium, s: Iterate) -> Iterate:
+    def advance(self, problem: Equilibrium, s: Iterate[None]) -> Iterate[None]:
         """One step for every image."""
         return move(problem, s, s.proposal)
 
@@ -43,20 +43,20 @@ class AndersonMixing:
     def __post_init__(self) -> None:
         history.check_depth(self)
 
-    def start(self, problem: Equilibrium, x: Tensor, step: Tensor) -> Iterate:
+    def start(self, problem: Equilibrium, x: Images, step: OneOrEach) -> Iterate[History]:
         """The first iterate, with an empty memory; see `Method`."""
         return history.begin(begin(problem, x, step), self.depth)
 
-    def advance(self, problem: Equilibrium, s: Iterate) -> Iterate:
+    def advance(self, problem: Equilibrium, s: Iterate[History]) -> Iterate[History]:
         """One step of the method; see `Method`."""
         return history.remember(move(problem, s, history.extrapolate(s, self.regularization)))
 
 
-def begin(problem: Equilibrium, x: Tensor, step: Tensor) -> Iterate:
+def begin(problem: Equilibrium, x: Images, step: OneOrEach) -> Iterate[None]:
     """The iterate at x, (b, c, h, w), with its first proposal; step τ: scalar or (b,)."""
     return propose(problem, unsolved(x, problem.reg_grad(x), step))
 
 
-def move(problem: Equilibrium, s: Iterate, x: Tensor) -> Iterate:
+def move(problem: Equilibrium, s: Iterate[M], x: Images) -> Iterate[M]:
     """The iterate at x, (b, c, h, w), with its proposal: one network evaluation."""
     return propose(problem, replace(s, x=x, reg_grad=problem.reg_grad(x), evaluations=s.evaluations + 1))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from elder.objective import Objective
+from elder.shapes import Images, OneOrEach
 from elder.solvers.iterate import Iterate
 from elder.solvers.line_search import LineSearch
 
@@ -24,10 +23,10 @@ class ProximalGradient:
 
     line_search: LineSearch = field(default_factory=LineSearch)
 
-    def start(self, objective: Objective, x: Tensor, step: Tensor) -> Iterate:
+    def start(self, objective: Objective, x: Images, step: OneOrEach) -> Iterate[None]:
         """The iterate at x, (b, c, h, w); step τ: scalar or (b,)."""
         return self.line_search.start(objective, x, step)
 
-    def advance(self, objective: Objective, s: Iterate) -> Iterate:
+    def advance(self, objective: Objective, s: Iterate[None]) -> Iterate[None]:
         """One accepted step for every image, or the same place marked as stalled."""
         return self.line_search.descend(objective, s, s.proposal)

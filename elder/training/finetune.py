@@ -12,10 +12,9 @@ from elder.errors import UserError
 from elder.implicit import ImplicitGradient, Linearization, fixed_point_step
 from elder.linear import GMRES, MINRES, AndersonFixedPoint, FixedPoint, LinearSolver, Neumann
 from elder.model.model import Model
-from elder.objective import Equilibrium, Objective
+from elder.objective import Equilibrium
 from elder.problems.base import Problem
 from elder.problems.samples import Sample
-from elder.regularizers.base import Energy
 from elder.solvers import fixed_point
 from elder.stability import adapted, penalty, spectral_radius
 from elder.tensors import norm
@@ -78,7 +77,7 @@ class Finetuning:
 
 def _krylov(problem: Equilibrium, tol: float, steps: int) -> LinearSolver:
     # The Hessian of an energy is symmetric; the Jacobian of an implicit regularizer is not.
-    return MINRES(tol, steps) if isinstance(problem, Objective) else GMRES(tol, steps)
+    return MINRES(tol, steps) if problem.symmetric else GMRES(tol, steps)
 
 
 # Solvers of the adjoint equation, from the problem, a tolerance and a number of steps.
@@ -287,9 +286,8 @@ def _radius(at: Linearization, tau: Tensor, now: Progress, settings: Finetuning)
 
 
 def _certified(problem: Equilibrium) -> bool:
-    """Whether the energy comes with a bound on its concavity."""
-    regularizer = problem.regularizer
-    return isinstance(regularizer, Energy) and regularizer.weak_convexity(float(problem.sigma.detach())) is not None
+    """Whether the regularizer comes with a bound on its weak convexity."""
+    return problem.regularizer.weak_convexity(float(problem.sigma.detach())) is not None
 
 
 def _wide(a: Tensor) -> Tensor:

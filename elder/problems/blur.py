@@ -1,0 +1,67 @@
+"""What deblurring and super-resolution share: a circular blur by a kernel, then every s-th pixel."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from elder.errors import UserError
+from elder.operators.base import Operator
+from elder.operators.blur import Blur
+from elder.problems import kernels
+from elder.problems.base import Problem
+from elder.shapes import Argument, Measurement, Size
+
+
+@dataclass(frozen=True)
+class BlurProblem(Problem):
+    """y = S_s K x + e: circular convolution, then every s-th pixel from [0, 0].
+
+    kernel: gaussian; motion, a camera shake drawn for each image; or FILE or FILE:INDEX (.mat, .npy, .png).
+    """
+
+    kernel: str = "gaussian"
+
+    @property
+    @abstractmethod
+    def factor(self) -> int:
+        """s: by how much the measurement is smaller than the picture."""
+
+    def kernels(self, batch: int, generator: torch.Generator) -> Float[Tensor, "k l"] | Float[Tensor, "b 1 k l"]:
+        """(batch, 1, k, l) drawn kernels, or (k, l) where all images share one."""
+        if self.kernel == "gaussian":
+            return kernels.gaussian()
+        if self.kernel == "motion":
+            return torch.stack([kernels.motion(generator) for _ in range(batch)]).unsqueeze(1)
+        return kernels.load(self.kernel)
+
+    def operator(self, size: Size, batch: int, generator: torch.Generator) -> Blur:
+        """Circular blur by the kernel, which is drawn for each image or read from a file."""
+        try:
+            return Blur.of(self.kernels(batch, generator), size, self.factor)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+
+    def bind(self, y: Measurement, **arguments: Argument) -> Blur:
+        """The operator of the measurement y; see `Problem.bind`."""
+        given = arguments.get("kernel", None if self.kernel in ("gaussian", "motion") else self.kernel)
+        if given is None and self.kernel == "gaussian":
+            kernel = kernels.gaussian()
+        elif given is None:
+            raise UserError(f"a {self.name} measurement needs its kernel: give kernel=FILE, or an .npz with `kernel`")
+        elif isinstance(given, str):
+            kernel = kernels.load(given)
+        else:
+            kernel = torch.from_numpy(np.asarray(given, dtype=np.float32))
+        size = (y.shape[-2] * self.factor, y.shape[-1] * self.factor)
+        return Blur.of(kernel, size, self.factor)
+
+    def arguments(self, operator: Operator) -> dict[str, np.ndarray]:
+        """What a measurement file holds beside y; see `Problem.arguments`."""
+        return {"kernel": cast(Blur, operator).kernel.cpu().numpy()}

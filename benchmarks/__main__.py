@@ -8,7 +8,7 @@ import sys
 
 from benchmarks.common import RESULTS
 
-NAMES = ("gradient", "memory", "solvers", "adjoint", "training", "batch", "peer")
+NAMES = ("gradient", "memory", "solvers", "adjoint", "training", "batch", "ct", "peer")
 
 
 def main() -> None:

@@ -69,8 +69,8 @@ def _parser() -> argparse.ArgumentParser:
 
     def settings(sub: argparse.ArgumentParser) -> None:
         text = (
-            "a setting of the problem, may be repeated: noise, seed, and its own (csmri: ratio, mask; ct: angles; "
-            "deblur: kernel; inpaint: missing; superres: scale, kernel)"
+            "a setting of the problem, may be repeated: noise, seed, and its own (csmri: ratio, mask; ct: angles, arc, "
+            "detectors, offset; deblur: kernel; inpaint: missing; superres: scale, kernel)"
         )
         sub.add_argument("--set", action="append", default=[], type=_pair, metavar="KEY=VALUE", help=text)
 

@@ -6,6 +6,7 @@ annotations cost nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,5 +41,5 @@ Multiplier = Factor | Float[Tensor, "h w"] | Float[Tensor, "#b #c h w"]
 Index = Int64[Tensor, "k"] | Bool[Tensor, "b"]
 
 Size = tuple[int, int]  # (h, w)
-# What a measurement file or a user gives to make an operator again: an array, or the name of a file.
-Argument = np.ndarray | Tensor | str | Path
+# What a measurement file or a user gives to make an operator again: an array, numbers, or the name of a file.
+Argument = np.ndarray | Tensor | Sequence[float] | float | str | Path

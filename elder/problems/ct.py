@@ -1,63 +1,120 @@
-"""Computed tomography with few angles: y = R x + e."""
+"""Computed tomography: y = R x + e."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from elder.errors import UserError
 from elder.operators.base import Operator
-from elder.operators.radon import Radon
-from elder.problems.base import Problem, Size
+from elder.operators.radon import NEAR, PerAngle, Radon, Sinogram
+from elder.problems.base import Problem
+from elder.shapes import Argument, Images, Measurement, Size
 
 
 @dataclass(frozen=True)
 class CT(Problem):
-    """y = R x + e, parallel beam, at `angles` equidistant angles of a half turn; R scaled to a norm near 1."""
+    """y = R x + e in parallel beam, with line integrals in pixels divided by √(angles · detectors). See docs/ct.md.
+
+    angles: how many, equidistant from 0 to `arc`, which is left out. arc: in degrees, in (0, 360]. detectors: of unit
+    width, at each angle; if 0, as many as the diagonal of the picture is long. offset: by how many detectors the center
+    of rotation is projected beyond the middle of the detectors. noise: standard deviation in the units of y.
+    """
 
     name: ClassVar[str] = "ct"
     initial_name: ClassVar[str] = "filtered back-projection"
     angles: int = 60
+    arc: float = 180.0
+    detectors: int = 0
+    offset: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.angles < 1:
             raise UserError(f"angles={self.angles} must be at least 1")
+        if not 0 < self.arc <= 360:
+            raise UserError(f"arc={self.arc}: the range of the angles must be in (0, 360] degrees")
+        if self.detectors < 0:
+            raise UserError(f"detectors={self.detectors} must be at least 1, or 0 for as many as the diagonal is long")
+        if not math.isfinite(self.offset):
+            raise UserError(f"offset={self.offset} must be a number of detectors")
 
     def operator(self, size: Size, batch: int, generator: torch.Generator) -> Radon:
-        """Parallel-beam projections over half a turn."""
-        return _radon(self.angles, tuple(size))
+        """Parallel-beam projections at equidistant angles."""
+        return _radon(self._equidistant(self.angles), size, self.detectors or None, self.offset)
 
-    def bind(self, y: Tensor, **arguments: Any) -> Radon:
-        """size: (h, w) of the picture; a sinogram alone tells only its diagonal, so a square is taken without it."""
-        if "size" in arguments:
-            size = tuple(int(n) for n in np.asarray(arguments["size"]).flatten())
-        else:
-            side = math.floor((y.shape[-1] - 1) / math.sqrt(2))
-            size = (side, side)
-        return _radon(y.shape[-2], size)
+    def bind(self, y: Measurement, **arguments: Argument) -> Radon:
+        """The operator of the sinogram y, (b, c, angles, detectors); each argument has a default.
+
+        size: (h, w) of the picture; by default the largest square that the detectors see whole at every angle. theta:
+        (angles,) in degrees; by default equidistant over `arc`. offset: of the detectors, see `CT`.
+        """
+        side = max(1, math.floor((y.shape[-1] - 1) / math.sqrt(2)))
+        size = np.asarray(arguments.get("size", (side, side))).flatten()
+        if len(size) != 2 or not all(n >= 1 and n == int(n) for n in size):
+            raise UserError(f"size={size.tolist()}: the size of the picture must be two positive numbers, h and w")
+        theta = np.asarray(arguments.get("theta", self._equidistant(y.shape[-2])), dtype=np.float64).flatten()
+        if len(theta) != y.shape[-2] or not np.isfinite(theta).all():
+            raise UserError(
+                f"theta holds {len(theta)} angles for {y.shape[-2]} rows of the sinogram: it must hold a finite one, "
+                "in degrees, for each row; is the sinogram (angles, detectors)?"
+            )
+        offset = float(np.asarray(arguments.get("offset", self.offset)).item())
+        if not math.isfinite(offset):
+            raise UserError(f"offset={offset} must be a number of detectors")
+        return _radon(tuple(theta.tolist()), (int(size[0]), int(size[1])), y.shape[-1], offset)
 
     def arguments(self, operator: Operator) -> dict[str, np.ndarray]:
         """What a measurement file holds beside y; see `Problem.arguments`."""
-        return {"size": np.array(operator.size)} if isinstance(operator, Radon) else {}
+        radon = cast(Radon, operator)
+        theta = radon.theta.cpu().rad2deg().numpy()
+        return {"size": np.array(radon.size), "theta": theta, "offset": np.array(radon.offset)}
 
-    def initial(self, operator: Operator, y: Tensor) -> Tensor:
-        """Back-projection of the ramp-filtered rays, its scale fitted to y."""
-        n = 2 ** math.ceil(math.log2(2 * y.shape[-1]))
-        ramp = torch.fft.rfftfreq(n, dtype=y.dtype, device=y.device)
-        filtered = torch.fft.irfft(torch.fft.rfft(y, n) * ramp, n)[..., : y.shape[-1]]
-        x = operator.AT(filtered)
-        forward = operator.A(x)
-        fit = (forward * y).sum((1, 2, 3)) / forward.square().sum((1, 2, 3)).clamp(min=1e-12)
-        return fit.view(-1, 1, 1, 1) * x
+    def initial(self, operator: Operator, y: Measurement) -> Images:
+        """The filtered back-projection of y, (b, c, h, w)."""
+        return filtered_back_projection(cast(Radon, operator), y)
+
+    def _equidistant(self, angles: int) -> tuple[float, ...]:
+        return tuple(self.arc * k / angles for k in range(angles))
+
+
+def filtered_back_projection(operator: Radon, y: Sinogram) -> Images:
+    """∫ (r * p)(θ, s(θ)) dθ over half a turn: the ramp filter r over the projections p, back along the rays.
+
+    The ramp |ν| ends at half a cycle per detector. It is sampled as a convolution kernel (Kak & Slaney 1988, §3.3),
+    since on the grid of a Fourier transform it would lose the mean. The integral is a sum over the angles, each
+    weighted by the range of directions that it stands for. y is p with the scale of R.
+
+    y: (b, c, angles, detectors). Returns (b, c, h, w).
+    """
+    n = 2 ** math.ceil(math.log2(2 * y.shape[-1]))  # padded, so that the convolution does not wrap around
+    k = torch.fft.fftfreq(n, 1 / n, dtype=torch.float64)
+    ramp = torch.where(k % 2 == 1, -1 / (math.pi * k).square(), 0.25 * (k == 0))
+    response = torch.fft.rfft(ramp).real.to(y)
+    filtered = torch.fft.irfft(response * torch.fft.rfft(y, n), n)[..., : y.shape[-1]]
+    scale = operator.angles * operator.detectors  # y and the adjoint each have the root of it as a divisor
+    return operator.AT(scale * directions(operator.theta).to(y).view(-1, 1) * filtered)
+
+
+def directions(theta: PerAngle) -> PerAngle:
+    """The range of directions, in radians, for which each of the angles θ stands; (angles,) both.
+
+    Directions repeat after half a turn. Each angle stands for half of the gaps to its neighbors, and equal ones share.
+    A gap of more than three times the median one is a wedge without data, and counts as a gap of median width.
+    """
+    keys = theta.remainder(math.pi).div(NEAR).round()
+    found, index, counts = keys.unique(return_inverse=True, return_counts=True)
+    gaps = NEAR * torch.cat([found, found[:1] + math.pi / NEAR]).diff()
+    gaps = torch.where(gaps > 3 * gaps.median(), gaps.median(), gaps)
+    return ((gaps + gaps.roll(1)) / 2 / counts)[index]
 
 
 @lru_cache(maxsize=4)
-def _radon(angles: int, size: tuple[int, int]) -> Radon:
-    return Radon.of(torch.arange(angles, dtype=torch.float64) * math.pi / angles, size)
+def _radon(theta: tuple[float, ...], size: tuple[int, int], detectors: int | None, offset: float) -> Radon:
+    radians = torch.tensor(theta, dtype=torch.float64).deg2rad()
+    return Radon.of(radians, size, detectors=detectors, offset=offset)

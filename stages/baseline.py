@@ -13,7 +13,7 @@ from stages.samples import find_problem, read_samples
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Write the table, the metrics of every image and the pictures; λ of total variation is tuned on validation."""
+    """Write the table, the metrics of every image and the pictures; λ of total variation is searched on validation."""
     chosen = params.read().evaluate
     problem = find_problem(arguments.problem)
     validation, test = (
@@ -22,18 +22,20 @@ def main(arguments: argparse.Namespace) -> None:
     changes = chosen.robustness[problem.name]
     logged = {"tv_weights": chosen.tv_weights, "robustness": changes, "problem": problem.settings}
     with tracking.run(f"baseline {arguments.problem}", logged, arguments.reads) as log:
-        weight = baselines.tune_tv(problem, validation, chosen.tv_weights)
+        lambda_reg = baselines.tune_tv(problem, validation, chosen.tv_weights, print)
         results = {
             "initial": baselines.evaluate_initial(problem, test),
-            "total_variation": baselines.evaluate_tv(problem, test, weight),
+            "total_variation": baselines.evaluate_tv(problem, test, lambda_reg),
         }
-        write_results(results, arguments.out)
+        # Under a hard constraint λ has no effect, so there is none to show.
+        used = {} if baselines.is_constrained(problem, test) else {"lambda_reg": float(f"{lambda_reg:.3g}")}
+        write_results(results, arguments.out, {"total_variation": used})
         rows = []
         for change in changes:
-            changed = baselines.evaluate_tv(problem.override(change), remeasured(problem, test, change), weight)
+            changed = baselines.evaluate_tv(problem.override(change), remeasured(problem, test, change), lambda_reg)
             rows.append(robustness_row("total_variation", change, changed))
         io.write_csv(arguments.out / "robustness.csv", rows)
-        log.metrics(means(results))
+        log.metrics(means(results) | {f"total_variation.{key}": value for key, value in used.items()})
 
 
 if __name__ == "__main__":

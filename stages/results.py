@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from elder import io
-from elder.evaluation.results import Result, deviation, mean
+from elder.evaluation.results import Result, deviation, mean, succeeded
 from elder.problems.base import Problem
 from elder.problems.samples import Sample, measure
 
@@ -16,12 +16,14 @@ from elder.problems.samples import Sample, measure
 Results = Mapping[str, Sequence[Result]]
 
 
-def write_results(results: Results, folder: Path) -> None:
+def write_results(results: Results, folder: Path, used: Mapping[str, Mapping[str, float]] | None = None) -> None:
     """Write means and deviations, the metrics of every image, and the pictures.
 
-    Seconds differ from run to run, so they have a file of their own.
+    used: settings that were searched for, by the name of the method; they go beside its means. Seconds differ from run
+    to run, so they have a file of their own.
     """
-    io.write_json(folder / "metrics.json", {name: metrics(group) for name, group in results.items()})
+    table = {name: {**metrics(group), **(used or {}).get(name, {})} for name, group in results.items()}
+    io.write_json(folder / "metrics.json", table)
     rows = [{"method": name, **result.row} for name, group in results.items() for result in group]
     io.write_csv(folder / "images.csv", [{k: v for k, v in row.items() if k != "seconds"} for row in rows])
     io.write_json(folder / "seconds.json", {name: mean(group)["seconds"] for name, group in results.items()})
@@ -32,14 +34,22 @@ def write_results(results: Results, folder: Path) -> None:
 
 
 def metrics(group: Sequence[Result]) -> dict[str, float]:
-    """The numbers that a table shows of one method."""
-    average, spread = mean(group), deviation(group)
+    """The numbers that a table shows of one method.
+
+    converged: the share of the solves that reached a fixed point or a minimum. If it is below 1, some solves were
+    stopped early. gap: the largest gap of a solve, in units of its energy. exact: see `mean`.
+    """
+    average, spread, share = mean(group), deviation(group), succeeded(group)
+    gaps = [result.gap for result in group if result.gap is not None]
     return {
         "psnr": round(average["psnr"], 4),
         "psnr_sd": round(spread["psnr"], 4),
         "ssim": round(average["ssim"], 5),
         "ssim_sd": round(spread["ssim"], 5),
         "steps": average["steps"],
+        **({} if share is None else {"converged": share}),
+        **({"gap": float(f"{max(gaps):.2g}")} if gaps else {}),
+        **({"exact": average["exact"]} if "exact" in average else {}),
     }
 
 
@@ -49,9 +59,26 @@ def remeasured(problem: Problem, samples: Sequence[Sample], change: Mapping[str,
 
 
 def robustness_row(method: str, change: Mapping[str, Any], group: Sequence[Result]) -> dict[str, Any]:
-    """A row of robustness.csv: the mean PSNR of a method under a change of the problem's settings."""
+    """A row of robustness.csv: what a method makes of the images under a change of the problem's settings.
+
+    psnr and psnr_initial: mean PSNR in dB of the method and of the initial guess. converged: the share of the solves
+    that ended well. misfit: mean ‖A x − y‖ / ‖y‖; None if a picture is not finite.
+    """
     spelled = ", ".join(f"{key} {value}" for key, value in change.items())
-    return {"method": method, "change": spelled, "psnr": mean(group)["psnr"]}
+    misfits = [result.row["misfit"] for result in group]
+    return {
+        "method": method,
+        "change": spelled,
+        "psnr": mean(group)["psnr"],
+        "psnr_initial": mean(initial(group))["psnr"],
+        "converged": succeeded(group),
+        "misfit": None if None in misfits else sum(misfits) / len(misfits),
+    }
+
+
+def initial(group: Sequence[Result]) -> list[Result]:
+    """The initial guesses of the same images, as results."""
+    return [Result(r.sample, r.initial, r.initial, 0, "initial", None, 0.0) for r in group]
 
 
 def means(results: Results) -> dict[str, float]:

@@ -56,7 +56,7 @@ def test_evaluate_writes_the_figures_of_the_design(bundle, photographs, mask, tm
     assert [image["name"] for image in report["images"]] == ["brick", "camera"]
     for image in report["images"]:
         assert image.keys() == {
-            "name", "psnr", "ssim", "psnr_initial", "steps", "status", "monotone", "seconds"
+            "name", "psnr", "ssim", "psnr_initial", "misfit", "steps", "status", "monotone", "seconds"
         }  # fmt: skip
         assert image["monotone"]
     assert report["mean"]["psnr"] == pytest.approx(np.mean([image["psnr"] for image in report["images"]]))

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
+# The least root mean square error that a picture of [0, 1] in float32 can be told from zero by: half a unit in its last
+# place. PSNR is bounded by that of this error, 144.49 dB.
+ROUNDING = torch.finfo(torch.float32).eps / 2
+EXACT = -20 * math.log10(ROUNDING)
+
 
 def psnr(x: Tensor, truth: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB, (b, c, h, w) -> (b,): x clipped to [0, 1], peak 1, no border cut."""
-    error = (x.clamp(0, 1) - truth).double().square().flatten(1).mean(1)
-    return -10 * torch.log10(error)
+    """Peak signal-to-noise ratio in dB, (b, c, h, w) -> (b,): x clipped to [0, 1], peak 1, no border cut.
+
+    Always finite. An exact reconstruction, a black picture of a black one for example, has no PSNR. It gets `EXACT`,
+    144.49 dB, the PSNR of float32's rounding error; means over images leave it out, see `results.mean`. A pixel that
+    is NaN counts as the end of [0, 1] that is farther from the truth.
+    """
+    error = (_clipped(x, truth) - truth).double().square().flatten(1).mean(1)
+    return -10 * torch.log10(error.clamp(min=ROUNDING**2))
 
 
 def ssim(x: Tensor, truth: Tensor) -> Tensor:
-    """Structural similarity of each clipped image, (b, c, h, w) -> (b,): scikit-image's with data_range 1."""
-    pairs = zip(x.clamp(0, 1).cpu().double().numpy(), truth.cpu().double().numpy(), strict=True)
+    """Structural similarity of each clipped image, (b, c, h, w) -> (b,): scikit-image's with data_range 1.
+
+    A pixel that is NaN is treated as in `psnr`.
+    """
+    pairs = zip(_clipped(x, truth).cpu().double().numpy(), truth.cpu().double().numpy(), strict=True)
     return torch.tensor([structural_similarity(a, b, data_range=1.0, channel_axis=0) for a, b in pairs])
+
+
+def _clipped(x: Tensor, truth: Tensor) -> Tensor:
+    """x in [0, 1]; NaN becomes 0 or 1, whichever is farther from the truth."""
+    return torch.where(x.isnan(), (truth < 0.5).to(x.dtype), x.clamp(0, 1))

@@ -5,12 +5,17 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
-from elder.evaluation.quality import psnr, ssim
+from elder.evaluation.quality import EXACT, psnr, ssim
+from elder.operators.misfit import relative_misfit
 from elder.problems.samples import Sample
+
+# How a solve ends that reached a fixed point, or a minimum.
+SUCCESS = ("converged", "precision")
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,19 +26,26 @@ class Result:
     initial: Tensor  # (1, c, h, w)
     x: Tensor  # (1, c, h, w)
     steps: int
-    status: str
+    status: str  # of the solve; "initial" for the initial guess, which takes none
     monotone: bool | None  # whether the energy never rose at an accepted step; None without an energy
     seconds: float
+    gap: float | None = None  # upper bound on the energy above its minimum, in units of the energy; None if unknown
 
     @property
+    def misfit(self) -> float:
+        """The data misfit ‖A x − y‖ / ‖y‖; NaN if x is not finite."""
+        return float(relative_misfit(self.sample.operator, self.x, self.sample.y))
+
+    @cached_property
     def row(self) -> dict[str, Any]:
-        """The metrics of this image."""
-        truth = self.sample.truth
+        """The metrics of this image. `misfit` is None if x is not finite."""
+        truth, misfit = self.sample.truth, self.misfit
         return {
             "name": self.sample.name,
             "psnr": float(psnr(self.x, truth)),
             "ssim": float(ssim(self.x, truth)),
             "psnr_initial": float(psnr(self.initial, truth)),
+            "misfit": misfit if misfit < float("inf") else None,
             "steps": self.steps,
             "status": self.status,
             "monotone": self.monotone,
@@ -42,12 +54,34 @@ class Result:
 
 
 def deviation(results: Sequence[Result]) -> dict[str, float]:
-    """Standard deviation over the images of PSNR and SSIM, with n − 1; zero for one image."""
+    """Standard deviation over the images of PSNR and SSIM, with n − 1; zero for one image.
+
+    That of PSNR is over the images that `mean` averages.
+    """
     rows = [result.row for result in results]
-    return {key: statistics.stdev(row[key] for row in rows) if len(rows) > 1 else 0.0 for key in ("psnr", "ssim")}
+    columns = {"psnr": judged([row["psnr"] for row in rows]), "ssim": [row["ssim"] for row in rows]}
+    return {key: statistics.stdev(column) if len(column) > 1 else 0.0 for key, column in columns.items()}
 
 
 def mean(results: Sequence[Result]) -> dict[str, float]:
-    """Mean PSNR in dB, SSIM, steps and seconds."""
+    """Mean PSNR in dB, SSIM, steps and seconds.
+
+    An exact reconstruction has no PSNR, and its bound of 144 dB would hide all others. So the mean of PSNR is over the
+    other images, and `exact` counts those left out, if any. If every image is exact, the mean is the bound.
+    """
     rows = [result.row for result in results]
-    return {key: sum(row[key] for row in rows) / len(rows) for key in ("psnr", "ssim", "steps", "seconds")}
+    averages = {key: sum(row[key] for row in rows) / len(rows) for key in ("psnr", "ssim", "steps", "seconds")}
+    kept = judged([row["psnr"] for row in rows])
+    exact = sum(row["psnr"] >= EXACT for row in rows)
+    return {**averages, "psnr": sum(kept) / len(kept), **({"exact": exact} if exact else {})}
+
+
+def judged(values: Sequence[float]) -> Sequence[float]:
+    """The PSNR of the reconstructions that are not exact; all of them if every one is."""
+    return [value for value in values if value < EXACT] or values
+
+
+def succeeded(results: Sequence[Result]) -> float | None:
+    """The share of the solves that reached a fixed point or a minimum; None for the initial guess, which has none."""
+    solves = [result.status for result in results if result.status != "initial"]
+    return sum(status in SUCCESS for status in solves) / len(solves) if solves else None

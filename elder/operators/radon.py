@@ -54,7 +54,7 @@ class Radon(Operator):
     @classmethod
     def of(
         cls,
-        theta: PerAngle,
+        theta: Float[Tensor, "..."],
         size: tuple[int, int],
         dtype: torch.dtype = torch.float32,
         *,

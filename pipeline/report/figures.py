@@ -90,7 +90,8 @@ def convergence(path: Path, paths: Mapping[str, Sequence[Mapping[str, str]]]) ->
         if all(row["energy"] for row in rows):
             energy = np.array([float(row["energy"]) for row in rows])
             left.semilogy(steps[:-1], (energy[:-1] - energy.min()).clip(min=1e-12) / abs(energy.min()), **style)
-        middle.semilogy(steps, [float(row["residual"]) for row in rows], **style)
+        # An empty cell is a value that was not finite.
+        middle.semilogy(steps, [float(row["residual"] or "nan") for row in rows], **style)
         right.plot(steps, [float(row["psnr"]) for row in rows], **style)
     left.set(xlabel="step", ylabel="(f − min f) / |min f|", title="energy")
     middle.set(xlabel="step", ylabel="‖p − x‖ / ‖x‖", title="fixed-point residual")

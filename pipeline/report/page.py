@@ -77,6 +77,7 @@ def chapter(problem: str, cells: Mapping[str, str], sources: Sources, out: Path)
         "settings": ", ".join(f"{k} {v}" for k, v in params.read().problems[problem].items() if k != "seed"),
         "images": len(truths),
         "methods": methods,
+        "early": any(method.stopped_early for method in methods),
         "best": max(methods, key=lambda method: method.metrics["psnr"]),
         "against": against(methods),
         "registered": [f"{v['name']} version {v['version']} ({v['reason']})" for v in verdicts],

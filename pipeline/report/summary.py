@@ -13,11 +13,13 @@ from pipeline.report.tables import Method, methods
 
 def table(methods: list[Method]) -> list[str]:
     """The rows of one problem's table."""
-    lines = [f"  {'':<34}{'PSNR':>9}{'SSIM':>9}{'steps':>8}  gain by DEQ training"]
+    lines = [f"  {'':<36}{'PSNR':>9}{'SSIM':>9}{'steps':>8}{'converged':>11}  gain by DEQ training"]
     for m in methods:
         row = m.metrics
-        text = f"  {m.title:<34}{row['psnr']:>6.2f} dB{row['ssim']:>9.4f}{row['steps']:>8.1f}  {m.gain}"
+        text = f"  {m.label:<36}{row['psnr']:>6.2f} dB{row['ssim']:>9.4f}{row['steps']:>8.1f}{m.count:>11}  {m.gain}"
         lines.append(text.rstrip())
+    if any(m.stopped_early for m in methods):
+        lines.append("  * solves were stopped before they converged: the row depends on where they were cut off")
     return lines
 
 

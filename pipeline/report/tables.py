@@ -6,7 +6,6 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from scipy import stats
 
@@ -33,13 +32,29 @@ class Method:
 
     @property
     def solved(self) -> str:
-        """How many solves reached a fixed point, and whether the energy fell all the way."""
-        if not any(row["steps"] != "0" for row in self.rows):
-            return ""
-        succeeded = sum(row["status"] in ("converged", "precision") for row in self.rows)
+        """How many solves reached a fixed point, whether the energy fell all the way, and the largest gap, if known."""
         judged = [row["monotone"] for row in self.rows if row["monotone"]]
         falls = "" if not judged else ", energy falls" if all(m == "True" for m in judged) else ", energy rose"
-        return f"{succeeded} of {len(self.rows)}{falls}"
+        gap = f", gap {self.metrics['gap']:.1e}" if "gap" in self.metrics else ""
+        return f"{self.count}{falls}{gap}"
+
+    @property
+    def count(self) -> str:
+        """How many solves reached a fixed point, "3 of 4"; empty for the initial guess, which solves nothing."""
+        share = self.metrics.get("converged")
+        return "" if share is None else f"{round(share * len(self.rows))} of {len(self.rows)}"
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether a solve ended before its fixed point, so that the row depends on where solves were cut off."""
+        return self.metrics.get("converged", 1.0) < 1
+
+    @property
+    def label(self) -> str:
+        """The title; λ, if it was searched for; images without a PSNR; an asterisk, if solves were stopped early."""
+        chosen = f", λ = {self.metrics['lambda_reg']:g}" if "lambda_reg" in self.metrics else ""
+        exact = f", {self.metrics['exact']} exact left out" if "exact" in self.metrics else ""
+        return f"{self.title}{chosen}{exact}{' *' if self.stopped_early else ''}"
 
 
 def methods(problem: str, initial: str, cells: dict[str, str], reports: Path, baselines: Path) -> list[Method]:
@@ -65,18 +80,29 @@ def compared(a: Sequence[float], b: Sequence[float]) -> str:
     return f"{mean:+.2f} dB ({mean - half:+.2f} to {mean + half:+.2f}; p = {p:.2g})"
 
 
-def robustness(found: dict[str, str], baseline: Path, reports: Path) -> list[dict[str, Any]]:
-    """PSNR under changes that nothing was trained for: a row a method, a column a change."""
-    table: dict[str, dict[str, Any]] = {}
+def robustness(found: dict[str, str], baseline: Path, reports: Path) -> list[dict[str, str]]:
+    """How the methods do under changes that nothing was trained for: a row for each change and method."""
     sources = {"total variation": (baseline, "total_variation")}
     for cell, regularizer in found.items():
         for key, suffix in (("pretrained", "pre-trained"), ("finetuned", "DEQ")):
             sources[f"{regularizer.replace('_', ' ')}, {suffix}"] = (reports / cell, key)
+    table: dict[str, list[dict[str, str]]] = {}
     for title, (folder, key) in sources.items():
         for row in read(folder / "robustness.csv"):
             if row["method"] == key:
-                table.setdefault(title, {"method": title})[row["change"]] = f"{float(row['psnr']):.2f}"
-    return list(table.values())
+                table.setdefault(row["change"], []).append(_elsewhere(title, row))
+    return [row for rows in table.values() for row in rows]
+
+
+def _elsewhere(title: str, row: dict[str, str]) -> dict[str, str]:
+    return {
+        "change": row["change"],
+        "method": title,
+        "PSNR (dB)": f"{float(row['psnr']):.2f}",
+        "of the initial guess (dB)": f"{float(row['psnr_initial']):.2f}",
+        "converged": f"{float(row['converged']):.0%}",
+        "data misfit": f"{float(row['misfit']):.4f}" if row["misfit"] else "not finite",
+    }
 
 
 def read(path: Path) -> list[dict[str, str]]:

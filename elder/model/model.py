@@ -22,6 +22,7 @@ from elder.operators.base import Operator
 from elder.problems.base import Problem
 from elder.regularizers.base import Regularizer
 from elder.solvers import Iterate, Solution, fixed_point, path
+from elder.solvers.history import History
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Model:
             precision=self.precision,
         ).to(y.device)
 
-    def iterates(self, operator: Operator, y: Tensor) -> Iterator[Iterate]:
+    def iterates(self, operator: Operator, y: Tensor) -> Iterator[Iterate[History]]:
         """The iterates of the solve for y without an end, from the initial guess; on the model's device."""
         placed, there = operator.to(self.device), y.to(self.device)
         start = self.problem.initial(placed, there)

@@ -116,7 +116,7 @@ def trained(title: str) -> LeastSquaresResidual:
         energy = regularizers.make("least_squares", NETWORKS[title])
         patches = Patches(pictures(TRAINING, (256, 256)), 40, TRAINING)
         settings = Pretraining(steps=600, batch=4, patch=40, learning_rate=1e-3)
-        pretrain(energy, patches, settings, lambda step, figures: None)
+        pretrain(energy, patches, settings)
         bundle.write(folder, energy, {"regularizer": {"name": "least_squares", "network": NETWORKS[title]}})
     energy, _ = bundle.read(folder)
     assert isinstance(energy, LeastSquaresResidual)

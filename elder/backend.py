@@ -33,7 +33,7 @@ class Compute:
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
-            raise UserError(f"compute.precision={self.precision!r} must be one of {', '.join(PRECISIONS)}")
+            raise UserError(f"precision={self.precision!r} must be one of {', '.join(PRECISIONS)}")
         if self.device == "auto":
             found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
             object.__setattr__(self, "device", str(found))
@@ -41,7 +41,7 @@ class Compute:
             torch.zeros(1, device=self.device)
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"compute.device={self.device!r} can't be used ({reason}): set cpu or auto") from None
+            raise UserError(f"device={self.device!r} can't be used ({reason}): set cpu or auto") from None
 
 
 @contextmanager

@@ -6,15 +6,22 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from elder import errors
 from elder.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from elder.io import Scaling
 
 EPILOG = {
     "simulate": """examples:
   elder simulate csmri --images photos --out measurements --set ratio=0.3 --set mask=cartesian
   elder simulate csmri --images brains --out measurements --set mask=mask_20.mat --set noise=0.01
-  elder simulate superres --images photos --out measurements --set scale=3 --set kernel=kernels.mat:2
+  elder simulate superres --images photos --color --out measurements --set scale=3 --set kernel=kernels.mat:2
+  elder simulate ct --images scans --scaling=-160,240 --out measurements
 
 Writes OUT/NAME.npz for every picture: y, the measurement, and what the operator needs besides (mask for csmri).""",
     "reconstruct": """examples:
@@ -22,7 +29,8 @@ Writes OUT/NAME.npz for every picture: y, the measurement, and what the operator
   elder reconstruct models:/elder-csmri@champion --measurement y.npy --set mask=mask.png --out x.tif
 
 MODEL is a bundle folder (config.json, weights.safetensors), or a URI of the MLflow model registry.
-The measurement is .npy .npz .png .tif .mat or .h5; arrays beside y in it are arguments of the operator.""",
+The measurement is .npy .npz .png .tif .mat or .h5; arrays beside y in it are arguments of the operator. Models expect
+pictures in [0, 1]: give the value of white of other units by --data-range.""",
     "evaluate": """examples:
   elder evaluate models/csmri-least_squares --images photos --out report --limit 8
   elder evaluate models:/elder-csmri@champion --images brains --set mask=mask_20.mat --out report
@@ -39,15 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     # A problem of the user's own may lie where they work, as `python -m` would find it.
     sys.path.append(str(Path.cwd()))
-    try:
-        arguments.run(arguments)
-    except (UserError, OSError, ArithmeticError) as error:
-        print(f"elder: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("elder: interrupted", file=sys.stderr)
-        return 1
-    return 0
+    return errors.run("elder", lambda: arguments.run(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,13 +74,20 @@ def _parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--set", action="append", default=[], type=_pair, metavar="KEY=VALUE", help=text)
 
+    def clean(sub: argparse.ArgumentParser) -> None:
+        text = "clean pictures, searched recursively: png jpg tif bmp webp jp2 npy npz mat h5 nii dcm"
+        sub.add_argument("--images", type=Path, required=True, metavar="DIR", help=text)
+        text = "how values come to [0, 1]: range (default), max, percentile, or a window: --scaling=LOW,HIGH"
+        sub.add_argument("--scaling", type=_scaling, default="range", metavar="HOW", help=text)
+
     sub = command("simulate", _simulate, "make measurements from clean pictures")
     sub.add_argument(
         "problem",
         metavar="PROBLEM",
         help="csmri, ct, deblur, denoise, inpaint or superres; or one of your own, with --set class=MODULE.CLASS",
     )
-    sub.add_argument("--images", type=Path, required=True, metavar="DIR", help="clean pictures, searched recursively")
+    clean(sub)
+    sub.add_argument("--color", action="store_true", help="keep the colors; without it, measure the luminance")
     sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the measurements go")
     settings(sub)
 
@@ -88,11 +95,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("model", metavar="MODEL", help="a bundle folder or a registry URI")
     sub.add_argument("--measurement", type=Path, required=True, metavar="FILE", help="the measurement y")
     sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="the picture: .png .tif or .npy")
+    text = "the value of white in the picture behind the measurement, 1 by default; or auto, from the initial guess"
+    sub.add_argument("--data-range", type=_data_range, default=1.0, metavar="VALUE", help=text)
     settings(sub)
 
     sub = command("evaluate", _evaluate, "measure a model's quality on clean pictures")
     sub.add_argument("model", metavar="MODEL", help="a bundle folder or a registry URI")
-    sub.add_argument("--images", type=Path, required=True, metavar="DIR", help="clean pictures, searched recursively")
+    clean(sub)
     sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="where metrics.json and pictures go")
     sub.add_argument("--limit", type=int, metavar="N", help="the first N pictures only")
     settings(sub)
@@ -108,12 +117,27 @@ def _pair(text: str) -> tuple[str, str]:
     return key, value
 
 
+def _scaling(text: str) -> Scaling:
+    from elder import io
+
+    try:
+        scaling = [float(value) for value in text.split(",")] if "," in text else text
+        io.check_scaling(scaling)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return scaling
+
+
+def _data_range(text: str) -> float | str:
+    return text if text == "auto" else float(text)
+
+
 def _simulate(arguments: argparse.Namespace) -> None:
     from elder import problems
     from elder.problems import samples
 
     problem = problems.make(arguments.problem, dict(arguments.set))
-    names, images = _clean(arguments.images)
+    names, images = _clean(arguments, 3 if arguments.color else 1)
     for m in samples.measure(problem, names, images):
         samples.save(arguments.out / f"{m.name}.npz", problem, m)
         print(f"{m.name}: {problem.name} measurement {tuple(m.y.shape[1:])}")
@@ -134,7 +158,7 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     arrays = _measurement(arguments.measurement)
     # What the user sets by hand goes before what the file holds.
     given = {name: value for name, value in arrays.items() if name != "y" and name not in chosen}
-    x, info = model.reconstruct(arrays["y"], **given)
+    x, info = model.reconstruct(arrays["y"], data_range=arguments.data_range, **given)
     io.write_image(arguments.out, x if x.ndim == 2 else x.transpose(1, 2, 0))
     print(f"{arguments.out}: {info.status} after {info.steps} steps, {info.seconds:.1f} s")
 
@@ -163,7 +187,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.limit is not None and arguments.limit < 1:
         raise UserError(f"--limit {arguments.limit}: must be at least 1")
     model = load(arguments.model).override(dict(arguments.set))
-    names, images = _clean(arguments.images, arguments.limit)
+    names, images = _clean(arguments, model.channels, arguments.limit)
 
     def show(result: Result) -> None:
         io.write_image(arguments.out / f"{result.sample.name}.png", to_array(result.x[0]))
@@ -185,18 +209,23 @@ def _models(arguments: argparse.Namespace) -> None:
 
     rows = registry.listing()
     if not rows:
-        print("the registry holds no elder model yet: dvc repro makes the first")
+        print("the registry holds no elder model yet")
         return
     print(f"{'name':<24} {'version':>7} {'alias':<22} {'PSNR':>6}  when")
     for row in rows:
         print(f"{row['name']:<24} {row['version']:>7} {row['alias']:<22} {row['psnr']:6.2f}  {row['when']}")
 
 
-def _clean(folder: Path, limit: int | None = None):
-    """Names, unique below the folder, and pictures as tensors."""
+def _clean(arguments: argparse.Namespace, channels: int, limit: int | None = None) -> tuple[list[str], list[Tensor]]:
+    """Names, unique below the folder, and pictures as tensors; every slice of a volume that shows something."""
     from elder import io
-    from elder.io import to_tensor
 
-    paths = io.list_images(folder)[:limit]
-    names = ["__".join(path.relative_to(folder).with_suffix("").parts) for path in paths]
-    return names, [to_tensor(io.read_image(path)) for path in paths]
+    paths = io.list_sources(arguments.images)
+    given, names, pictures = io.Names(), [], []
+    for path, name in zip(paths, io.file_names(paths, arguments.images), strict=True):
+        images = io.read_images(path, scaling=arguments.scaling, drop_empty=True)
+        names += [given.claim(f"{name}-{index}" if len(images) > 1 else name) for index in range(len(images))]
+        pictures += [io.to_tensor(io.with_channels(image, channels)) for image in images]
+        if limit is not None and len(names) >= limit:
+            break
+    return names[:limit], pictures[:limit]

@@ -1,5 +1,67 @@
-"""The one exception that a command turns into a single line for its user."""
+"""What a command turns into a single line for its user, and the one place where it does."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+# Set it to see where an error comes from.
+TRACEBACK = "ELDER_TRACEBACK"
 
 
 class UserError(ValueError):
     """Something that the user can put right: the message names the setting or file, and the remedy."""
+
+
+class DataWarning(UserWarning):
+    """Data that can be used, but probably do not mean what they seem to: the message names the file and the remedy."""
+
+
+def run(program: str, work: Callable[[], None]) -> int:
+    """Do the work of a command. Returns its exit code: 0; or 1 after one line on stderr that says what was wrong.
+
+    A `DataWarning` is one line on stderr too. Any other exception than a `UserError` is a fault of this program or of
+    its installation: its line gives the type, and how to see the traceback.
+    """
+    with warnings.catch_warnings():
+        warnings.showwarning = _shown_by(program)
+        warnings.simplefilter("always", DataWarning)
+        try:
+            work()
+        except KeyboardInterrupt:
+            line = "interrupted"
+        except Exception as error:
+            if os.environ.get(TRACEBACK):
+                traceback.print_exc()
+            line = describe(error)
+        else:
+            return 0
+    print(f"{program}: {line}", file=sys.stderr)
+    return 1
+
+
+def describe(error: Exception) -> str:
+    """One line that says what was wrong."""
+    message = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    if isinstance(error, UserError | OSError | ArithmeticError) and message:
+        return message
+    if isinstance(error, MemoryError):
+        return f"out of memory ({message})" if message else "out of memory"
+    name = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
+    return f"unexpected {name}: {message} (set {TRACEBACK}=1 to see where)"
+
+
+def _shown_by(program: str) -> Callable[..., None]:
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, DataWarning):
+            print(f"{program}: warning: {message}", file=sys.stderr)
+        else:
+            usual(message, category, *where, **more)
+
+    return show

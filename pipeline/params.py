@@ -1,134 +1,309 @@
-"""params.yaml as a whole: the settings of every stage, all of them checked before any stage starts."""
+"""params.yaml: every setting of the pipeline, as records, checked as a whole before any stage starts.
+
+This module only reads and checks. How settings make a result is in the stages, so no stage watches this module.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import inspect
+import json
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import is_dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+
+from elder import io, problems, regularizers
+from elder.backend import Compute
 from elder.errors import UserError
-from pipeline import settings
+from elder.networks import NETWORKS
+from elder.regularizers import OF_FILTERS
+from elder.training.finetune import Finetuning
+from elder.training.pretrain import Pretraining
+from pipeline import explain
+
+# Names that DVC's run cache leaves out of its keys, wherever they stand: two values of such a setting share one result.
+IGNORED_BY_DVC = ("size", "nfiles")
+STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Changes = dict[str, Any]
+T = TypeVar("T", bound=BaseModel)
+R = TypeVar("R")
 
 
-@dataclass(frozen=True)
-class Preparation:
+class Section(BaseModel):
+    """Settings of params.yaml, none of them unknown."""
+
+    model_config = STRICT
+
+
+class Cell(Section):
+    """What is trained and compared.
+
+    finetune: settings that take the place of those in `finetune`. training_problem: settings of the problem that change
+    where training draws its measurements, on patches.
+    """
+
+    problem: str
+    regularizer: str
+    finetune: Changes = {}
+    training_problem: Changes = {}
+
+
+class Parameterization(Section):
+    """A regularizer: settings of its own, and those that take the place of ones in `pretrain` and `network`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    pretrain: Changes = {}
+    network: Changes = {}
+
+
+class Safeguards(Section):
+    """How a training is kept from being lost: steps between two checkpoints, and when it gives up."""
+
+    pretrain_checkpoint: Count
+    finetune_checkpoint: Count
+    patience: Count
+
+
+class Preparation(Section):
     """Settings of `prepare`."""
 
-    source: str
+    source: Literal["builtin", "folder"]
     folder: str
     split: str
-    scaling: str
-    slices: int
+    group: str
+    scaling: Literal["range", "max", "percentile"] | Annotated[list[float], Field(min_length=2, max_length=2)]
+    axes: Literal["", "hw", "hwc", "chw", "nhw", "hwn", "nhwc", "nchw"]
+    slices: Annotated[int, Field(ge=0)]
+    drop_empty: bool
     color: bool
-    size: int
-    train_scales: list[float]
-    validation_share: float
-    test_share: float
+    shorter_side: Annotated[int, Field(ge=0)]
+    train_scales: Annotated[list[Positive], Field(min_length=1)]
+    validation_share: Share
+    test_share: Share
     seed: int
 
-    def __post_init__(self) -> None:
-        if self.source not in ("builtin", "folder"):
-            raise UserError(f"prepare.source={self.source!r} must be builtin or folder")
-        if self.scaling not in ("range", "max") or self.slices < 0:
-            raise UserError("prepare.scaling must be range or max, and prepare.slices not negative")
-        if self.size < 0 or not self.train_scales or min(self.train_scales) <= 0:
-            raise UserError("prepare.size must not be negative, and prepare.train_scales must hold positive numbers")
-        if not (0 < self.validation_share < 1 and 0 < self.test_share < 1):
-            raise UserError("prepare.validation_share and prepare.test_share must be in (0, 1)")
+    @model_validator(mode="after")
+    def _can_be_used(self) -> Preparation:
+        if self.folder.startswith("~"):
+            raise UserError("folder must be written out: DVC does not expand ~")
+        io.check_scaling(self.scaling)
         if self.validation_share + self.test_share >= 1:
-            raise UserError("prepare.validation_share and prepare.test_share leave nothing to train on")
+            raise UserError("validation_share and test_share leave nothing to train on")
+        return self
 
 
-@dataclass(frozen=True)
-class Search:
+class Search(Section):
     """Settings of `tune`. weight: λ where the search starts; 0 takes it from the noise and the operator."""
 
-    weight: float
-    sigma: float
-    factors: list[float]
-    tol: float
-    max_steps: int
-
-    def __post_init__(self) -> None:
-        if not 1 / 255 <= self.sigma <= 1:
-            raise UserError(f"params.yaml: tune.sigma={self.sigma} must be in [1/255, 1]")
-        if not self.factors or min(self.factors) <= 1:
-            raise UserError("params.yaml: tune.factors must be a list of numbers above 1")
-        if self.weight < 0 or min(self.tol, self.max_steps) <= 0:
-            raise UserError("params.yaml: tune.tol and tune.max_steps must be positive, and tune.weight not negative")
+    weight: Annotated[float, Field(ge=0)]
+    sigma: Annotated[float, Field(ge=1 / 255, le=1)]
+    factors: Annotated[list[Annotated[float, Field(gt=1)]], Field(min_length=1)]
+    tol: Positive
+    max_steps: Count
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Settings of `evaluate`."""
+class Evaluation(Section):
+    """Settings of `evaluate` and `baseline`."""
 
-    curve_steps: int
-    long_steps: int
-    long_images: int
-    tv_weights: list[float]
-    robustness: dict[str, list[dict[str, Any]]]
-
-    def __post_init__(self) -> None:
-        if min(self.curve_steps, self.long_steps, self.long_images) < 1:
-            raise UserError("params.yaml: evaluate.curve_steps, long_steps and long_images must be positive")
-        if not self.tv_weights or min(self.tv_weights) <= 0:
-            raise UserError("params.yaml: evaluate.tv_weights must be positive")
+    curve_steps: Count
+    long_steps: Count
+    long_images: Count
+    tv_weights: Annotated[list[Positive], Field(min_length=1)]
+    robustness: dict[str, list[Changes]]
 
 
-@dataclass(frozen=True)
-class Registration:
+class Registration(Section):
     """Settings of `register`."""
 
     margin: float
 
 
-def check() -> None:
-    """Raise `UserError` for the first setting of params.yaml that no stage could use.
+class Params(Section):
+    """All of params.yaml."""
 
-    Every stage calls this, so that a mistake in the last one's settings ends the pipeline before hours of training.
+    cells: dict[str, Cell]
+    problems: dict[str, Changes]
+    regularizers: dict[str, Parameterization]
+    network: Changes
+    compute: Compute
+    safeguards: Safeguards
+    prepare: Preparation
+    pretrain: Pretraining
+    tune: Search
+    finetune: Finetuning
+    evaluate: Evaluation
+    registration: Annotated[Registration, Field(alias="register")]
+
+    def problem(self, name: str) -> Changes:
+        """The settings of the problem of that name. Raises `UserError` if it is not in params.yaml."""
+        if name not in self.problems:
+            raise UserError(f"params.yaml: needs a section problems.{name}")
+        return self.problems[name]
+
+    def finetuning(self, cell: str) -> Finetuning:
+        """The settings of `finetune`, with those of the cell in their places."""
+        if cell not in self.cells:
+            raise UserError(f"params.yaml: needs a section cells.{cell}")
+        return _fitting(Finetuning, {**vars(self.finetune), **self.cells[cell].finetune}, f"cells.{cell}.finetune")
+
+    def pretraining(self, regularizer: str) -> Pretraining:
+        """The settings of `pretrain`, with those of the regularizer in their places."""
+        own = self._parameterization(regularizer).pretrain
+        return _fitting(Pretraining, {**vars(self.pretrain), **own}, f"regularizers.{regularizer}.pretrain")
+
+    def description(self, regularizer: str, channels: int) -> dict[str, Any]:
+        """What `regularizers.make` takes for the regularizer of that name, for pictures of `channels` colors."""
+        own = self._parameterization(regularizer)
+        network = {**self.network, **own.network}
+        return regularizers.describe(regularizer, channels, network, own.model_extra or {})
+
+    def unused(self, kind: str) -> list[str]:
+        """The names of the `kind`, problem or regularizer, that no cell uses."""
+        used = {getattr(cell, kind) for cell in self.cells.values()}
+        return [name for name in (self.problems if kind == "problem" else self.regularizers) if name not in used]
+
+    def _parameterization(self, name: str) -> Parameterization:
+        if name not in self.regularizers:
+            raise UserError(f"params.yaml: needs a section regularizers.{name}")
+        return self.regularizers[name]
+
+
+def overrides(section: str, where: str, changes: Mapping[str, Any], defaults: object) -> str:
+    """One line on the settings that a cell or a regularizer puts in the place of those of a section; empty if none.
+
+    A change of the section, by `dvc exp run -S` for example, does not reach these.
     """
-    # Imported here: a stage that reads its settings does not depend on the files that only check those of the others.
-    from elder import problems, regularizers
-    from elder.backend import Compute
-    from elder.training.finetune import Finetuning
-    from elder.training.pretrain import Pretraining
-
-    typed = {
-        "compute": Compute,
-        "prepare": Preparation,
-        "pretrain": Pretraining,
-        "tune": Search,
-        "finetune": Finetuning,
-        "evaluate": Evaluation,
-        "register": Registration,
-    }
-    known = ("cells", "problems", "regularizers", "network", *typed)
-    for name in settings.section():
-        if name not in known:
-            raise UserError(f"params.yaml: unknown section {name}; known are {', '.join(known)}")
-    for name, cls in typed.items():
-        settings.typed(cls, name)
-    for name in settings.section("problems"):
-        problems.make(name, settings.section("problems", name))
-    for name, changes in settings.typed(Evaluation, "evaluate").robustness.items():
-        for change in changes:
-            problems.make(name, {**settings.section("problems", name), **change})
-    for name in settings.section("regularizers"):
-        settings.typed(Pretraining, "pretrain", over=settings.section("regularizers", name).get("pretrain"))
-        regularizers.make(**description(name, 1))
-    for name in settings.section("cells"):
-        cell = settings.cell(name)
-        settings.typed(Finetuning, "finetune", over=cell.finetune)
-        problems.make(cell.problem, {**settings.section("problems", cell.problem), **cell.training_problem})
-        settings.section("regularizers", cell.regularizer)
+    told = [f"{name}={value} in place of {getattr(defaults, name)}" for name, value in changes.items()]
+    return f"{where}.{section} overrides {section}: {', '.join(told)}" if told else ""
 
 
-def description(regularizer: str, channels: int) -> dict[str, Any]:
-    """What `regularizers.make` takes for the regularizer of that name in params.yaml."""
-    from elder import regularizers
+@lru_cache(maxsize=1)
+def read() -> Params:
+    """The checked params.yaml of this folder. Read once: a stage's settings do not change while it runs."""
+    return load(Path("params.yaml"))
 
-    entry = settings.section("regularizers", regularizer)
-    chosen = {key: value for key, value in entry.items() if key not in ("pretrain", "network")}
-    if regularizer in regularizers.OVER_A_NETWORK:
-        network = {"channels": channels, **settings.section("network"), **entry.get("network", {})}
-        return {"name": regularizer, "network": network, **chosen}
-    return {"name": regularizer, "channels": channels, **chosen}
+
+def raw(path: Path = Path("params.yaml")) -> dict[str, Any]:
+    """The settings as they are written. Raises `UserError` for a file that is missing or not YAML."""
+    try:
+        whole = yaml.load(path.read_text(), yaml.CSafeLoader)
+    except FileNotFoundError:
+        raise UserError("params.yaml: not here; run from the project's folder") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"params.yaml: not valid YAML ({str(error).splitlines()[0]})") from None
+    if not isinstance(whole, dict):
+        raise UserError("params.yaml: must be sections of settings")
+    return whole
+
+
+def load(path: Path) -> Params:
+    """The settings of a file. Raises `UserError` for the first setting that no stage could use.
+
+    Every stage checks all of them, so that a mistake in the last one's settings ends the pipeline before hours of
+    training.
+    """
+    whole = raw(path)
+    for name in named(whole):
+        if name.rpartition(".")[2] in IGNORED_BY_DVC:
+            raise UserError(
+                f"params.yaml: {name}: DVC's run cache ignores what has this name, and would hand out the result of "
+                "another value; choose another name"
+            )
+    params = validated(Params, whole)
+    for name, settings in params.problems.items():
+        _check_problem(name, settings, f"problems.{name}")
+        if name not in params.evaluate.robustness:
+            raise UserError(f"params.yaml: evaluate.robustness lacks {name}; name changes of this problem, or []")
+    for name, changes in params.evaluate.robustness.items():
+        params.problem(name)
+        for number, change in enumerate(changes):
+            _check_problem(name, {**params.problems[name], **change}, f"evaluate.robustness.{name}[{number}]")
+    for name in params.regularizers:
+        params.pretraining(name)
+        _check_regularizer(name, params.description(name, 1))
+    for name, cell in params.cells.items():
+        params.problem(cell.problem)
+        params.description(cell.regularizer, 1)
+        params.finetuning(name)
+        trained = {**params.problems[cell.problem], **cell.training_problem}
+        _check_problem(cell.problem, trained, f"cells.{name}.training_problem")
+    return params
+
+
+def validated(model: type[T], settings: Mapping[str, Any], where: str = "") -> T:
+    """The settings as `model`. Raises `UserError` for the first that does not fit, by its path below `where`."""
+    try:
+        # As JSON: there, strict validation builds dataclasses, which the records of the library are.
+        return model.model_validate_json(json.dumps(settings, default=str))
+    except ValidationError as error:
+        raise UserError(f"params.yaml: {explain.first(error, model, where)}") from None
+
+
+def named(node: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted path of every name in nested settings, sections and entries of lists among them."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield f"{prefix}{key}"
+            yield from named(value, f"{prefix}{key}.")
+    elif isinstance(node, list):
+        for value in node:
+            yield from named(value, prefix)
+
+
+def _fitting(record: type[R], settings: Mapping[str, Any], where: str) -> R:
+    """The settings at the path `where` as a record: a dataclass, or a model of `_signature`."""
+    holder = create_model("Holder", __config__=STRICT, settings=(record, ...))
+    return getattr(validated(holder, {"settings": settings}, where), "settings")  # noqa: B009  a field of this model
+
+
+def _signature(make: Callable[..., object], *given: str) -> type[BaseModel]:
+    """The settings that a constructor takes, with their types, but for those that are `given` to it."""
+    taken = {name: p for name, p in inspect.signature(make).parameters.items() if name not in given}
+    hints = typing.get_type_hints(make if is_dataclass(make) else make.__init__)
+    fields: dict[str, Any] = {name: (hints[name], p.default) for name, p in taken.items()}
+    return create_model("Settings", __config__=STRICT, **fields)
+
+
+def _check_problem(name: str, settings: Mapping[str, Any], where: str) -> None:
+    with _said_of(where):
+        kind = type(problems.make(name, {key: value for key, value in settings.items() if key == "class"}))
+    own = {key: value for key, value in settings.items() if key != "class"}
+    _fitting(_signature(kind), own, where)
+    with _said_of(where):
+        problems.make(name, settings)
+
+
+def _check_regularizer(name: str, description: Mapping[str, Any]) -> None:
+    settings = {key: value for key, value in description.items() if key not in ("name", "network", "channels")}
+    if name in OF_FILTERS:
+        _fitting(_signature(OF_FILTERS[name], "channels"), settings, f"regularizers.{name}")
+    elif settings:
+        wrong = f"regularizers.{name}.{next(iter(settings))}"
+        raise UserError(f"params.yaml: {explain.unknown(wrong, list(Parameterization.model_fields))}")
+    network = {key: value for key, value in description.get("network", {}).items() if key != "channels"}
+    if network.get("name") in NETWORKS:
+        _fitting(_signature(NETWORKS[network.pop("name")], "channels"), network, "network")
+    with _said_of(f"regularizers.{name}"):
+        regularizers.make(**description)
+
+
+@contextmanager
+def _said_of(where: str) -> Iterator[None]:
+    """Name the place in params.yaml in an error of the library, which knows none."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        joint = "." if message.partition("=")[0].isidentifier() else ": "
+        raise UserError(f"params.yaml: {where}{joint}{message}") from None

@@ -1,12 +1,16 @@
 """Put a preset into params.yaml: `python -m pipeline.preset tiny`.
 
-A preset is a file of presets/ laid over presets/default.yaml: what it names in `cells`, `problems`, `regularizers` and
-`network` replaces those of the default, other settings take the place of single ones. The default's comments stay.
+A preset is a file of presets/, laid over the defaults in params.yaml. What it names in `cells`, `problems`,
+`regularizers` and `network` replaces those of the defaults; its other settings take the place of single ones. The
+comments stay. While a preset is in force, presets/default.yaml keeps the defaults. Another preset is laid over them,
+and `python -m pipeline.preset default` brings them back.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
+import shutil
 import sys
 from collections.abc import MutableMapping
 from pathlib import Path
@@ -14,9 +18,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from elder import io
 from elder.errors import UserError
-from pipeline import ROOT
+from elder.io import replacing
 
 REPLACED = ("cells", "problems", "regularizers", "network")
 
@@ -24,39 +27,59 @@ REPLACED = ("cells", "problems", "regularizers", "network")
 def main() -> None:
     """Write params.yaml of the folder that this is run in."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("preset", help=f"one of {', '.join(names())}")
+    parser.add_argument("preset", help=f"one of {', '.join(names(Path()))}")
     name = parser.parse_args().preset
-    if name not in names():
-        sys.exit(f"preset: unknown preset {name!r}: there are {', '.join(names())}")
     try:
-        apply(name, Path("params.yaml"))
-    except UserError as error:
+        apply(name, Path())
+    except (UserError, OSError) as error:
         sys.exit(f"preset: {error}")
     print(f"params.yaml is now {name}: dvc repro runs it")
 
 
-def names() -> list[str]:
-    """The presets that there are."""
-    return sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
+def names(folder: Path) -> list[str]:
+    """The presets of a project; `default` is one of them."""
+    return sorted({"default", *(path.stem for path in (folder / "presets").glob("*.yaml"))})
 
 
-def apply(name: str, target: Path) -> None:
-    """Write the default with the preset laid over it. Raises `UserError` for a section that the default lacks."""
+def apply(name: str, folder: Path) -> None:
+    """Write params.yaml of the project in `folder`, whole or not at all.
+
+    Raises `UserError` for an unknown preset, or one that sets what the defaults lack.
+    """
+    if name not in names(folder):
+        raise UserError(f"unknown preset {name!r}: there are {', '.join(names(folder))}")
+    target, defaults = folder / "params.yaml", folder / "presets" / "default.yaml"
+    if name == "default":
+        if defaults.exists():
+            defaults.replace(target)
+        return
+    source = defaults if defaults.exists() else target
+    text = overlaid(source.read_text(), (folder / "presets" / f"{name}.yaml").read_text(), f"presets/{name}.yaml")
+    if source == target:
+        with replacing(defaults) as temporary:
+            shutil.copy(target, temporary)
+    with replacing(target) as temporary:
+        temporary.write_text(text)
+
+
+def overlaid(defaults: str, preset: str, where: str) -> str:
+    """The text of the defaults with a preset laid over it. where: what an error calls the preset."""
     yaml = YAML()
     yaml.width = 120
-    params = yaml.load((ROOT / "presets" / "default.yaml").read_text())
-    for section, over in yaml.load((ROOT / "presets" / f"{name}.yaml").read_text()).items():
+    params = yaml.load(defaults)
+    for section, over in yaml.load(preset).items():
         if section not in params:
-            raise UserError(f"presets/{name}.yaml: unknown section {section}")
+            raise UserError(f"{where}: unknown section {section}")
         if section in REPLACED:
             params[section] = over
         else:
-            merge(params[section], over, f"presets/{name}.yaml: {section}")
-    with io.replacing(target) as temporary, temporary.open("w") as file:
-        yaml.dump(params, file)
+            _merge(params[section], over, f"{where}: {section}")
+    stream = io.StringIO()
+    yaml.dump(params, stream)
+    return stream.getvalue()
 
 
-def merge(settings: MutableMapping[str, Any], over: MutableMapping[str, Any], where: str) -> None:
+def _merge(settings: MutableMapping[str, Any], over: MutableMapping[str, Any], where: str) -> None:
     """Lay settings over a section, in place."""
     for key, value in over.items():
         if key not in settings:

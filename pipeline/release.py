@@ -17,13 +17,18 @@ from pathlib import Path
 import torch
 import yaml
 
-from elder import released
+from elder import errors, released
 from elder.errors import UserError
 from elder.model import bundle
 
 # Sections of params.yaml that say how a model was trained.
 RECIPE = ("prepare", "network", "pretrain", "tune", "finetune")
 LARGEST = 5 * 2**20  # bytes
+# A pre-trained regularizer has no problem yet. It is released as what it was trained for: a denoiser.
+DENOISER = {
+    "problem": {"name": "denoise", "settings": {"noise": 0.1}},
+    "tuning": {"weight": 1.0, "sigma": 0.1, "step": 1.0},
+}
 
 
 def main() -> None:
@@ -35,11 +40,12 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="the pictures that it was trained on")
     parser.add_argument("--terms", required=True, help="the terms of these pictures, as their origin states them")
     arguments = parser.parse_args()
-    try:
+
+    def work() -> None:
         release(arguments.bundle, arguments.name, arguments.about, arguments.data, arguments.terms)
-    except (UserError, OSError) as error:
-        sys.exit(f"release: {error}")
-    print(f"wrote {released.FOLDER / arguments.name}")
+        print(f"wrote {released.FOLDER / arguments.name}")
+
+    sys.exit(errors.run("release", work))
 
 
 def release(source: Path, name: str, about: str, data: str, terms: str) -> None:
@@ -52,7 +58,8 @@ def release(source: Path, name: str, about: str, data: str, terms: str) -> None:
     regularizer, config = bundle.read(source)
     params = yaml.safe_load(Path("params.yaml").read_text())
     with tempfile.TemporaryDirectory() as made:
-        bundle.write(made, regularizer, {k: v for k, v in config.items() if k != "format"}, dtype=torch.float16)
+        released_as = {**DENOISER, **{key: value for key, value in config.items() if key != "format"}}
+        bundle.write(made, regularizer, released_as, dtype=torch.float16)
         size = (Path(made) / "weights.safetensors").stat().st_size
         if size > LARGEST:
             raise UserError(f"{name}: {size / 2**20:.1f} MB of weights; at most {LARGEST / 2**20:.0f} MB are released")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
@@ -23,7 +25,7 @@ class Reconstruction(PythonModel):
 
     def predict(self, context, model_input, params=None):  # MLflow reads type hints here as a schema of its own
         """Reconstruct a batch of measurements; see `elder.model.model.Model.reconstruct`."""
-        inputs = {name: np.asarray(value) for name, value in model_input.items()}
+        inputs: dict[str, Any] = {name: np.asarray(value) for name, value in model_input.items()}
         measurement = inputs.pop("measurement")
         gray = self.model.channels == 1
         if measurement.ndim == (4 if gray else 5):

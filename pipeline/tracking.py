@@ -1,26 +1,24 @@
-"""MLflow runs: one a result, keyed by the stage and a fingerprint of its params and inputs."""
+"""MLflow runs: one a result, keyed by the stage and a fingerprint of its params, its inputs and its code."""
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import mlflow
 from tqdm import tqdm
 
-from elder import io
 from elder.training.checkpoint import Checkpoint
-from pipeline import ROOT
+from pipeline.fingerprints import Reads
 
+# MLflow takes as long to import as torch. Only a stage that logs imports it, and only once its settings are checked.
 EXPERIMENT = "elder"
 STORE = Path("mlflow.db")
 
@@ -32,40 +30,35 @@ class Log:
         self.run_id = run_id
         self.fingerprint = fingerprint
 
-    def step(self, step: int, figures: Mapping[str, float]) -> None:
-        """A point of every curve in `figures`."""
-        mlflow.log_metrics(dict(figures), step=step, run_id=self.run_id)
+    def metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log the metrics of the result, or a point of their curves at `step`."""
+        import mlflow
 
-    def metrics(self, figures: Mapping[str, float]) -> None:
-        """Figures of the result."""
-        mlflow.log_metrics(dict(figures), run_id=self.run_id)
-
-    def artifact(self, path: Path) -> None:
-        """A file of the result."""
-        mlflow.log_artifact(str(path), run_id=self.run_id)
+        mlflow.log_metrics(dict(metrics), step=step, run_id=self.run_id)
 
 
 @contextmanager
-def run(cell: str, params: Mapping[str, Any], inputs: Sequence[Path]) -> Iterator[Log]:
-    """Resume the MLflow run of this stage, these params and the content of these inputs, or create one.
+def run(title: str, params: Mapping[str, Any], reads: Reads) -> Iterator[Log]:
+    """Resume the MLflow run of this title, these params and the content of what the stage reads, or create one.
 
     So a stage that DVC skips creates no run, and a killed stage that is repeated resumes its own.
     """
+    import mlflow
+
     connect()
     flat = dict(_flatten(params))
-    fingerprint = hashlib.sha256(
-        json.dumps([cell, flat, [content_hash(path) for path in inputs]], sort_keys=True).encode()
-    ).hexdigest()[:16]
+    identity = json.dumps([title, flat, reads.fingerprint], sort_keys=True)
+    fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
     experiment = mlflow.set_experiment(EXPERIMENT).experiment_id
     found = mlflow.search_runs(
         [experiment],
-        f"tags.cell = '{cell}' and tags.fingerprint = '{fingerprint}'",
+        f"tags.cell = '{title}' and tags.fingerprint = '{fingerprint}'",
         max_results=1,
         output_format="list",
     )
     existing = found[0].info.run_id if found else None
-    tags = None if existing else {"cell": cell, "stage": cell.split()[0], "fingerprint": fingerprint}
-    with mlflow.start_run(run_id=existing, run_name=None if existing else cell, tags=tags) as active:
+    tags = None if existing else {"cell": title, "stage": title.split()[0], "fingerprint": fingerprint}
+    with mlflow.start_run(run_id=existing, run_name=None if existing else title, tags=tags) as active:
         if not existing:
             mlflow.log_params(flat)
         yield Log(active.info.run_id, fingerprint)
@@ -73,26 +66,25 @@ def run(cell: str, params: Mapping[str, Any], inputs: Sequence[Path]) -> Iterato
 
 @contextmanager
 def training(
-    cell: str, params: Mapping[str, Any], inputs: Sequence[Path], settings: Any
-) -> Iterator[tuple[Log, Curve, Checkpoint]]:
-    """A run with its curve and its checkpoint, which belong to these params, these inputs and this code.
+    title: str, params: Mapping[str, Any], reads: Reads, *, steps: int, every: int
+) -> Iterator[tuple[Log, Reporter, Checkpoint]]:
+    """A run, what reports each of its `steps` steps, and its checkpoint, which is written every `every` steps.
 
-    A killed training that is started again resumes from the checkpoint. When the block ends without an error, the
-    checkpoint is deleted.
+    They belong to these params, these inputs and this code. A killed training that is started again resumes from the
+    checkpoint. When the block ends without an error, the checkpoint is deleted.
     """
     with (
-        run(cell, params, inputs) as log,
-        resumable(log, cell, settings.checkpoint_every) as checkpoint,
-        Curve(log, settings.steps, cell, checkpoint.folder / "curve.jsonl") as curve,
+        run(title, params, reads) as log,
+        resumable(log, title, every) as checkpoint,
+        Reporter(log, steps, title) as report,
     ):
-        yield log, curve, checkpoint
+        yield log, report, checkpoint
 
 
 @contextmanager
-def resumable(log: Log, cell: str, every: int) -> Iterator[Checkpoint]:
-    """The checkpoint of the work of this run with this code. When the block ends well, it goes."""
-    key = hashlib.sha256(f"{log.fingerprint}{content_hash(ROOT / 'elder', '*.py')}".encode()).hexdigest()[:16]
-    checkpoint = Checkpoint(Path(".checkpoints") / f"{cell.replace(' ', '-')}-{key}", every)
+def resumable(log: Log, title: str, every: int) -> Iterator[Checkpoint]:
+    """The checkpoint of the work of this run. When the block ends without an error, it is deleted."""
+    checkpoint = Checkpoint(Path(".checkpoints") / f"{title.replace(' ', '-')}-{log.fingerprint}", every)
     with checkpoint.held():
         yield checkpoint
     shutil.rmtree(checkpoint.folder)
@@ -100,6 +92,8 @@ def resumable(log: Log, cell: str, every: int) -> Iterator[Checkpoint]:
 
 def connect() -> None:
     """Use the store of MLFLOW_TRACKING_URI, or SQLite in the project's folder."""
+    import mlflow
+
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         if not STORE.exists():
@@ -108,6 +102,8 @@ def connect() -> None:
 
 
 def _create_store() -> None:
+    import mlflow
+
     # Beside its place and then renamed: killed while MLflow makes the tables, it could not be opened again.
     fresh = Path(f"{STORE}.new")
     with Path(f"{STORE}.lock").open("w") as lock:
@@ -118,16 +114,11 @@ def _create_store() -> None:
             fresh.rename(STORE)
 
 
-class Curve:
-    """What a training loop reports: a progress bar on the terminal, points in MLflow, and rows for a CSV file.
+class Reporter:
+    """Shows a training while it runs: a progress bar on the terminal, and points of its curves in MLflow."""
 
-    The rows are also written to a journal, so that a training that resumes from a checkpoint finds the earlier ones.
-    """
-
-    def __init__(self, log: Log, steps: int, title: str, journal: Path) -> None:
-        self.rows: list[dict[str, float]] = []
+    def __init__(self, log: Log, steps: int, title: str) -> None:
         self._log = log
-        self._journal = journal
         self._bar = tqdm(total=steps, desc=title, mininterval=1.0, dynamic_ncols=True)
         self._every = max(1, steps // 50)
 
@@ -137,51 +128,13 @@ class Curve:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.close()
 
-    def __call__(self, step: int, figures: dict[str, float]) -> None:
-        """Keep the metrics of a step, log them, and move the progress bar."""
-        if not self.rows:
-            self.rows = [row for row in self._kept() if row["step"] < step]
-            self._journal.write_text("".join(f"{json.dumps(row)}\n" for row in self.rows))
-        self.rows.append({"step": step, **figures})
-        with self._journal.open("a") as journal:
-            journal.write(f"{json.dumps(self.rows[-1])}\n")
-        if step % self._every == 0 or "val_psnr" in figures:
-            self._log.step(step, figures)
-        shown = {k: f"{v:.4g}" for k, v in figures.items() if k in ("loss", "val_psnr", "weight", "sigma")}
+    def __call__(self, step: int, metrics: dict[str, float]) -> None:
+        """Move the progress bar, and log the metrics of some fifty steps and of every validation."""
+        if step % self._every == 0 or "val_psnr" in metrics:
+            self._log.metrics(metrics, step)
+        shown = {k: f"{v:.4g}" for k, v in metrics.items() if k in ("loss", "val_psnr", "weight", "sigma")}
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update(step - self._bar.n)
-
-    def first(self, name: str) -> float:
-        """The first value reported of the figure `name`."""
-        return next(row[name] for row in self.rows if name in row)
-
-    def mean(self, name: str) -> float:
-        """The mean of the figure `name` over the steps that report it."""
-        reported = [row[name] for row in self.rows if name in row]
-        return sum(reported) / len(reported)
-
-    def total(self, name: str) -> float:
-        """The sum of the figure `name`."""
-        return sum(row.get(name, 0.0) for row in self.rows)
-
-    def write(self, path: Path) -> None:
-        """All rows as CSV."""
-        io.write_csv(path, self.rows)
-
-    def _kept(self) -> Iterator[dict[str, float]]:
-        """The rows of the journal, without one that was being written when the process died."""
-        for line in self._journal.read_text().splitlines() if self._journal.exists() else []:
-            with contextlib.suppress(ValueError):
-                yield json.loads(line)
-
-
-def content_hash(path: Path, pattern: str = "*") -> str:
-    """A hash of a file's bytes, or of all files below a folder with their names."""
-    digest = hashlib.sha256()
-    for file in sorted(p for p in path.rglob(pattern) if p.is_file()) if path.is_dir() else [path]:
-        digest.update(file.relative_to(path).as_posix().encode() if path.is_dir() else b"")
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()
 
 
 def _flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -6,8 +6,7 @@ import argparse
 
 from elder import io
 from elder.evaluation import baselines
-from pipeline import settings, tracking
-from pipeline.params import Evaluation
+from pipeline import params, tracking
 from stages import command
 from stages.results import means, remeasured, robustness_row, write_results
 from stages.samples import find_problem, read_samples
@@ -15,13 +14,14 @@ from stages.samples import find_problem, read_samples
 
 def main(arguments: argparse.Namespace) -> None:
     """Write the table, the metrics of every image and the pictures; λ of total variation is tuned on validation."""
-    chosen = settings.typed(Evaluation, "evaluate")
+    chosen = params.read().evaluate
     problem = find_problem(arguments.problem)
     validation, test = (
         read_samples(arguments.images, arguments.measurements, part, problem) for part in ("validation", "test")
     )
-    params = {"evaluate": vars(chosen), "problem": problem.settings}
-    with tracking.run(f"baseline {arguments.problem}", params, [arguments.images, arguments.measurements]) as log:
+    changes = chosen.robustness[problem.name]
+    logged = {"tv_weights": chosen.tv_weights, "robustness": changes, "problem": problem.settings}
+    with tracking.run(f"baseline {arguments.problem}", logged, arguments.reads) as log:
         weight = baselines.tune_tv(problem, validation, chosen.tv_weights)
         results = {
             "initial": baselines.evaluate_initial(problem, test),
@@ -29,7 +29,7 @@ def main(arguments: argparse.Namespace) -> None:
         }
         write_results(results, arguments.out)
         rows = []
-        for change in chosen.robustness.get(problem.name, []):
+        for change in changes:
             changed = baselines.evaluate_tv(problem.override(change), remeasured(problem, test, change), weight)
             rows.append(robustness_row("total_variation", change, changed))
         io.write_csv(arguments.out / "robustness.csv", rows)
@@ -37,4 +37,4 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, "images", "measurements", "out", problem="the inverse problem")
+    command.run(main, reads=("images", "measurements"), writes=("out",), problem="the inverse problem")

@@ -4,26 +4,48 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from elder.errors import UserError
-from pipeline import params
+from elder import errors
+from pipeline import fingerprints, params
 
 
-def run(main: Callable[[argparse.Namespace], None], *paths: str, **choices: str) -> None:
-    """Parse `--PATH VALUE` for each of `paths`, run the stage, and end with one line and exit code 1 on an error.
+def run(
+    main: Callable[[argparse.Namespace], None],
+    *,
+    reads: Sequence[str] = (),
+    writes: Sequence[str] = (),
+    **choices: str,
+) -> None:
+    """Run the stage with `--NAME VALUE` of the command line; end with one line and exit code 1 on an error.
 
     All of params.yaml is checked first, whatever the stage.
+
+    Args:
+        reads: the names of the paths that the stage reads. dvc.yaml lists the same as its dependencies. `main` finds
+            each by its name, and all of them with the stage's code as `arguments.reads`.
+        writes: the names of the paths that it writes to.
+        choices: other arguments, each with its help.
     """
+    stage = Path(sys.argv[0]).stem
     parser = argparse.ArgumentParser(description=main.__doc__)
-    for path in paths:
+    for path in (*reads, *writes):
         parser.add_argument(f"--{path}", type=Path, required=True)
+    if reads:
+        parser.add_argument("--code", type=Path, help="the stage's file of reports/code; found out if not given")
     for name, text in choices.items():
         parser.add_argument(f"--{name}", required=True, help=text)
-    try:
-        arguments = parser.parse_args()
-        params.check()
+    arguments = parser.parse_args()
+
+    def work() -> None:
+        chosen = params.read()
+        if reads:
+            paths = tuple(getattr(arguments, name) for name in reads)
+            arguments.reads = fingerprints.Reads(stage, paths, arguments.code)
+        for kind in set(choices) & {"problem", "regularizer"}:
+            if getattr(arguments, kind) in chosen.unused(kind):
+                print(f"{stage}: no cell uses the {kind} {getattr(arguments, kind)}; leave it out to save this time")
         main(arguments)
-    except (UserError, OSError, ArithmeticError) as error:
-        sys.exit(f"{Path(sys.argv[0]).stem}: {error}")
+
+    sys.exit(errors.run(stage, work))

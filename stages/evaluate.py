@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from elder import io
-from elder.backend import Compute
 from elder.evaluation.evaluate import convergence, evaluate, evaluate_long
 from elder.evaluation.results import Result, mean
 from elder.model.model import Model, load
 from elder.problems.samples import Sample
-from pipeline import settings, tracking
+from pipeline import params, tracking
 from pipeline.params import Evaluation
 from stages import command
 from stages.results import means, remeasured, robustness_row, write_results
@@ -21,23 +20,23 @@ from stages.samples import find_problem, read_samples
 
 def main(arguments: argparse.Namespace) -> None:
     """Write the metrics of every image, the pictures, the convergence curves, and the PSNR under changed settings."""
-    chosen = settings.typed(Evaluation, "evaluate")
-    compute = settings.typed(Compute, "compute")
+    chosen, compute = params.read().evaluate, params.read().compute
     problem = find_problem(arguments.problem)
     test = read_samples(arguments.images, arguments.measurements, "test", problem)
     models = {
         "pretrained": load(arguments.tuned).on(compute),
         "finetuned": load(arguments.finetuned).on(compute),
     }
-    params = {"evaluate": vars(chosen), "problem": problem.settings}
-    watched = [arguments.images, arguments.measurements, arguments.tuned, arguments.finetuned]
-    with tracking.run(f"evaluate {arguments.cell}", params, watched) as log:
+    changes = chosen.robustness[problem.name]
+    effort = {name: getattr(chosen, name) for name in ("curve_steps", "long_steps", "long_images")}
+    logged = {"evaluate": effort, "robustness": changes, "problem": problem.settings}
+    with tracking.run(f"evaluate {arguments.cell}", logged, arguments.reads) as log:
         results = {name: evaluate(model, test) for name, model in models.items()}
         write_results(results, arguments.out)
         curves = {name: convergence(model, test[0], chosen.curve_steps) for name, model in models.items()}
         rows = [{"method": name, **point} for name, curve in curves.items() for point in curve]
         io.write_csv(arguments.out / "convergence.csv", rows)
-        rows = [row for change in chosen.robustness.get(problem.name, []) for row in robustness(models, test, change)]
+        rows = [row for change in changes for row in robustness(models, test, change)]
         io.write_csv(arguments.out / "robustness.csv", rows)
         rows = [long_row(name, model, results[name], chosen) for name, model in models.items()]
         io.write_csv(arguments.out / "long.csv", rows)
@@ -63,11 +62,8 @@ def long_row(name: str, model: Model, usual: Sequence[Result], chosen: Evaluatio
 if __name__ == "__main__":
     command.run(
         main,
-        "images",
-        "measurements",
-        "tuned",
-        "finetuned",
-        "out",
+        reads=("images", "measurements", "tuned", "finetuned"),
+        writes=("out",),
         problem="the inverse problem",
         cell="what is compared",
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import itertools
 import shutil
@@ -13,18 +12,18 @@ from typing import Any
 import imagehash
 import numpy as np
 import skimage
-import torch
 from PIL import Image
 from skimage.color import rgb2gray
 from skimage.transform import resize
+from tqdm import tqdm
 
 from elder import io
 from elder.errors import UserError
-from pipeline import settings
+from pipeline import params, splits
 from pipeline.params import Preparation
+from pipeline.splits import SPLITS
 from stages import command
 
-SPLITS = ("train", "validation", "test")
 # Bits of 64 in which the perceptual hashes of near-duplicates differ at most; other photographs differ in some 30.
 NEAR = 4
 # One photograph in one split; the right half of the motorcycle's stereo pair is left out for that reason. So are those
@@ -38,11 +37,11 @@ BUILTIN = {
 
 def main(arguments: argparse.Namespace) -> None:
     """Split the source's images, make them gray or colored and of one size, and write float32 TIFF with a manifest."""
-    chosen = settings.typed(Preparation, "prepare")
-    parts = builtin() if chosen.source == "builtin" else split(arguments.folder, chosen)
+    chosen = params.read().prepare
+    parts = builtin() if chosen.source == "builtin" else split(Path(chosen.folder), chosen)
     temporary = arguments.out.with_name(f".{arguments.out.name}-partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    rows = [row for name in SPLITS for path in parts[name] for row in write(path, name, temporary, chosen)]
+    rows = [row for name in SPLITS for row in write(parts[name], name, temporary, chosen)]
     refuse_duplicates(rows)
     listed = [{key: value for key, value in row.items() if key != "perceptual"} for row in rows]
     io.write_json(temporary / "manifest.json", {"source": chosen.source, "images": listed})
@@ -52,90 +51,71 @@ def main(arguments: argparse.Namespace) -> None:
     print(", ".join(f"{counts[name]} {name}" for name in SPLITS), f"images in {arguments.out}")
 
 
-def builtin() -> dict[str, list[Path]]:
-    """The photographs that ship inside scikit-image."""
+def builtin() -> dict[str, dict[Path, str]]:
+    """The photographs that ship inside scikit-image; for each split, files and their names."""
     folder = Path(skimage.__file__).parent / "data"
-    return {name: [folder / file for file in names] for name, names in BUILTIN.items()}
+    return {part: {folder / file: Path(file).stem for file in files} for part, files in BUILTIN.items()}
 
 
-def split(folder: Path, chosen: Preparation) -> dict[str, list[Path]]:
-    """The files of a folder, each in one part: by the settings' shares, by the folders they lie in, or by a list."""
+def split(folder: Path, chosen: Preparation) -> dict[str, dict[Path, str]]:
+    """The files of a folder in each split, and a name for each that is unique in its split."""
     paths = io.list_sources(folder)
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    groups = splits.groups_of(names, chosen.group)
     if chosen.split == "random":
-        return at_random(paths, chosen)
-    named = {path: path.relative_to(folder).as_posix() for path in paths}
-    if chosen.split == "folders":
-        where = {name: name.split("/")[0] for name in named.values()}
+        shares = {"validation": chosen.validation_share, "test": chosen.test_share}
+        where, hint = splits.at_random(names, groups, shares, chosen.seed), "prepare.split=random"
+    elif chosen.split == "folders":
+        where = splits.by_folders(names)
         hint = f"prepare.split=folders wants the images in {', '.join(SPLITS)} below {folder}"
     else:
-        where = listed_split(Path(chosen.split))
+        where = splits.by_list(Path(chosen.split))
         hint = f"prepare.split={chosen.split} must give each file one of {', '.join(SPLITS)}"
-    for name in named.values():
+    for name in names:
         if where.get(name) not in SPLITS:
             raise UserError(f"{hint}; {name} has {where.get(name, 'none')}")
-    parts = {part: [path for path, name in named.items() if where[name] == part] for part in SPLITS}
-    for part, members in parts.items():
+    splits.refuse_torn(where, names, groups)
+    parts = {}
+    for part in SPLITS:
+        members = [path for path, name in zip(paths, names, strict=True) if where[name] == part]
         if not members:
             raise UserError(f"{hint}; {part} is empty")
+        root = folder / part if chosen.split == "folders" else folder
+        parts[part] = dict(zip(members, io.file_names(members, root), strict=True))
     return parts
 
 
-def listed_split(path: Path) -> dict[str, str]:
-    """The lines `name,split` of a CSV file, names relative to the folder."""
-    try:
-        with path.open(newline="") as file:
-            return {row["name"]: row["split"] for row in csv.DictReader(file)}
-    except FileNotFoundError:
-        raise UserError(f"prepare.split={path} must be random, folders or a CSV file that exists") from None
-    except KeyError as error:
-        raise UserError(f"{path}: lacks the column {error.args[0]}; its columns must be name and split") from None
-
-
-def at_random(paths: list[Path], chosen: Preparation) -> dict[str, list[Path]]:
-    """A seeded split, at least one file to each part."""
-    if len(paths) < 3:
-        raise UserError(f"prepare.folder={chosen.folder} holds {len(paths)} files; train, validation, test need 3")
-    order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(chosen.seed)).tolist()
-    validation = max(1, round(chosen.validation_share * len(paths)))
-    test = min(max(1, round(chosen.test_share * len(paths))), len(paths) - validation - 1)
-    parts = {"validation": order[:validation], "test": order[validation : validation + test]}
-    parts["train"] = order[validation + test :]
-    return {name: sorted(paths[i] for i in parts[name]) for name in SPLITS}
-
-
-def write(path: Path, part: str, out: Path, chosen: Preparation) -> list[dict[str, Any]]:
-    """The images of one source file: training copies of each, or its central square."""
+def write(files: dict[Path, str], part: str, out: Path, chosen: Preparation) -> list[dict[str, Any]]:
+    """The images of one split: training copies of each at every scale, or their central squares."""
     scales = chosen.train_scales if part == "train" else [1.0]
-    images = io.read_images(path, scaling=chosen.scaling, slices=chosen.slices)
-    rows = []
-    for index, image in enumerate(images):
-        image = with_channels(image, color=chosen.color)
-        digest = hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
-        for scale in scales:
-            sized = shrink(image, round(chosen.size * scale))
-            picture = sized if part == "train" else central_square(sized, chosen.size)
-            name = io.stem(path) + (f"-{index}" if len(images) > 1 else "")
-            name += "" if len(scales) == 1 else f"@{scale:g}"
-            target = out / part / f"{name}.tif"
-            if target.exists():
-                raise UserError(f"{path}: another image has the name {name}; rename one")
-            io.write_image(target, picture)
-            shape = {"height": picture.shape[0], "width": picture.shape[1]}
-            rows.append({"name": name, "split": part, "sha256": digest, "perceptual": perceptual(image), **shape})
+    scaling, slices, axes = chosen.scaling, chosen.slices, chosen.axes
+    rows, given = [], io.Names()
+    for path, stem in tqdm(files.items(), desc=f"prepare {part}", disable=len(files) < 50):
+        images = io.read_images(path, scaling=scaling, slices=slices, axes=axes, drop_empty=chosen.drop_empty)
+        for index, image in enumerate(images):
+            image = io.with_channels(image, 3 if chosen.color else 1)
+            digest = hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
+            look = perceptual(image)
+            for scale in scales:
+                sized = shrink(image, round(chosen.shorter_side * scale))
+                picture = sized if part == "train" else central_square(sized, chosen.shorter_side)
+                numbered = f"{stem}-{index}" if len(images) > 1 else stem
+                name = given.claim(numbered if len(scales) == 1 else f"{numbered}@{scale:g}")
+                io.write_image(out / part / f"{name}.tif", picture)
+                shape = {"height": picture.shape[0], "width": picture.shape[1]}
+                rows.append({"name": name, "split": part, "sha256": digest, "perceptual": look, **shape})
     return rows
 
 
-def perceptual(image: np.ndarray) -> imagehash.ImageHash:
-    """A hash that survives scaling, compression and small changes of brightness (pHash, 64 bits)."""
+def perceptual(image: np.ndarray) -> imagehash.ImageHash | None:
+    """A hash that survives scaling, compression and small changes of brightness (pHash, 64 bits).
+
+    None for an image that shows nothing: all of them look the same.
+    """
+    if image.max() == image.min():
+        return None
     gray = image if image.ndim == 2 else rgb2gray(image)
     return imagehash.phash(Image.fromarray(np.round(gray.clip(0, 1) * 255).astype(np.uint8)))
-
-
-def with_channels(image: np.ndarray, *, color: bool) -> np.ndarray:
-    """(h, w, 3) if color is wanted, else (h, w)."""
-    if color:
-        return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=-1)
-    return rgb2gray(image) if image.ndim == 3 else image
 
 
 def shrink(image: np.ndarray, side: int) -> np.ndarray:
@@ -158,14 +138,16 @@ def refuse_duplicates(rows: list[dict[str, Any]]) -> None:
     for a, b in itertools.combinations(rows, 2):
         if a["split"] == b["split"]:
             continue
+        if a["perceptual"] is None or b["perceptual"] is None:
+            continue
         if a["sha256"] == b["sha256"]:
             raise UserError(f"{a['name']} ({a['split']}) and {b['name']} ({b['split']}) are one picture: remove one")
         if a["perceptual"] - b["perceptual"] <= NEAR:
             raise UserError(
-                f"{a['name']} ({a['split']}) and {b['name']} ({b['split']}) look the same: remove one, or put "
-                "both into one split by a list in prepare.split"
+                f"{a['name']} ({a['split']}) and {b['name']} ({b['split']}) look the same: remove one, put "
+                "both into one split by a list in prepare.split, or into one group by prepare.group"
             )
 
 
 if __name__ == "__main__":
-    command.run(main, "folder", "out")
+    command.run(main, writes=("out",))

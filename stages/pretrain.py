@@ -7,46 +7,58 @@ import argparse
 import torch
 
 from elder import io, regularizers
-from elder.backend import Compute
 from elder.model import bundle
 from elder.training.initial import initialize
 from elder.training.patches import Patches
-from elder.training.pretrain import Pretraining, denoising_psnr, pretrain
-from pipeline import params, settings, tracking
+from elder.training.pretrain import denoising_psnr, pretrain
+from pipeline import params, tracking
 from stages import command, inputs
 
 LEVELS = (0.02, 0.06, 0.1, 0.2)
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Fit D = I − ∇h to the training images under Gaussian noise; write a bundle and its curve."""
-    over = settings.section("regularizers", arguments.regularizer).get("pretrain")
-    chosen = settings.typed(Pretraining, "pretrain", over=over)
-    compute = settings.typed(Compute, "compute")
+    """Fit D = I − ∇h to the training images under Gaussian noise; write its weights and its curve."""
+    whole = params.read()
+    chosen, safe, compute = whole.pretraining(arguments.regularizer), whole.safeguards, whole.compute
     names, images = inputs.clean_images(arguments.images, "train")
     patches = Patches(images, chosen.patch, names)
     _, validation = inputs.clean_images(arguments.images, "validation")
     torch.manual_seed(chosen.seed)
-    description = params.description(arguments.regularizer, images[0].shape[1])
+    description = whole.description(arguments.regularizer, images[0].shape[1])
     regularizer = regularizers.make(**description).to(compute.device)
     start = initialize(regularizer, description, chosen.init)
     print(f"starts from {f'released:{start}' if start else 'random weights'}")
     logged = {"pretrain": vars(chosen), "regularizer": description}
-    cell = f"pretrain {arguments.regularizer}"
-    with tracking.training(cell, logged, [arguments.images], chosen) as (log, curve, checkpoint):
-        pretrain(regularizer, patches, chosen, curve, precision=compute.precision, checkpoint=checkpoint)
-        scores = {f"{level:g}": denoising_psnr(regularizer, validation, level) for level in LEVELS}
+    if own := whole.regularizers[arguments.regularizer].pretrain:
+        print(params.overrides("pretrain", f"regularizers.{arguments.regularizer}", own, whole.pretrain))
+    title, every = f"pretrain {arguments.regularizer}", safe.pretrain_checkpoint
+    tracked = tracking.training(title, logged, arguments.reads, steps=chosen.steps, every=every)
+    with tracked as (log, report, checkpoint):
+        trained = pretrain(
+            regularizer,
+            patches,
+            chosen,
+            report,
+            precision=compute.precision,
+            patience=safe.patience,
+            checkpoint=checkpoint,
+        )
+        scores = {f"{level:g}": denoising_psnr(trained.result, validation, level) for level in LEVELS}
         log.metrics({f"denoising_psnr_{level}": score for level, score in scores.items()})
         config = {
-            "problem": {"name": "denoise", "settings": {"noise": 0.1}},
             "regularizer": description,
-            "tuning": {"weight": 1.0, "sigma": 0.1, "step": 1.0},
             "metadata": {"stage": "pretrain", "init": start, "settings": vars(chosen), "denoising_psnr": scores},
         }
-        bundle.write(arguments.out, regularizer, config)
+        bundle.write(arguments.out, trained.result, config)
         io.write_json(arguments.metrics, {"denoising_psnr": scores})
-        curve.write(arguments.curve)
+        io.write_csv(arguments.curve, trained.history.rows)
 
 
 if __name__ == "__main__":
-    command.run(main, "images", "out", "metrics", "curve", regularizer="the parameterization")
+    command.run(
+        main,
+        reads=("images",),
+        writes=("out", "metrics", "curve"),
+        regularizer="the parameterization",
+    )

@@ -7,8 +7,8 @@ import hashlib
 from dataclasses import asdict
 
 from elder import io
-from pipeline import registry, settings, tracking
-from pipeline.params import Registration
+from pipeline import params, registry, tracking
+from pipeline.fingerprints import content_hash
 from stages import command
 from stages.samples import find_problem, read_samples
 
@@ -18,14 +18,13 @@ def main(arguments: argparse.Namespace) -> None:
 
     The gate compares validation PSNR. The test images are reported and choose nothing.
     """
-    chosen = settings.typed(Registration, "register")
+    chosen = params.read().registration
     problem = find_problem(arguments.problem)
     validation = read_samples(arguments.images, arguments.measurements, "validation", problem)
     psnr = io.read_json(arguments.metrics)["validation_psnr"]
-    parts = [tracking.content_hash(folder / "validation") for folder in (arguments.images, arguments.measurements)]
+    parts = [content_hash(folder / "validation") for folder in (arguments.images, arguments.measurements)]
     data = hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
-    watched = [arguments.model, arguments.metrics]
-    with tracking.run(f"register {arguments.cell}", {"register": vars(chosen)}, watched) as log:
+    with tracking.run(f"register {arguments.cell}", {"register": chosen.model_dump()}, arguments.reads) as log:
         verdict = registry.register(problem, arguments.model, psnr, data, validation, chosen.margin)
         log.metrics({"psnr": psnr, "promoted": float(verdict.promoted)})
     alias = "champion" if verdict.promoted else "challenger"
@@ -36,11 +35,8 @@ def main(arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     command.run(
         main,
-        "images",
-        "measurements",
-        "model",
-        "metrics",
-        "out",
+        reads=("images", "measurements", "model", "metrics"),
+        writes=("out",),
         problem="the inverse problem",
         cell="what is registered",
     )

@@ -16,4 +16,4 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, "images", "cells", "baselines", "out", "figures")
+    command.run(main, reads=("images", "cells", "baselines"), writes=("out", "figures"))

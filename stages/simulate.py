@@ -57,4 +57,4 @@ def describe(problem: Problem, patches: Patches) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    command.run(main, "images", "out", problem="the inverse problem")
+    command.run(main, reads=("images",), writes=("out",), problem="the inverse problem")

@@ -6,31 +6,29 @@ import argparse
 from dataclasses import replace
 
 from elder import io
-from elder.backend import Compute
-from elder.model.model import Hyperparameters, load
+from elder.model import bundle
+from elder.model.model import Hyperparameters, Model
 from elder.training.tune import Trial, best, edges, is_constrained, starting_lambda, tune
-from pipeline import settings, tracking
-from pipeline.params import Search
+from pipeline import params, tracking
 from stages import command
 from stages.samples import find_problem, read_samples
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Search λ and σ for the best validation PSNR; write the tuned bundle and every trial."""
-    search = settings.typed(Search, "tune")
-    compute = settings.typed(Compute, "compute")
+    search, compute = params.read().tune, params.read().compute
     problem = find_problem(arguments.problem)
     validation = read_samples(arguments.images, arguments.measurements, "validation", problem)
-    pretrained = replace(load(arguments.pretrained), problem=problem).on(compute)
+    regularizer, config = bundle.read(arguments.pretrained)
     lambda_reg = search.weight or starting_lambda(validation, problem.noise, search.sigma)
     start = Hyperparameters(lambda_reg, search.sigma, 1 / lambda_reg, search.tol, search.max_steps)
-    params = {"tune": vars(search), "problem": problem.settings}
-    watched = [arguments.measurements, arguments.pretrained]
+    pretrained = Model(problem, regularizer, start, config["regularizer"]).on(compute)
+    logged = {"tune": search.model_dump(), "problem": problem.settings}
     title = f"tune {arguments.cell}"
-    with tracking.run(title, params, watched) as log, tracking.resumable(log, title, every=1) as checkpoint:
+    with tracking.run(title, logged, arguments.reads) as log, tracking.resumable(log, title, every=1) as checkpoint:
 
         def report(number: int, trial: Trial) -> None:
-            log.step(number, {"weight": trial.lambda_reg, "sigma": trial.sigma, "val_psnr": trial.psnr})
+            log.metrics({"weight": trial.lambda_reg, "sigma": trial.sigma, "val_psnr": trial.psnr}, number)
             print(described(trial), flush=True)
 
         model, trials = tune(
@@ -68,11 +66,8 @@ def described(trial: Trial) -> str:
 if __name__ == "__main__":
     command.run(
         main,
-        "images",
-        "measurements",
-        "pretrained",
-        "out",
-        "trials",
+        reads=("images", "measurements", "pretrained"),
+        writes=("out", "trials"),
         problem="the inverse problem",
         cell="what is trained",
     )

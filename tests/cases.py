@@ -89,4 +89,4 @@ def regularizer(kind: str, name: str = "dncnn", channels: int = 1) -> regularize
     torch.manual_seed(5)
     if kind == "total_variation":
         return regularizers.make(kind, epsilon=0.1).double()
-    return regularizers.make(kind, channels=channels, filters=4, size=3, knees=3).double()
+    return regularizers.make(kind, channels=channels, filters=4, filter_size=3, knees=3).double()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,7 @@ checked.install()
 
 from elder import io, problems, regularizers  # noqa: E402
 from elder.model.model import Hyperparameters, Model  # noqa: E402
-from pipeline import preset  # noqa: E402
+from pipeline import params, preset  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -112,9 +113,9 @@ class Project:
 def copy_project(folder: Path) -> Project:
     for name in ("elder", "stages", "pipeline", "presets", "data/raw"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.png"))
-    for name in ("dvc.yaml", ".dvcignore"):
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
         shutil.copy(ROOT / name, folder)
-    preset.apply("tiny", folder / "params.yaml")
+    preset.apply("tiny", folder)
     (folder / ".dvc").mkdir()
     (folder / ".dvc" / "config").write_text("[core]\n    analytics = false\n    no_scm = true\n")
     return Project(folder)
@@ -138,3 +139,20 @@ def mask(tmp_path: Path) -> Path:
     path = tmp_path / "mask.npy"
     np.save(path, (np.random.default_rng(0).random((40, 48)) < 0.5).astype(np.uint8))
     return path
+
+
+def stage(monkeypatch, folder: Path, change: dict, name: str, *arguments: str) -> int:
+    """Run a stage in this process on the tiny settings with a change. Returns its exit code."""
+    path = folder / "params.yaml"
+    tiny = (ROOT / "presets" / "tiny.yaml").read_text()
+    settings = yaml.safe_load(preset.overlaid((ROOT / "params.yaml").read_text(), tiny, "tiny"))
+    for section, values in change.items():
+        settings[section] = settings.get(section, {}) | values
+    path.write_text(yaml.safe_dump(settings))
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    params.read.cache_clear()
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"stages.{name}", run_name="__main__")
+    params.read.cache_clear()
+    return int(ended.value.code or 0)

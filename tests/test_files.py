@@ -78,6 +78,6 @@ def test_a_bad_picture_is_named(image, message, tmp_path):
 
 def test_an_empty_folder_is_named(tmp_path):
     with pytest.raises(UserError, match="holds no picture"):
-        io.list_images(tmp_path)
+        io.list_sources(tmp_path)
     with pytest.raises(UserError, match="no such folder"):
-        io.list_images(tmp_path / "absent")
+        io.list_sources(tmp_path / "absent")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import runpy
+import shlex
 import subprocess
 import sys
 from argparse import Namespace
@@ -10,16 +12,19 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, copy_project
+from dvc.dependency.param import ParamsDependency
+from dvc.repo import Repo
+from dvc.stage import PipelineStage
 
-from pipeline import preset
-from stages import code
+from pipeline import fingerprints
+from stages import code, command
 
 PLAIN = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 STAGES = {name: stage.get("do", stage) for name, stage in PLAIN.items()}
 # What the library may import beyond the standard library; the second row inside functions only.
 LIBRARY = {"elder", "torch", "numpy", "skimage", "safetensors", "jaxtyping"}
-OPTIONAL = {"scipy", "h5py", "tifffile", "mlflow", "nibabel", "pydicom"}
+OPTIONAL = {"scipy", "h5py", "tifffile", "PIL", "mlflow", "nibabel", "pydicom"}
 
 
 def imported(node: ast.AST) -> set[str]:
@@ -54,6 +59,29 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str
     return {stage: {row.split()[1]: row.split()[0] for row in rows} for stage, rows in lines.items()}
 
 
+@pytest.fixture(scope="module")
+def resolved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PipelineStage]:
+    """A stage of each name, as DVC reads dvc.yaml."""
+    project = copy_project(tmp_path_factory.mktemp("resolved") / "project")
+    return {stage.name.split("@")[0]: stage for stage in Repo(str(project.folder)).index.stages}
+
+
+# prepare reads a folder that is a setting: as an argument, its name would have to survive the shell.
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in ("code", "prepare")])
+def test_a_stage_reads_and_writes_what_dvc_is_told(stage: str, resolved, monkeypatch):
+    declared = {}
+    monkeypatch.setattr(command, "run", lambda main, **names: declared.update(names))
+    runpy.run_module(f"stages.{stage}", run_name="__main__")
+    words = shlex.split(resolved[stage].cmd)
+    given = {name.removeprefix("--"): value for name, value in zip(words[3::2], words[4::2], strict=True)}
+    deps = {dep.def_path for dep in resolved[stage].deps if not isinstance(dep, ParamsDependency)}
+    assert {given[name] for name in ("code", *declared["reads"])} == deps
+    written = [Path(given[name]) for name in declared["writes"]]
+    outs = [Path(out.def_path) for out in resolved[stage].outs]
+    assert all(any(out.is_relative_to(path) for path in written) for out in outs)
+    assert all(any(out.is_relative_to(path) for out in outs) for path in written)
+
+
 @pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "code"])
 def test_dvc_watches_the_code_of_each_stage(stage: str, watched):
     assert f"reports/code/{stage}.txt" in STAGES[stage]["deps"]
@@ -79,36 +107,33 @@ def test_a_change_re_runs_the_stages_that_it_affects(watched):
 def test_a_fingerprint_is_of_the_code_alone():
     source = 'def f(x):\n    """Twice x."""\n    return 2 * x\n'
     same = "def f(x):  # double\n    return (2 *\n            x)\n"
-    assert code.digest(source) == code.digest(same)
-    assert code.digest(source) != code.digest(source.replace("2 * x", "3 * x"))
+    assert fingerprints.digest(source) == fingerprints.digest(same)
+    assert fingerprints.digest(source) != fingerprints.digest(source.replace("2 * x", "3 * x"))
 
 
-def test_every_setting_is_watched_by_a_stage():
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    watched = {
-        name.split(".")[0] for name, stage in STAGES.items() if name != "report" for name in stage.get("params", [])
-    }
-    # `compute` changes the time of a result, not the result.
-    assert params.keys() - {"compute"} == watched
+def test_an_mlflow_run_belongs_to_inputs_and_code(tmp_path):
+    image, manifest = tmp_path / "image", tmp_path / "tune.txt"
+    image.write_text("1")
+    manifest.write_text("a")
+
+    def now(path: Path = image) -> str:
+        return fingerprints.Reads("tune", (path,), manifest).fingerprint
+
+    first = now()
+    image.write_text("2")
+    second = now()
+    manifest.write_text("b")
+    assert len({first, second, now()}) == 3
+    elsewhere = image.rename(tmp_path / "elsewhere")
+    manifest.write_text("a")
+    assert now(elsewhere) == second
 
 
-def test_the_presets_fit_the_default(tmp_path):
-    assert (ROOT / "presets" / "default.yaml").read_text() == (ROOT / "params.yaml").read_text()
-    for name in preset.names():
-        preset.apply(name, tmp_path / "params.yaml")
-        merged = yaml.safe_load((tmp_path / "params.yaml").read_text())
-        over = yaml.safe_load((ROOT / "presets" / f"{name}.yaml").read_text())
-        for section, values in over.items():
-            assert values.items() <= merged[section].items()
-
-
-def test_a_preset_of_another_name_is_named(project):
-    done = project.run(sys.executable, "-m", "pipeline.preset", "huge", check=False)
-    assert done.returncode == 1
-    assert "unknown preset 'huge': there are brain, color, default, mri, tiny" in done.stderr
-    project.run(sys.executable, "-m", "pipeline.preset", "default")
-    before = yaml.safe_load((ROOT / "params.yaml").read_text())
-    assert yaml.safe_load((project.folder / "params.yaml").read_text()) == before
+def test_a_stage_that_is_run_by_hand_finds_its_code_out(tmp_path, watched):
+    manifest = tmp_path / "tune.txt"
+    manifest.write_text("".join(f"{code}  {name}\n" for name, code in watched["tune"].items()))
+    by_dvc, by_hand = (fingerprints.Reads("tune", (), path).fingerprint for path in (manifest, None))
+    assert by_hand == by_dvc
 
 
 def test_importing_the_library_loads_no_heavy_extra():

@@ -92,7 +92,7 @@ def test_a_mask_from_a_file(suffix, tmp_path, rng):
         ({"ratio": "high"}, "ratio='high'"),
         ({"ratio": 0.0}, "ratio=0.0"),
         ({"noise": -0.1}, "noise=-0.1"),
-        ({"angles": 30}, "unknown setting 'angles' of csmri: it takes mask, noise, ratio, seed"),
+        ({"angles": 30}, "unknown setting 'angles' of csmri: it takes centered, mask, noise, ratio, seed"),
         ({"mask": "spiral"}, "mask=spiral"),
         ({"seed": 1.5}, "seed=1.5"),
     ],

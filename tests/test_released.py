@@ -23,14 +23,9 @@ def shelf(tmp_path, monkeypatch):
 
 @pytest.fixture
 def trained(tmp_path):
-    """A bundle as `pretrain` writes it."""
+    """A regularizer as `pretrain` writes it."""
     torch.manual_seed(3)
-    config = {
-        "problem": {"name": "denoise", "settings": {"noise": 0.1}},
-        "regularizer": DESCRIPTION,
-        "tuning": {"weight": 1.0, "sigma": 0.1, "step": 1.0},
-        "metadata": {"denoising_psnr": {"0.1": 27.5}},
-    }
+    config = {"regularizer": DESCRIPTION, "metadata": {"denoising_psnr": {"0.1": 27.5}}}
     bundle.write(tmp_path / "trained", regularizers.make(**DESCRIPTION), config)
     return tmp_path / "trained"
 
@@ -53,8 +48,11 @@ def test_a_released_model_is_in_half_precision_with_a_card(shipped, trained):
 
 def test_it_is_loaded_by_name(shipped, trained):
     assert released.names() == ["denoise-small"]
-    model, original = elder.load("released:denoise-small"), elder.load(trained)
-    for a, b in zip(model.regularizer.parameters(), original.regularizer.parameters(), strict=True):
+    model, (original, _) = elder.load("released:denoise-small"), bundle.read(trained)
+    assert model.problem.name == "denoise"
+    with pytest.raises(UserError, match="has no problem yet"):
+        elder.load(trained)
+    for a, b in zip(model.regularizer.parameters(), original.parameters(), strict=True):
         assert a.dtype == torch.float32
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 

@@ -14,6 +14,7 @@ from elder.problems.samples import Sample, measure
 from elder.training.averaging import moving_average
 from elder.training.checkpoint import Checkpoint
 from elder.training.finetune import Effort, Finetuning, finetune
+from elder.training.history import History, Trained, silent
 from elder.training.patches import Patches
 from elder.training.pretrain import Pretraining, denoising_psnr, pretrain
 from elder.training.tune import Trial, edges, starting_lambda, trial_of, tune
@@ -22,13 +23,9 @@ from elder.training.validation import Score, validate
 DESCRIPTION = {"name": "least_squares", "network": {"name": "dncnn", "channels": 1, "width": 8, "depth": 3}}
 
 
-def silent(step: int, figures: dict[str, float]) -> None:
-    pass
-
-
 @pytest.fixture(scope="module")
 def images(photographs) -> list[torch.Tensor]:
-    return [to_tensor(io.read_image(path)) for path in io.list_images(photographs)]
+    return [to_tensor(io.read_image(path)) for path in io.list_sources(photographs)]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +36,7 @@ def patches(images) -> Patches:
 def pretrained(patches: Patches, steps: int) -> regularizers.Energy:
     torch.manual_seed(1)
     energy = regularizers.make(**DESCRIPTION)
-    pretrain(energy, patches, Pretraining(steps=steps, batch=8, patch=24, learning_rate=5e-3), silent)
+    pretrain(energy, patches, Pretraining(steps=steps, batch=8, patch=24, learning_rate=5e-3))
     return energy
 
 
@@ -151,11 +148,9 @@ def test_the_end_at_an_edge_is_said():
 def test_training_that_loses_its_fixed_points_goes_back(tuned, patches):
     before, validation = tuned
     assert validate(before, validation)[0].converged == 1
-    reckless = Finetuning(
-        steps=4, batch=2, patch=24, learning_rate=30.0, validate_every=2, patience=9, warmup=0.0, average=0.0
-    )
-    rows = []
-    after = finetune(before, patches, validation, reckless, lambda step, figures: rows.append(figures))
+    reckless = Finetuning(steps=4, batch=2, patch=24, learning_rate=30.0, validate_every=2, warmup=0.0, average=0.0)
+    trained = finetune(before, patches, validation, reckless, patience=9)
+    after, rows = trained.result, trained.history.rows
     assert rows[2]["went_back"] == 1
     # The step after it begins where the best was.
     assert rows[3]["weight"] == pytest.approx(before.hyperparameters.lambda_reg) != rows[2]["weight"]
@@ -166,7 +161,7 @@ def test_finetuning_lowers_the_error_of_the_fixed_points(tuned, patches):
     before, validation = tuned
     settings = Finetuning(steps=30, batch=4, patch=24, learning_rate=5e-4, tuning_rate=0.03, validate_every=5)
     rows = []
-    after = finetune(before, patches, validation, settings, lambda step, figures: rows.append(figures))
+    after = finetune(before, patches, validation, settings, lambda step, figures: rows.append(figures)).result
     assert validate(after, validation)[0].psnr > validate(before, validation)[0].psnr + 0.1
     assert len(rows) == 31
     assert {"loss", "gradient_norm", "forward_steps", "backward_products", "weight", "sigma", "step_size"} <= rows[
@@ -179,7 +174,7 @@ def test_finetuning_lowers_the_error_of_the_fixed_points(tuned, patches):
 def test_finetuning_repeats(tuned, patches):
     before, validation = tuned
     settings = Finetuning(steps=2, batch=2, patch=24, validate_every=1)
-    first, again = (finetune(before, patches, validation, settings, silent) for _ in range(2))
+    first, again = (finetune(before, patches, validation, settings).result for _ in range(2))
     assert first.hyperparameters == again.hyperparameters
     for a, b in zip(first.regularizer.parameters(), again.regularizer.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -191,7 +186,7 @@ def test_every_picture_contributes_though_no_solve_converges(tuned, patches):
         steps=30, batch=4, patch=24, learning_rate=5e-4, tol=1e-13, max_steps=4, warmup=0.0, validate_every=10
     )
     rows = []
-    after = finetune(before, patches, validation, hasty, lambda step, figures: rows.append(figures))
+    after = finetune(before, patches, validation, hasty, lambda step, figures: rows.append(figures)).result
     assert all(row["forward_failed"] == 4 and row["approximate"] == 1 for row in rows[1:])
     assert all(row["exact"] == row["left_out"] == row["skipped"] == 0 for row in rows[1:])
     assert validate(after, validation)[0].merit > validate(before, validation)[0].merit + 0.05
@@ -199,10 +194,10 @@ def test_every_picture_contributes_though_no_solve_converges(tuned, patches):
 
 def test_pictures_may_be_left_out_and_are_counted(tuned, patches):
     before, validation = tuned
-    hopeless = Finetuning(steps=9, batch=2, patch=24, tol=1e-13, max_steps=1, patience=3, fallback="skip")
+    hopeless = Finetuning(steps=9, batch=2, patch=24, tol=1e-13, max_steps=1, fallback="skip")
     rows = []
     with pytest.raises(FloatingPointError, match=r"no finite gradient in 3 steps in a row.*max_steps"):
-        finetune(before, patches, validation, hopeless, lambda step, figures: rows.append(figures))
+        finetune(before, patches, validation, hopeless, lambda step, figures: rows.append(figures), patience=3)
     assert [row["left_out"] for row in rows[1:]] == [1, 1]
 
 
@@ -225,7 +220,7 @@ def test_the_penalty_holds_the_spectral_radius(tuned, patches):
 
 def test_a_certified_energy_needs_no_penalty(tuned, patches):
     _, validation = tuned
-    energy = regularizers.make("weakly_convex_ridge", filters=4, size=3)
+    energy = regularizers.make("weakly_convex_ridge", filters=4, filter_size=3)
     problem = problems.make("csmri", {"ratio": 0.4, "seed": 5})
     before = Model(problem, energy, Hyperparameters(0.1, 0.1, 10.0), {"name": "weakly_convex_ridge"})
     rows = []
@@ -255,7 +250,7 @@ def test_training_measurements_may_differ_from_those_of_validation(tuned, patche
             return super().simulate(x, generator)
 
     settings = Finetuning(steps=2, batch=2, patch=24, validate_every=2)
-    after = finetune(before, patches, validation, settings, silent, problem=Recorded(ratio=0.9))
+    after = finetune(before, patches, validation, settings, problem=Recorded(ratio=0.9)).result
     assert drawn == [0.9, 0.9]
     assert after.problem == before.problem
 
@@ -272,6 +267,17 @@ def test_the_average_of_weights_follows_them():
         torch.nn.init.constant_(module.weight, value)
         latest.update_parameters(module)
     assert float(latest.module.weight.detach()) == 3.0
+
+
+def test_a_history_sums_up_the_steps_that_report_a_metric():
+    history = History()
+    for step, metrics in enumerate([{"val_psnr": 20.0}, {"exact": 0.5}, {"exact": 1.0, "val_psnr": 24.0}]):
+        history.append(step, metrics)
+    assert history.rows[2] == {"step": 2, "exact": 1.0, "val_psnr": 24.0}
+    assert (history.first("val_psnr"), history.mean("exact"), history.total("exact")) == (20.0, 0.75, 1.5)
+    assert history.total("skipped") == 0
+    with pytest.raises(KeyError, match="no step reported skipped"):
+        history.mean("skipped")
 
 
 class Killed(Exception):
@@ -293,11 +299,9 @@ def test_pretraining_goes_on_from_its_checkpoint(stops, patches, tmp_path):
     checkpoint = Checkpoint(tmp_path, every=2)
     settings = Pretraining(steps=8, batch=2, patch=24)
 
-    def train(report, checkpoint: Checkpoint | None) -> regularizers.Regularizer:
+    def train(report, checkpoint: Checkpoint | None) -> Trained[regularizers.Regularizer]:
         torch.manual_seed(1)
-        energy = regularizers.make(**DESCRIPTION)
-        pretrain(energy, patches, settings, report, checkpoint=checkpoint)
-        return energy
+        return pretrain(regularizers.make(**DESCRIPTION), patches, settings, report, checkpoint=checkpoint)
 
     unbroken = train(silent, None)
     for last in stops:
@@ -306,7 +310,9 @@ def test_pretraining_goes_on_from_its_checkpoint(stops, patches, tmp_path):
     steps: list[int] = []
     resumed = train(lambda step, figures: steps.append(step), checkpoint)
     assert steps[0] == stops[-1] // 2 * 2 + 1
-    for a, b in zip(unbroken.parameters(), resumed.parameters(), strict=True):
+    assert [row["step"] for row in unbroken.history.rows] == list(range(1, 9))
+    assert resumed.history == unbroken.history
+    for a, b in zip(unbroken.result.parameters(), resumed.result.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
@@ -328,8 +334,9 @@ def test_finetuning_goes_on_from_its_checkpoint(tuned, patches, tmp_path):
         checkpoint=checkpoint,
     )
     assert again == rows[-len(again) :]
-    assert resumed.hyperparameters == unbroken.hyperparameters
-    for a, b in zip(unbroken.regularizer.parameters(), resumed.regularizer.parameters(), strict=True):
+    assert resumed.result.hyperparameters == unbroken.result.hyperparameters
+    assert resumed.history == unbroken.history
+    for a, b in zip(unbroken.result.regularizer.parameters(), resumed.result.regularizer.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
@@ -363,13 +370,13 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(patches, monkeypat
         return x * torch.nan if len(rows) + 1 in broken else x
 
     monkeypatch.setattr(Patches, "draw", spoilt)
-    settings = Pretraining(steps=6, batch=2, patch=24, patience=3)
-    pretrain(energy, patches, settings, lambda step, figures: rows.append(figures))
+    settings = Pretraining(steps=6, batch=2, patch=24)
+    pretrain(energy, patches, settings, lambda step, figures: rows.append(figures), patience=3)
     assert [row["skipped"] for row in rows] == [0, 0, 1, 1, 0, 0]
     assert all(bool(p.isfinite().all()) for p in energy.parameters())
     rows, broken = [], {2, 3, 4}
-    with pytest.raises(FloatingPointError, match=r"3 steps in a row: lower pretrain.learning_rate"):
-        pretrain(energy, patches, settings, lambda step, figures: rows.append(figures))
+    with pytest.raises(FloatingPointError, match=r"3 steps in a row: lower the learning rate"):
+        pretrain(energy, patches, settings, lambda step, figures: rows.append(figures), patience=3)
 
 
 @pytest.mark.parametrize("adjoint", ["anderson", "fixed_point", "neumann", "jacobian_free"])
@@ -392,13 +399,13 @@ def test_the_implicit_counterpart_is_trained_by_the_same_loop(patches, images):
     description = {**DESCRIPTION, "name": "implicit"}
     torch.manual_seed(1)
     denoiser = regularizers.make(**description)
-    pretrain(denoiser, patches, Pretraining(steps=150, batch=8, patch=24, learning_rate=5e-3), silent)
+    pretrain(denoiser, patches, Pretraining(steps=150, batch=8, patch=24, learning_rate=5e-3))
     problem = problems.make("csmri", {"ratio": 0.4, "seed": 5})
     validation = measure(problem, ["brick", "camera"], images[:2])
     mistuned = Hyperparameters(1.0, 0.4, 1.0, tol=1e-4, max_steps=100)
     before = Model(problem, denoiser.eval().requires_grad_(False), mistuned, description)
     settings = Finetuning(steps=20, batch=4, patch=24, learning_rate=5e-4, tuning_rate=0.1, validate_every=5)
-    after = finetune(before, patches, validation, settings, silent)
+    after = finetune(before, patches, validation, settings).result
     score, solutions = validate(after, validation)
     assert score.psnr > validate(before, validation)[0].psnr + 0.3
     assert all(solution.energy is None for solution in solutions)
@@ -414,5 +421,5 @@ BAD = [{"steps": 0}, {"loss": "l1"}, {"tol": -1.0}, {"adjoint": "exact"}, {"fall
 
 @pytest.mark.parametrize("settings", BAD)
 def test_bad_settings_name_themselves(settings):
-    with pytest.raises(UserError, match=f"finetune.{next(iter(settings))}"):
+    with pytest.raises(UserError, match=f"^{next(iter(settings))}="):
         Finetuning(**settings)

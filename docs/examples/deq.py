@@ -55,7 +55,7 @@ def main() -> tuple[float, float]:
     patches = Patches([picture], SIDE, ["camera"])
     energy = regularizers.make("least_squares", network={"name": "dncnn", "channels": 1, "width": 16, "depth": 4})
     assert isinstance(energy, regularizers.Energy)
-    pretrain(energy, patches, Pretraining(steps=200, batch=8, patch=SIDE), lambda step, metrics: None)
+    pretrain(energy, patches, Pretraining(steps=200, batch=8, patch=SIDE))
     before = quality(energy, test)
 
     optimizer = torch.optim.Adam(energy.parameters(), lr=1e-3)

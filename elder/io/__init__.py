@@ -1,14 +1,21 @@
-"""Files: arrays, pictures and volumes are read, and whatever is written is written whole or not at all."""
+"""Files: arrays, pictures and scans are read, and whatever is written is written whole or not at all."""
 
-from elder.io.arrays import PICTURES, read_array, read_arrays, read_stack
+from elder.io.arrays import binary, read_array, read_arrays, read_stack
 from elder.io.atomic import read_json, replacing, write_csv, write_json
-from elder.io.images import SCALINGS, list_sources, read_images, stem, suffix
-from elder.io.pictures import list_images, read_image, to_array, to_tensor, write_image
+from elder.io.images import Names, file_names, kind_of, list_sources, read_image, read_images
+from elder.io.pictures import PICTURES, to_array, to_tensor, with_channels, write_image
+from elder.io.stack import AXES, SCALINGS, Scaling, check_scaling
 
 __all__ = [
+    "AXES",
     "PICTURES",
     "SCALINGS",
-    "list_images",
+    "Names",
+    "Scaling",
+    "binary",
+    "check_scaling",
+    "file_names",
+    "kind_of",
     "list_sources",
     "read_array",
     "read_arrays",
@@ -17,10 +24,9 @@ __all__ = [
     "read_json",
     "read_stack",
     "replacing",
-    "stem",
-    "suffix",
     "to_array",
     "to_tensor",
+    "with_channels",
     "write_csv",
     "write_image",
     "write_json",

@@ -1,42 +1,52 @@
-"""Reading arrays from NumPy, MATLAB, HDF5 and picture files."""
+"""Reading arrays from NumPy, MATLAB and HDF5 files, and the numbers of a picture as they are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from elder.errors import UserError
-
-PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+from elder.io.pictures import PICTURES, read_picture
 
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """Every array of a file by its name; formats that hold one give it the name `y`.
 
-    .npy .npz .mat (both formats) .h5 .png .jpg .tif. Raises `UserError` for a missing, corrupt or unknown file.
+    .npy .npz .mat (both formats) .h5 .hdf5 and pictures. What holds no numbers, such as text and structures, is left
+    out. Raises `UserError` for a missing, corrupt or unknown file, or one without an array of numbers.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    readers: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
-        ".npy": lambda p: {"y": np.load(p, allow_pickle=False)},
-        ".npz": _read_npz,
-        ".mat": _read_mat,
-        ".h5": _read_hdf5,
-        ".hdf5": _read_hdf5,
-        **{suffix: lambda p: {"y": _read_picture(p)} for suffix in PICTURES},
-    }
-    if path.suffix.lower() not in readers:
-        raise UserError(f"{path}: can't read {path.suffix or 'a file without suffix'}; known are {' '.join(readers)}")
+    if path.suffix.lower() not in ARRAYS:
+        raise UserError(f"{path}: can't read {path.suffix or 'a file without suffix'}; known are {' '.join(ARRAYS)}")
+    with reading(path, path.suffix.lower()):
+        arrays = ARRAYS[path.suffix.lower()](path)
+    numeric = {name: array for name, array in arrays.items() if array.dtype.kind in "biufcO"}
+    if not numeric:
+        raise UserError(f"{path}: holds no array of numbers")
+    return numeric
+
+
+@contextmanager
+def reading(path: Path, kind: str) -> Iterator[None]:
+    """Turn what a format's library raises for a broken file into one `UserError` that names the file.
+
+    Each library has errors of its own for it, and some raise whatever their parsers run into.
+    """
     try:
-        return readers[path.suffix.lower()](path)
-    except UserError:
+        yield
+    except (UserError, Warning):
         raise
-    except Exception as error:  # each format's library has errors of its own for a broken file
-        raise UserError(f"{path}: corrupt or not a {path.suffix} file ({str(error).splitlines()[0]})") from None
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: corrupt or not a {kind} file ({reason})") from None
 
 
 def read_array(path: str | Path, key: str = "y") -> np.ndarray:
@@ -61,10 +71,32 @@ def read_stack(path: str | Path) -> list[np.ndarray]:
     return [array] if array.ndim == 2 else list(array)
 
 
-def _read_picture(path: Path) -> np.ndarray:
-    import skimage.io
+def binary(mask: np.ndarray, source: str) -> Tensor:
+    """A 0/1 mask as float32, (h, w) or (b, 1, h, w), from an array of two values, zero and one other.
 
-    return np.asarray(skimage.io.imread(path))
+    A mask of a single value other than zero is full. Raises `UserError` for more values: compressed as JPEG, a mask is
+    none. `source` names it in messages.
+    """
+    if mask.ndim == 3 and mask.shape[-1] in (3, 4):  # a color file of a black-and-white picture
+        mask = mask[..., 0]
+    if mask.ndim not in (2, 4) or mask.dtype.kind not in "biuf":
+        raise UserError(f"{source} must be (h, w) and hold numbers; got {mask.dtype} {mask.shape}")
+    values = np.unique(mask)
+    if not (len(values) == 2 and values[0] == 0) and not (len(values) == 1 and values[0] != 0):
+        raise UserError(
+            f"{source} must hold two values, zero and one other; it holds {len(values)}, {values[0]:g} to "
+            f"{values[-1]:g}: save masks without loss, as .png or .npy"
+        )
+    return torch.from_numpy((mask != 0).astype(np.float32))
+
+
+def _read_npy(path: Path) -> dict[str, np.ndarray]:
+    return {"y": np.load(path, allow_pickle=False)}
+
+
+def _read_numbers(path: Path) -> dict[str, np.ndarray]:
+    values = read_picture(path).values
+    return {"y": values[0] if len(values) == 1 else values}
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -79,7 +111,13 @@ def _read_mat(path: Path) -> dict[str, np.ndarray]:
         content = scipy.io.loadmat(path)
     except NotImplementedError:  # MATLAB 7.3 files are HDF5, transposed
         return {name: array.T for name, array in _read_hdf5(path).items()}
-    return {name: value for name, value in content.items() if isinstance(value, np.ndarray)}
+    found = {name: value for name, value in content.items() if isinstance(value, np.ndarray)}
+    return {name: value for name, value in found.items() if value.dtype != object or _is_cells(value)}
+
+
+def _is_cells(array: np.ndarray) -> bool:
+    """Whether every cell of a cell array holds numbers."""
+    return all(isinstance(cell, np.ndarray) and cell.dtype.kind in "biufc" for cell in array.flatten())
 
 
 def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
@@ -92,14 +130,29 @@ def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
     def collect(name: str, item: Any) -> None:
         if not isinstance(item, h5py.Dataset) or name.startswith("#"):
             return
-        array = np.asarray(item)
-        if array.dtype == object:  # a MATLAB cell array holds references
-            cells = np.empty(array.size, dtype=object)
-            for index, reference in enumerate(array.flatten()):
+        if h5py.check_ref_dtype(item.dtype) is not None:  # a MATLAB cell array holds references
+            cells = np.empty(item.size or 0, dtype=object)
+            for index, reference in enumerate(np.asarray(item).flatten()):
                 cells[index] = np.asarray(item.file[reference]).T
-            array = cells
-        arrays[name] = array
+            if _is_cells(cells):
+                arrays[name] = cells
+        elif item.dtype.kind in "biufc":
+            arrays[name] = np.asarray(item)
+        elif item.dtype.names == ("real", "imag"):  # complex numbers of MATLAB
+            parts: Any = np.asarray(item)
+            arrays[name] = parts["real"] + 1j * parts["imag"]
 
     with h5py.File(path, "r") as file:
         file.visititems(collect)
     return arrays
+
+
+# What reads the arrays of a file, by its suffix.
+ARRAYS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
+    ".npy": _read_npy,
+    ".npz": _read_npz,
+    ".mat": _read_mat,
+    ".h5": _read_hdf5,
+    ".hdf5": _read_hdf5,
+    **dict.fromkeys(PICTURES, _read_numbers),
+}

@@ -2,141 +2,201 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from elder.errors import UserError
-from elder.io.arrays import PICTURES, read_arrays
-from elder.io.pictures import read_image
+from elder.errors import DataWarning, UserError
+from elder.io.arrays import ARRAYS, read_arrays, reading
+from elder.io.pictures import PICTURES, read_picture
+from elder.io.scans import is_dicom, read_dicom, read_nifti
+from elder.io.stack import Scaling, Stack, check_scaling, scale, stacked
 
-# How each scaling brings values to [0, 1].
-SCALINGS = ("range", "max")
+NIFTI, DICOM = (".nii.gz", ".nii"), (".dcm", ".ima")
 # In a file of several arrays, the one that holds the images; the first three are fastMRI's.
 KEYS = ("reconstruction_rss", "reconstruction_esc", "kspace", "image", "images", "y")
+# Files that lie beside images and are none.
+DOCUMENTS = (".txt", ".md", ".csv", ".json", ".yaml", ".yml", ".pdf", ".html", ".xml", ".log", ".py")
+DIRECTORY_OF_DICOM = "dicomdir"
+# Of a volume, a slice is empty if its values span less than this share of the volume's.
+EMPTY = 0.05
 
 
 def list_sources(folder: str | Path) -> list[Path]:
-    """The files below a folder that `read_images` knows, sorted. Raises `UserError` when there is none."""
+    """The files below a folder that `read_images` knows, sorted.
+
+    Links to folders are followed. Hidden files and folders are not looked at. DICOM files are known by their content,
+    whatever their names. Warns of files of other kinds, which are left out. Raises `UserError` when no file is left.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    found = sorted(p for p in folder.rglob("*") if p.is_file() and suffix(p) and not p.name.startswith("."))
+    found, others = [], []
+    for path in sorted(_walk(folder)):
+        if kind_of(path) is not None:
+            found.append(path)
+        elif path.suffix.lower() not in DOCUMENTS and path.name.lower() != DIRECTORY_OF_DICOM:
+            others.append(path)
     if not found:
-        raise UserError(f"{folder}: holds no image; known are {' '.join(READERS)}")
+        raise UserError(f"{folder}: holds no picture; known are {' '.join(READERS)}")
+    if others:
+        warnings.warn(
+            f"{folder}: {len(others)} files of unknown kinds are left out, such as {others[0].name}",
+            DataWarning,
+            stacklevel=2,
+        )
     return found
 
 
-def suffix(path: Path) -> str | None:
-    """The part of a name that tells the kind of file, `.nii.gz` as one, or None for a kind that is not known."""
+def kind_of(path: Path) -> str | None:
+    """The suffix that stands for the kind of a file, `.nii.gz` as one, or None for a kind that is not known.
+
+    A file whose name tells nothing is looked into: DICOM files often have names without a suffix.
+    """
     name = path.name.lower()
-    return next((known for known in READERS if name.endswith(known)), None)
+    known = next((suffix for suffix in READERS if name.endswith(suffix)), None)
+    if known is None and name != DIRECTORY_OF_DICOM and path.is_file() and is_dicom(path):
+        return DICOM[0]
+    return known
 
 
-def stem(path: Path) -> str:
-    """The name without the part that tells the kind."""
-    return path.name[: -len(suffix(path) or "")]
+def file_names(paths: Sequence[Path], folder: str | Path) -> list[str]:
+    """A name for each file, unique among them: its path below `folder`, parts joined by `__`, without the suffix.
+
+    Files whose names would be the same keep their suffixes, as a.jpg and a.png do; those that still are get a number.
+    Capital letters do not make a difference, since some file systems see none.
+    """
+    full = ["__".join(path.relative_to(folder).parts) for path in paths]
+    short = [name[: -len(_suffix(path))] if _suffix(path) else name for name, path in zip(full, paths, strict=True)]
+    counts, names = Counter(name.lower() for name in short), Names()
+    return [names.claim(s if counts[s.lower()] == 1 else f) for s, f in zip(short, full, strict=True)]
 
 
-def read_images(path: str | Path, *, scaling: str = "range", slices: int = 0) -> list[np.ndarray]:
+class Names:
+    """Names that have been given; none is given twice, whatever its capital letters."""
+
+    def __init__(self) -> None:
+        self._given: set[str] = set()
+
+    def claim(self, name: str) -> str:
+        """The name, or where it has been given, the name with the first number that makes it a new one."""
+        candidates = itertools.chain([name], (f"{name}~{number}" for number in itertools.count(2)))
+        free = next(candidate for candidate in candidates if candidate.lower() not in self._given)
+        self._given.add(free.lower())
+        return free
+
+
+def read_image(path: str | Path, *, scaling: Scaling = "range") -> np.ndarray:
+    """The one picture of a file, float32 (h, w) or (h, w, 3) in [0, 1]; see `read_images`."""
+    images = read_images(path, scaling=scaling)
+    if len(images) > 1:
+        raise UserError(f"{path}: must be one picture; it holds {len(images)}")
+    return images[0]
+
+
+def read_images(
+    path: str | Path, *, scaling: Scaling = "range", slices: int = 0, axes: str = "", drop_empty: bool = False
+) -> list[np.ndarray]:
     """The images of a file, float32 (h, w) or (h, w, 3) in [0, 1].
 
-    A volume gives its slices along the first axis of an array or HDF5 file, the last of NIfTI; slices: how many, from
-    the middle, 0 for all. Complex values give their magnitude; fastMRI's k-space the root sum of squares of its coils.
-    scaling: `range` divides integers by the range of their type and wants floats in [0, 1]; `max` divides by the
-    largest value of the file. Raises `UserError` for a corrupt or unknown file, NaN, or values out of range.
+    Complex values give their magnitude; fastMRI's k-space the root sum of squares of its coils.
+
+    Args:
+        path: a file of one of the kinds in `READERS`, or DICOM under any name.
+        scaling: how values come to [0, 1], see `elder.io.stack.scale`.
+        slices: how many of a volume, from its middle; 0 for all.
+        axes: the order of the axes of an array, one of `elder.io.stack.AXES`; empty: by the rule of `guess_axes`.
+        drop_empty: whether slices without content are left out of a volume of which others have some.
+
+    Raises:
+        UserError: for a corrupt or unknown file, axes that can't be told, NaN, or values that the scaling refuses.
     """
     path = Path(path)
-    kind = suffix(path)
-    if kind is None:
-        raise UserError(f"{path}: can't read {path.suffix or 'a file without suffix'}; known are {' '.join(READERS)}")
+    check_scaling(scaling)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    try:
-        values = READERS[kind](path)
-    except (UserError, ImportError):
-        raise
-    except Exception as error:  # each format's library has errors of its own for a broken file
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: corrupt or not a {kind} file ({reason})") from None
-    scaled = scale(path, values, scaling)
-    images = [scaled] if scaled.ndim == 2 or (scaled.ndim == 3 and scaled.shape[-1] == 3) else list(scaled)
-    if not images or images[0].ndim not in (2, 3) or min(images[0].shape[:2]) < 2:
-        raise UserError(f"{path}: must hold images (h, w) or (h, w, 3), or a stack of them; got {values.shape}")
-    first = (len(images) - slices) // 2 if 0 < slices < len(images) else 0
-    return images[first : first + slices] if slices else images
+    kind = kind_of(path)
+    if kind is None:
+        raise UserError(f"{path}: can't read {path.suffix or 'a file without suffix'}; known are {' '.join(READERS)}")
+    with reading(path, kind):
+        images = list(scale(path, READERS[kind](path, axes), scaling))
+    if min(images[0].shape[:2]) < 2:
+        raise UserError(f"{path}: a picture of {images[0].shape[0]}x{images[0].shape[1]} is too small: 2x2 at least")
+    kept = _with_content(images) if drop_empty else images
+    first = (len(kept) - slices) // 2 if 0 < slices < len(kept) else 0
+    return kept[first : first + slices] if slices else kept
 
 
-def scale(path: Path, values: np.ndarray, scaling: str) -> np.ndarray:
-    """Values in [0, 1], float32."""
-    if np.iscomplexobj(values):
-        values = np.abs(values)
-    if not np.isfinite(values).all():
-        raise UserError(f"{path}: holds NaN or infinite values: repair or leave out the image")
-    if scaling == "max":
-        least, largest = float(values.min()), float(values.max())
-        if least < 0 or largest <= 0:
-            raise UserError(f"{path}: values from {least:g} to {largest:g}: can't be divided by their largest")
-        return (values / largest).astype(np.float32)
-    if values.dtype == bool:
-        return values.astype(np.float32)
-    if np.issubdtype(values.dtype, np.integer):
-        return (values / np.iinfo(values.dtype).max).astype(np.float32)
-    if values.min() < 0 or values.max() > 1:
-        raise UserError(
-            f"{path}: values from {values.min():g} to {values.max():g}: floating-point images must lie in [0, 1]; "
-            "or set prepare.scaling: max"
-        )
-    return values.astype(np.float32)
+def _with_content(images: list[np.ndarray]) -> list[np.ndarray]:
+    spans = [float(image.max() - image.min()) for image in images]
+    whole = max(float(image.max()) for image in images) - min(float(image.min()) for image in images)
+    kept = [image for image, span in zip(images, spans, strict=True) if span > EMPTY * whole]
+    return kept or images
 
 
-def _picture(path: Path) -> np.ndarray:
-    return read_image(path)
+def _walk(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """The files below a folder; a link back to a folder above is not followed."""
+    here = folder.resolve()
+    if here in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            path = folder / entry.name
+            if entry.is_dir():
+                yield from _walk(path, above | {here})
+            elif entry.is_file():
+                yield path
 
 
-def _arrays(path: Path) -> np.ndarray:
+def _suffix(path: Path) -> str:
+    """The part of the name that tells the kind; empty where only the content does."""
+    name = path.name.lower()
+    return next((suffix for suffix in READERS if name.endswith(suffix)), "")
+
+
+def _picture(path: Path, axes: str) -> Stack:
+    return read_picture(path)
+
+
+def _scan(path: Path, axes: str) -> Stack:
+    return read_dicom(path) if kind_of(path) in DICOM else read_nifti(path)
+
+
+def _arrays(path: Path, axes: str) -> Stack:
     arrays = read_arrays(path)
     key = next((key for key in KEYS if key in arrays), None)
     if key is None and len(arrays) > 1:
         raise UserError(f"{path}: holds {', '.join(sorted(arrays))}; name the images {' or '.join(KEYS)}")
     values = arrays[key] if key else next(iter(arrays.values()))
-    if key == "kspace":  # (slices, coils, h, w), or (slices, h, w) of one coil; centered
-        axes = (-2, -1)
-        coils = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(values, axes), norm="ortho"), axes)
-        values = np.sqrt((np.abs(coils) ** 2).sum(1)) if coils.ndim == 4 else np.abs(coils)
-    return values
+    if values.dtype == object:
+        raise UserError(f"{path}: holds a cell array: save its cells as one array, or each in a file of its own")
+    return stacked(path, values, axes) if key != "kspace" else stacked(path, _coils_combined(path, arrays), "nhw")
 
 
-def _nifti(path: Path) -> np.ndarray:
-    nibabel: Any = _optional("nibabel", path)
-    values = np.asanyarray(nibabel.load(path).dataobj)
-    if values.ndim < 2:
-        raise UserError(f"{path}: must hold a volume (x, y, z); got {values.shape}")
-    values = values.reshape(*values.shape[:2], -1)
-    # From left-right and back-front to rows from the top, slice by slice.
-    return np.rot90(values).transpose(2, 0, 1)
+def _coils_combined(path: Path, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """Pictures (slices, h, w) from k-space (slices, coils, h, w), or (slices, h, w) of one coil; centered."""
+    if "mask" in arrays and not arrays["mask"].all():
+        raise UserError(
+            f"{path}: its k-space was sampled by a mask ({arrays['mask'].mean():.0%}): it holds no clean picture; "
+            "take fully sampled files"
+        )
+    kspace = arrays["kspace"]
+    if kspace.ndim not in (3, 4):
+        raise UserError(f"{path}: kspace must be (slices, coils, h, w) or (slices, h, w); got {kspace.shape}")
+    shape = (-2, -1)
+    coils = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace, shape), norm="ortho"), shape)
+    return np.sqrt((np.abs(coils) ** 2).sum(1)) if coils.ndim == 4 else np.abs(coils)
 
 
-def _dicom(path: Path) -> np.ndarray:
-    pydicom: Any = _optional("pydicom", path)
-    values = np.asarray(pydicom.dcmread(path).pixel_array)
-    return values
-
-
-def _optional(module: str, path: Path) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise UserError(f"{path}: reading it needs {module}; install elder[formats]") from None
-
-
-READERS: dict[str, Callable[[Path], np.ndarray]] = {
+READERS: dict[str, Callable[[Path, str], Stack]] = {
     **dict.fromkeys(PICTURES, _picture),
-    **dict.fromkeys((".npy", ".npz", ".mat", ".h5", ".hdf5"), _arrays),
-    **dict.fromkeys((".nii.gz", ".nii"), _nifti),
-    ".dcm": _dicom,
+    **{suffix: _arrays for suffix in ARRAYS if suffix not in PICTURES},
+    **dict.fromkeys((*NIFTI, *DICOM), _scan),
 }

@@ -1,69 +1,52 @@
-"""Single pictures: reading, writing, and conversion to tensors."""
+"""Picture files: reading, writing, and conversion to tensors."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from elder.errors import UserError
-from elder.io.arrays import PICTURES, read_array
 from elder.io.atomic import replacing
+from elder.io.stack import Stack, checked, white_of, without_alpha
+
+TIFF = (".tif", ".tiff")
+PICTURES = (".png", ".jpg", ".jpeg", *TIFF, ".bmp", ".webp", ".jp2")
+# Color models that are no plain numbers of red, green and blue, and what Pillow turns them into.
+CONVERTED = {"P": "RGBA", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB", "RGBX": "RGB"}
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """A picture as float32 (h, w) or (h, w, 3) in [0, 1]: integers are divided by the range of their type.
+def read_picture(path: Path) -> Stack:
+    """The pictures of a file, (1, h, w) or (1, h, w, 3); a TIFF file may hold several pages.
 
-    Raises `UserError` for a corrupt file, NaN, or floating-point values outside [0, 1].
+    Palettes, CMYK and YCbCr become red, green and blue. Black-is-white files are inverted. Opacity is left out. The
+    orientation that a camera noted is applied. White is the largest value of the bits that the file declares.
     """
-    raw = read_array(path)
-    if raw.ndim == 3 and raw.shape[-1] == 4:
-        raw = raw[..., :3]
-    if raw.ndim == 3 and raw.shape[-1] == 1:
-        raw = raw[..., 0]
-    if raw.ndim == 3 and raw.shape[-1] == 2:
-        raw = raw[..., 0]
-    if raw.ndim not in (2, 3) or (raw.ndim == 3 and raw.shape[-1] != 3):
-        raise UserError(f"{path}: a picture must be (h, w) or (h, w, 3); got {raw.shape}")
-    if np.issubdtype(raw.dtype, np.integer):
-        return (raw / np.iinfo(raw.dtype).max).astype(np.float32)
-    if raw.dtype == bool:
-        return raw.astype(np.float32)
-    if not np.isfinite(raw).all():
-        raise UserError(f"{path}: holds NaN or infinite values: repair or leave out the image")
-    if raw.min() < 0 or raw.max() > 1:
-        raise UserError(f"{path}: values from {raw.min():g} to {raw.max():g}: floating-point images must lie in [0, 1]")
-    return raw.astype(np.float32)
+    return checked(path, _read_tiff(path) if path.suffix.lower() in TIFF else _read_pillow(path))
 
 
 def write_image(path: str | Path, image: np.ndarray) -> None:
     """Write a picture (h, w) or (h, w, 3): .tif and .npy keep float32, .png is clipped to [0, 1] and has 8 bits."""
-    import skimage.io
     import tifffile
+    from PIL import Image
 
     suffix = Path(path).suffix.lower()
     with replacing(path) as temporary:
         if suffix == ".npy":
             np.save(temporary, image.astype(np.float32), allow_pickle=False)
-        elif suffix in (".tif", ".tiff"):
-            tifffile.imwrite(temporary, image.astype(np.float32), compression="zlib", metadata=None)
+        elif suffix in TIFF:
+            photometric = "rgb" if image.ndim == 3 else "minisblack"
+            tifffile.imwrite(
+                temporary, image.astype(np.float32), compression="zlib", photometric=photometric, metadata=None
+            )
         elif suffix in (".png", ".jpg", ".jpeg"):
-            skimage.io.imsave(temporary, np.round(image.clip(0, 1) * 255).astype(np.uint8), check_contrast=False)
+            Image.fromarray(np.round(image.clip(0, 1) * 255).astype(np.uint8)).save(temporary)
         else:
             raise UserError(f"{path}: can't write {suffix or 'a file without suffix'}; known are .png .tif .npy")
-
-
-def list_images(folder: str | Path) -> list[Path]:
-    """The pictures below a folder, sorted. Raises `UserError` when there is none."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURES and not p.name.startswith("."))
-    if not found:
-        raise UserError(f"{folder}: holds no picture; known are {' '.join(PICTURES)}")
-    return found
 
 
 def to_tensor(image: np.ndarray) -> Tensor:
@@ -76,3 +59,113 @@ def to_array(x: Tensor) -> np.ndarray:
     """One picture (c, h, w) as (h, w), or (h, w, 3) for color."""
     array = x.detach().cpu().float().numpy()
     return array[0] if len(array) == 1 else array.transpose(1, 2, 0)
+
+
+def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """The picture (h, w) or (h, w, 3) in gray for 1 channel, in color for 3.
+
+    The gray of a color picture is its luminance, 0.2125 R + 0.7154 G + 0.0721 B (scikit-image's `rgb2gray`). The colors
+    of a gray picture are three times its gray.
+    """
+    from skimage.color import rgb2gray
+
+    if channels == 3:
+        return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=-1)
+    return rgb2gray(image) if image.ndim == 3 else image
+
+
+def _read_pillow(path: Path) -> Stack:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        # A JPEG file may carry a preview or a second view after the photograph.
+        if getattr(image, "n_frames", 1) > 1 and image.format not in ("JPEG", "MPO"):
+            raise UserError(f"{path}: holds {getattr(image, 'n_frames', 1)} frames: save the one that is meant")
+        return _frames(path, [image])
+
+
+def _frames(path: Path, frames: Any) -> Stack:
+    """The stack of Pillow's frames."""
+    from PIL import ImageOps
+
+    arrays = [np.asarray(_plain(ImageOps.exif_transpose(frame))) for frame in frames]
+    if len({(a.shape, a.dtype) for a in arrays}) > 1:
+        raise UserError(f"{path}: holds pictures of different sizes or kinds: save each in a file of its own")
+    values = np.stack(arrays)
+    return Stack(without_alpha(path, values) if values.ndim == 4 else values, white_of(values.dtype))
+
+
+def _plain(image: Any) -> Any:
+    """The image with plain numbers of gray, or of red, green and blue, and opacity if it has one."""
+    if image.mode == "P" and "transparency" not in image.info:
+        return image.convert("RGB")
+    return image.convert(CONVERTED[image.mode]) if image.mode in CONVERTED else image
+
+
+def _read_tiff(path: Path) -> Stack:
+    import tifffile
+    from PIL import Image, ImageSequence
+
+    with tifffile.TiffFile(path) as file:
+        # A file may hold smaller copies of its picture.
+        series = [s for s in file.series if not s.keyframe.is_reduced]
+        if len(series) != 1:
+            raise UserError(f"{path}: holds pictures of different sizes or kinds: save each in a file of its own")
+        page: Any = series[0].keyframe
+        kind = COLOR_MODELS.get(page.photometric.name)
+        try:
+            values = None if kind is None else series[0].asarray()
+        except ValueError as error:
+            if "imagecodecs" not in str(error):  # a compression that Pillow may know
+                raise
+            values = None
+        if kind is not None and values is not None:
+            return kind(path, _axes(path, values, series[0].axes), page)
+    with Image.open(path) as image:
+        return _frames(path, ImageSequence.Iterator(image))
+
+
+def _axes(path: Path, values: np.ndarray, axes: str) -> np.ndarray:
+    """(n, h, w, samples) from the axes of a TIFF file: Y, X, S for samples, C for channels; others count pages."""
+    if "C" in axes and values.shape[axes.index("C")] > 1:
+        raise UserError(f"{path}: holds {values.shape[axes.index('C')]} channels that are no colors: save one of them")
+    if "Y" not in axes or "X" not in axes:
+        raise UserError(f"{path}: holds no pictures, but axes {axes}")
+    samples = "S" in axes
+    last = [axes.index(a) for a in ("YXS" if samples else "YX")]
+    moved = np.moveaxis(values, last, range(-len(last), 0))
+    tail = moved.shape[-3:] if samples else (*moved.shape[-2:], 1)
+    return moved.reshape(-1, *tail)
+
+
+def _gray(path: Path, values: np.ndarray, page: Any) -> Stack:
+    return Stack(without_alpha(path, values), _white(values, page))
+
+
+def _inverted(path: Path, values: np.ndarray, page: Any) -> Stack:
+    white = _white(values, page)
+    if white is None:
+        raise UserError(f"{path}: its largest value is black, and {values.dtype} leaves it open: save 8 or 16 bits")
+    gray = without_alpha(path, values)
+    return Stack(~gray if gray.dtype == bool else gray.dtype.type(white) - gray, white)
+
+
+def _palette(path: Path, values: np.ndarray, page: Any) -> Stack:
+    # Colors have 16 bits in the file. Of 8-bit ones, writers put the bits first and leave the others zero.
+    return Stack(np.moveaxis(page.colormap[:, values[..., 0]] >> 8, 0, -1), 255.0)
+
+
+# How the samples of a page are read, by the name of its photometric interpretation; Pillow reads the others.
+COLOR_MODELS: dict[str, Callable[[Path, np.ndarray, Any], Stack]] = {
+    "MINISBLACK": _gray,
+    "RGB": _gray,
+    "MINISWHITE": _inverted,
+    "PALETTE": _palette,
+}
+
+
+def _white(values: np.ndarray, page: Any) -> float | None:
+    """The value of white: of as many bits as the page declares."""
+    if np.issubdtype(values.dtype, np.unsignedinteger) and page.bitspersample <= 16:
+        return float(2**page.bitspersample - 1)
+    return white_of(values.dtype)

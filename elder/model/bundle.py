@@ -21,8 +21,9 @@ def write(
 ) -> None:
     """Write the weights, then the configuration, each whole or not at all.
 
-    config: `problem` (name, settings), `regularizer` (what `regularizers.make` takes), `tuning` and `metadata`.
-    dtype: of the weights in the file, that of the regularizer if `None`. `read` returns float32 in any case.
+    config: `regularizer` (what `regularizers.make` takes) and `metadata`. That of a model also has `problem` (name,
+    settings) and `tuning`. dtype: of the weights in the file, that of the regularizer if `None`. `read` returns
+    float32 in any case.
     """
     with io.replacing(Path(folder) / "weights.safetensors") as temporary:
         weights = {k: value.detach().cpu().to(dtype).contiguous() for k, value in regularizer.state_dict().items()}
@@ -36,6 +37,8 @@ def read(folder: str | Path) -> tuple[Regularizer, dict[str, Any]]:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no model here (a bundle holds config.json and weights.safetensors)")
     config = io.read_json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise UserError(f"{folder}: the bundle is broken (config.json holds no object with names)")
     if config.get("format") != FORMAT:
         raise UserError(f"{folder}: bundle format {config.get('format')}, but this version of elder reads {FORMAT}")
     try:

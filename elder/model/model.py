@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from elder import problems
 from elder.backend import Compute
-from elder.errors import UserError
+from elder.errors import DataWarning, UserError
 from elder.model import bundle
 from elder.objective import Equilibrium, make_objective
 from elder.operators.base import Operator
@@ -23,6 +25,9 @@ from elder.problems.base import Problem
 from elder.regularizers.base import Regularizer
 from elder.solvers import Iterate, Solution, fixed_point, path
 from elder.solvers.history import History
+
+# An initial guess that reaches less or more than these shares of white is probably in other units than [0, 1].
+DARK, BRIGHT = 0.1, 1.5
 
 
 @dataclass(frozen=True)
@@ -115,12 +120,23 @@ class Model:
         start = self.problem.initial(placed, there)
         return path(self.objective(placed, there), start, torch.tensor(self.hyperparameters.step))
 
-    def reconstruct(self, y: Any, **operator_arguments: Any) -> tuple[Any, Info]:
+    def reconstruct(
+        self, y: Any, *, data_range: float | Literal["auto"] = 1.0, **operator_arguments: Any
+    ) -> tuple[Any, Info]:
         """The picture behind the measurement y, and how the solve went.
 
-        y: an array or tensor (h, w), (c, h, w) or (b, c, h, w) in the problem's measurement space. operator_arguments:
-        what the problem needs besides, `mask` for csmri. x comes as an array for an array, with the rank of y.
-        Raises `UserError` when y does not fit the problem.
+        Args:
+            y: an array or tensor (h, w), (c, h, w) or (b, c, h, w) in the problem's measurement space.
+            data_range: the value of white in the picture behind y. y is divided by it, and the picture multiplied, so
+                that models see pictures in [0, 1], as in training. auto: the value that `level` finds for each image.
+            operator_arguments: what the problem needs besides, `mask` for csmri.
+
+        Returns:
+            The picture, as an array for an array, with the rank of y; and an `Info`. Warns if the initial guess lies
+            far from [0, data_range].
+
+        Raises:
+            UserError: if y does not fit the problem, or the regularizer's number of colors.
         """
         tensor = y if isinstance(y, Tensor) else torch.from_numpy(np.ascontiguousarray(y))
         if tensor.ndim not in (2, 3, 4):
@@ -130,7 +146,15 @@ class Model:
         tensor = tensor.to(torch.complex64 if tensor.is_complex() else torch.float32)
         start = time.perf_counter()
         try:
-            solution = self.solve(self.problem.bind(tensor, **operator_arguments), tensor)
+            operator, tensor = self.problem.accept(tensor, **operator_arguments)
+            operator.check(tensor)
+            initial = self.problem.initial(operator, tensor)
+            if initial.shape[1] != self.channels:
+                raise UserError(
+                    f"the model is for pictures of {self.channels} channels; the measurement has {initial.shape[1]}"
+                )
+            white = self._white(level(initial), data_range)
+            solution = self.solve(operator, tensor / white)
         except ValueError as error:
             raise UserError(str(error)) from None
         columns = {
@@ -140,8 +164,25 @@ class Model:
             "residual": solution.residual.tolist(),
         }
         info = Info(**{k: v[0] if added else v for k, v in columns.items()}, seconds=time.perf_counter() - start)
-        x = solution.x[(0,) * added]
+        x = (solution.x * white)[(0,) * added]
         return (x if isinstance(y, Tensor) else x.numpy()), info
+
+    def _white(self, found: Tensor, data_range: float | str) -> Tensor:
+        """The value of white for each image, (b, 1, 1, 1)."""
+        if data_range == "auto":
+            return torch.where(found > 0, found, 1.0).view(-1, 1, 1, 1)
+        if not (isinstance(data_range, int | float) and 0 < data_range < math.inf):
+            raise UserError(f"data_range={data_range!r} must be a positive number, or auto")
+        share = found / data_range
+        odd = share[(share > BRIGHT) | ((share > 0) & (share < DARK))]
+        if len(odd):
+            warnings.warn(
+                f"the picture behind the measurement reaches about {float(odd[0] * data_range):.3g}, and data_range is "
+                f"{data_range:g}: is the measurement in other units? Give the value of white as data_range, or auto",
+                DataWarning,
+                stacklevel=3,
+            )
+        return torch.full((len(found), 1, 1, 1), float(data_range), dtype=found.dtype, device=found.device)
 
     def override(self, settings: Mapping[str, Any]) -> Model:
         """This model for its problem with some settings changed."""
@@ -158,9 +199,17 @@ class Model:
         bundle.write(folder, self.regularizer, config)
 
 
+def level(x: Tensor) -> Tensor:
+    """The 99.9th percentile of |x| in each image, (b, c, h, w) -> (b,): white, but for the few brightest."""
+    magnitudes = x.abs().flatten(1)
+    return magnitudes.kthvalue(max(1, math.ceil(0.999 * magnitudes.shape[1])), 1).values
+
+
 def load(folder: str | Path) -> Model:
     """The model of a bundle folder. Raises `UserError` if there is none, or if it is broken."""
     regularizer, config = bundle.read(folder)
+    if "problem" not in config:
+        raise UserError(f"{folder}: a pre-trained regularizer, which has no problem yet; it is no model")
     try:
         problem = problems.make(config["problem"]["name"], config["problem"]["settings"])
         hyperparameters = Hyperparameters.from_config(config["tuning"])

@@ -48,6 +48,17 @@ class Problem(ABC):
     def arguments(self, operator: Operator) -> dict[str, np.ndarray]:
         """What `bind` needs besides y to make this operator again, as arrays."""
 
+    def accept(self, y: Measurement, **arguments: Argument) -> tuple[Operator, Measurement]:
+        """The operator and the measurement, (b, c, ...), from what a measurement file holds: y, and `bind`'s arguments.
+
+        Here a problem brings files of other conventions to its own, and warns of a y that can't be what it seems to be.
+        """
+        return self.bind(y, **arguments), y
+
+    def export(self, operator: Operator, y: Measurement) -> dict[str, np.ndarray]:
+        """What a measurement file holds: `y`, and what `bind` needs besides. `accept` is the inverse."""
+        return {"y": y.cpu().numpy(), **self.arguments(operator)}
+
     def fidelity(self, operator: Operator, y: Measurement) -> Fidelity:
         """The data term of the measurement y. Raises `ValueError` when y does not fit the operator."""
         return LeastSquares.of(operator, y)
@@ -90,8 +101,8 @@ class Problem(ABC):
                 return option(value)
             if isinstance(value, str):
                 try:
-                    return option(value)
-                except ValueError:
+                    return {"true": True, "false": False}[value.lower()] if option is bool else option(value)
+                except (ValueError, KeyError):
                     continue
         wanted = " or ".join(option.__name__ for option in options)
         raise UserError(f"setting {key}={value!r} of {cls.name} must be a {wanted}")

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, cast
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from elder import io
-from elder.errors import UserError
+from elder.errors import DataWarning, UserError
 from elder.operators.base import Operator
 from elder.operators.fourier import MaskedFourier
 from elder.problems.base import Problem
 from elder.problems.masks import MASKS
-from elder.shapes import Argument, Measurement, Size
+from elder.shapes import Anything, Argument, KSpace, Measurement, Size
 
 
 @dataclass(frozen=True)
 class CSMRI(Problem):
     """y = M F x + e on real pictures x, with an orthonormal FFT F and a mask M; e is complex.
 
-    mask: radial, cartesian or random, drawn for each image; or a file (.mat with `mask_matrix`, .npy, .png),
-    the zero frequency at [0, 0]. ratio: the share of k-space that a drawn mask samples, in (0, 1].
+    mask: radial, cartesian or random, drawn for each image; or a file (.mat with `mask_matrix`, .npy, .png).
+    ratio: the share of k-space that a drawn mask samples, in (0, 1]. centered: whether masks and measurements of files
+    have the zero frequency in the middle, as `fftshift` puts it, and not at [0, 0], where `fft2` does.
     noise: standard deviation of the real and of the imaginary part.
     """
 
@@ -31,6 +35,7 @@ class CSMRI(Problem):
     initial_name: ClassVar[str] = "zero-filled"
     ratio: float = 0.2
     mask: str = "radial"
+    centered: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,13 +49,13 @@ class CSMRI(Problem):
         if self.mask in MASKS:
             masks = [MASKS[self.mask](size, self.ratio, generator) for _ in range(batch)]
             return MaskedFourier(torch.stack(masks).unsqueeze(1))
-        mask = io.read_array(self.mask, key="mask_matrix")
-        if mask.shape != tuple(size):
+        sampled = self._mask(self.mask)
+        if sampled.shape != tuple(size):
             raise UserError(
-                f"mask={self.mask} is {mask.shape[0]}x{mask.shape[1]} but the image is {size[0]}x{size[1]}: "
+                f"mask={self.mask} is {sampled.shape[0]}x{sampled.shape[1]} but the image is {size[0]}x{size[1]}: "
                 "they must be of one size"
             )
-        return _operator(mask, self.mask)
+        return MaskedFourier(sampled)
 
     def draw_noise(self, operator: Operator, y: Measurement, generator: torch.Generator) -> Measurement:
         """Standard normal noise on the real and on the imaginary part of the samples."""
@@ -64,18 +69,47 @@ class CSMRI(Problem):
             raise UserError(
                 "a csmri measurement needs the mask that sampled it: give mask=FILE, or an .npz with `mask`"
             )
-        array = io.read_array(mask, key="mask_matrix") if isinstance(mask, str | Path) else np.asarray(mask)
-        return _operator(array, str(mask) if isinstance(mask, str | Path) else "an array")
+        return MaskedFourier(self._mask(mask))
+
+    def accept(self, y: Measurement, **arguments: Argument) -> tuple[Operator, Measurement]:
+        """See `Problem.accept`. Warns if the zero frequency does not seem to be where it is expected."""
+        operator = self.bind(y, **arguments)
+        if y.is_complex() and self.centered:
+            y = torch.fft.ifftshift(y, (-2, -1))
+        if y.is_complex() and y.shape[-2:] == operator.mask.shape[-2:]:
+            self._doubt(operator, y)
+        return operator, y
 
     def arguments(self, operator: Operator) -> dict[str, np.ndarray]:
         """What a measurement file holds beside y; see `Problem.arguments`."""
-        return {"mask": cast(MaskedFourier, operator).mask.cpu().numpy().astype(np.uint8)}
+        mask = cast(MaskedFourier, operator).mask
+        return {"mask": self._as_in_files(mask).cpu().numpy().astype(np.uint8)}
 
+    def export(self, operator: Operator, y: Measurement) -> dict[str, np.ndarray]:
+        """See `Problem.export`."""
+        return super().export(operator, self._as_in_files(y))
 
-def _operator(mask: np.ndarray, source: str) -> MaskedFourier:
-    if mask.ndim == 3 and mask.shape[-1] in (3, 4):  # a color PNG of a black-and-white picture
-        mask = mask[..., 0]
-    values = np.unique(mask)
-    if len(values) != 2 or values[0] != 0:
-        raise UserError(f"mask={source} must hold two values, zero and one other; it holds {len(values)}")
-    return MaskedFourier(torch.from_numpy((mask > 0).astype(np.float32)))
+    def _as_in_files(self, k: Anything) -> Anything:
+        return torch.fft.fftshift(k, (-2, -1)) if self.centered else k
+
+    def _mask(self, mask: Argument) -> Float[Tensor, "*b h w"]:
+        """The mask of a file or an array, 0/1, (h, w) or (b, 1, h, w), the zero frequency at [0, 0]."""
+        from_file = isinstance(mask, str | Path)
+        array = io.read_array(mask, key="mask_matrix") if from_file else np.asarray(mask)
+        sampled = io.binary(array, f"mask={mask}" if from_file else "mask")
+        return torch.fft.ifftshift(sampled, (-2, -1)) if self.centered else sampled
+
+    def _doubt(self, operator: MaskedFourier, y: KSpace) -> None:
+        where = "in the middle" if self.centered else "at [0, 0]"
+        advice = f"is the zero frequency {where}? Else set centered={str(not self.centered).lower()}"
+        if not bool(operator.mask[..., 0, 0].all()):
+            warnings.warn(f"the mask leaves out the zero frequency: {advice}", DataWarning, stacklevel=2)
+            return
+        # A picture x >= 0 has |F x| <= (F x)[0, 0], its sum.
+        largest, zero = (y.abs().flatten(1).amax(1), y[..., 0, 0].abs().amax(1))
+        if bool((largest > 1.2 * zero + 6 * self.noise).any()):
+            warnings.warn(
+                f"a sample of the measurement is larger than that of the zero frequency: {advice}",
+                DataWarning,
+                stacklevel=2,
+            )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, cast
 
 import numpy as np
 import torch
 
+from elder import io
 from elder.errors import UserError
 from elder.fidelity import Fidelity, HardConstraint
 from elder.operators.base import Operator
@@ -18,22 +20,29 @@ from elder.shapes import Argument, Images, Measurement, Size
 
 @dataclass(frozen=True)
 class Inpaint(Problem):
-    """y = M x + e, with single pixels missing at random. missing: their share, in [0, 1).
+    """y = M x + e.
 
+    mask: random, single pixels missing, drawn for each image; or a file (.npy, .mat, .png), not zero where a pixel is
+    there. missing: the share of pixels that a drawn mask leaves out, in [0, 1).
     Without noise the pixels that are there are kept as they are: a hard constraint takes the place of ½‖A x − y‖².
     """
 
     name: ClassVar[str] = "inpaint"
     initial_name: ClassVar[str] = "local mean"
     missing: float = 0.5
+    mask: str = "random"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.missing < 1:
             raise UserError(f"missing={self.missing}: the share of missing pixels must be in [0, 1)")
+        if self.mask != "random" and not Path(self.mask).is_file():
+            raise UserError(f"mask={self.mask}: neither random nor a file that exists")
 
     def operator(self, size: Size, batch: int, generator: torch.Generator) -> Masking:
-        """A mask for each image that leaves out each pixel with probability `missing`."""
+        """Masking by a mask that is read from a file, or that leaves out each pixel with probability `missing`."""
+        if self.mask != "random":
+            return _masking(self.mask)
         return Masking((torch.rand(batch, 1, *size, generator=generator) >= self.missing).float())
 
     def draw_noise(self, operator: Operator, y: Measurement, generator: torch.Generator) -> Measurement:
@@ -42,9 +51,23 @@ class Inpaint(Problem):
 
     def bind(self, y: Measurement, **arguments: Argument) -> Masking:
         """The operator of the measurement y; see `Problem.bind`."""
-        if "mask" not in arguments:
-            raise UserError("an inpaint measurement needs its mask, 1 where a pixel is there: an .npz with `mask`")
-        return Masking(torch.from_numpy((np.asarray(arguments["mask"]) > 0).astype(np.float32)))
+        mask = arguments.get("mask", None if self.mask == "random" else self.mask)
+        if mask is None:
+            raise UserError(
+                "an inpaint measurement needs its mask, 1 where a pixel is there: give mask=FILE, an .npz with `mask`, "
+                "or a measurement whose missing pixels are NaN"
+            )
+        return _masking(mask)
+
+    def accept(self, y: Measurement, **arguments: Argument) -> tuple[Operator, Measurement]:
+        """See `Problem.accept`. Pixels that are NaN are missing; they are the mask if none is given."""
+        missing = y.isnan().any(1, keepdim=True)
+        if bool(missing.any()) and "mask" not in arguments and self.mask == "random":
+            return Masking((~missing).float()), y.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+        operator = self.bind(y, **arguments)
+        if operator.mask.shape[-2:] != y.shape[-2:]:
+            return operator, y
+        return operator, torch.where((operator.mask == 0) & y.isnan(), 0.0, y)
 
     def fidelity(self, operator: Operator, y: Measurement) -> Fidelity:
         """A hard constraint if there is no noise, else least squares."""
@@ -59,6 +82,12 @@ class Inpaint(Problem):
         mask = cast(Masking, operator).mask.to(y.dtype)
         weight = smooth(mask.expand(y.shape[0], 1, *y.shape[-2:])).clamp(min=1e-6)
         return torch.where(mask > 0, y, smooth(y) / weight)
+
+
+def _masking(mask: Argument) -> Masking:
+    from_file = isinstance(mask, str | Path)
+    array = io.read_array(mask, key="mask") if from_file else np.asarray(mask)
+    return Masking(io.binary(array, f"mask={mask}" if from_file else "mask"))
 
 
 def smooth(x: Images, sigma: float = 2.0) -> Images:

@@ -41,10 +41,11 @@ def measure(problem: Problem, names: Sequence[str], images: Sequence[Picture]) -
 
 def save(path: str | Path, problem: Problem, sample: Sample) -> None:
     """Write y, (h, w) or (c, h, w), and the operator's arguments as .npz, whole or not at all."""
-    arguments = {name: value.squeeze() for name, value in problem.arguments(sample.operator).items()}
-    y = sample.y[0, 0] if sample.y.shape[1] == 1 else sample.y[0]
+    arrays = problem.export(sample.operator, sample.y)
+    y = arrays.pop("y")[0]
+    arguments = {name: value.squeeze() for name, value in arrays.items()}
     with io.replacing(path) as temporary:
-        np.savez(temporary, allow_pickle=False, **{"y": y.numpy(), **arguments})
+        np.savez(temporary, allow_pickle=False, **{"y": y[0] if len(y) == 1 else y, **arguments})
 
 
 def read(path: str | Path, problem: Problem, truth: Picture) -> Sample:
@@ -54,12 +55,17 @@ def read(path: str | Path, problem: Problem, truth: Picture) -> Sample:
         raise UserError(f"{path}: holds {', '.join(sorted(arrays))} but no y, the measurement")
     array = arrays.pop("y")
     y = torch.from_numpy(array[None, None] if array.ndim == 2 else array[None])
-    return Sample(Path(path).stem, truth, problem.bind(y, **arrays), y)
+    return Sample(Path(path).name.removesuffix(".npz"), truth, *problem.accept(y, **arrays))
 
 
-def read_all(folder: str | Path, problem: Problem, truths: Sequence[Picture]) -> list[Sample]:
-    """Every measurement of a folder, sorted by name, with the clean images in the same order."""
-    paths = sorted(Path(folder).glob("*.npz"))
-    if len(paths) != len(truths):
-        raise UserError(f"{folder}: holds {len(paths)} measurements for {len(truths)} images; run dvc repro simulate")
-    return [read(path, problem, truth) for path, truth in zip(paths, truths, strict=True)]
+def read_all(folder: str | Path, problem: Problem, names: Sequence[str], truths: Sequence[Picture]) -> list[Sample]:
+    """The measurement NAME.npz of each clean image, in the order of the names.
+
+    Raises `UserError` where a measurement is missing, or belongs to no image.
+    """
+    found = {path.name.removesuffix(".npz") for path in Path(folder).glob("*.npz")}
+    if set(names) - found:
+        raise UserError(f"{folder}: lacks the measurement of {min(set(names) - found)}: simulate again")
+    if found - set(names):
+        raise UserError(f"{folder}: {min(found - set(names))} is the measurement of no image: simulate again")
+    return [read(Path(folder) / f"{n}.npz", problem, truth) for n, truth in zip(names, truths, strict=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from elder import networks
@@ -28,6 +28,16 @@ OF_FILTERS: dict[str, Callable[..., Regularizer]] = {
     "weakly_convex_ridge": WeaklyConvexRidge,
 }
 EXPLICIT = sorted({*OVER_A_NETWORK, *OF_FILTERS} - {"implicit"})
+
+
+def describe(name: str, channels: int, network: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What `make` takes for the regularizer `name` of pictures with `channels` colors.
+
+    network: name and settings of the network, which a regularizer of filters does without. settings: its own.
+    """
+    if name in OVER_A_NETWORK:
+        return {"name": name, "network": {"channels": channels, **network}, **settings}
+    return {"name": name, "channels": channels, **settings}
 
 
 def make(name: str, network: dict[str, Any] | None = None, **settings: Any) -> Regularizer:
@@ -64,5 +74,6 @@ __all__ = [
     "ScalarPotential",
     "SmoothedTotalVariation",
     "WeaklyConvexRidge",
+    "describe",
     "make",
 ]

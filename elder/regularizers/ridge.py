@@ -22,21 +22,21 @@ class Ridge(Energy):
     Filters have zero mean, zero padding at the border. The noise level sets the strength of the whole, (σ/0.1)^p with a
     learned p, 1 at the start; it is left out of the formulas here.
 
-    filters: how many; size: odd side of a filter; knees: how many scales s_k, from 1e-3 to 1 in equal ratios.
+    filters: how many; filter_size: odd side of a filter; knees: how many scales s_k, from 1e-3 to 1 in equal ratios.
     """
 
     scales: Float[Tensor, "knees 1 1"]  # s_k
 
-    def __init__(self, channels: int = 1, filters: int = 32, size: int = 7, knees: int = 7) -> None:
+    def __init__(self, channels: int = 1, filters: int = 32, filter_size: int = 7, knees: int = 7) -> None:
         super().__init__()
-        if min(channels, filters, knees) < 1 or size < 3 or size % 2 == 0:
+        if min(channels, filters, knees) < 1 or filter_size < 3 or filter_size % 2 == 0:
             raise ValueError(
-                "ridge needs channels, filters, knees >= 1 and an odd size >= 3; "
-                f"got {channels}, {filters}, {knees}, {size}"
+                "ridge needs channels, filters, knees >= 1 and an odd filter_size >= 3; "
+                f"got {channels}, {filters}, {knees}, {filter_size}"
             )
         self.channels = channels
         self.register_buffer("scales", torch.logspace(-3, 0, knees).view(-1, 1, 1))
-        self.filters = nn.Parameter(torch.randn(filters, channels, size, size) / size)
+        self.filters = nn.Parameter(torch.randn(filters, channels, filter_size, filter_size) / filter_size)
         # Near total variation: most of the weight on a knee well below the contrast of an edge.
         start = torch.full((knees, filters, 1), -4.0)
         start[knees // 3] = 1.0
@@ -106,8 +106,8 @@ class WeaklyConvexRidge(Ridge):
     whatever the weights: λρ < 1 keeps x ↦ ½‖x − y‖² + λh(x) convex. After Goujon et al. 2024.
     """
 
-    def __init__(self, channels: int = 1, filters: int = 32, size: int = 7, knees: int = 7) -> None:
-        super().__init__(channels, filters, size, knees)
+    def __init__(self, channels: int = 1, filters: int = 32, filter_size: int = 7, knees: int = 7) -> None:
+        super().__init__(channels, filters, filter_size, knees)
         self.log_bumps = nn.Parameter(torch.full((knees, filters, 1), -2.0))
 
     def profile(self, u: Responses) -> tuple[Responses, Responses]:

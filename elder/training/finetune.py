@@ -19,8 +19,8 @@ from elder.solvers import fixed_point
 from elder.stability import adapted, penalty, spectral_radius
 from elder.tensors import norm
 from elder.training.checkpoint import Checkpoint
+from elder.training.history import History, Report, Trained, silent
 from elder.training.patches import Patches
-from elder.training.pretrain import Report
 from elder.training.progress import Progress
 from elder.training.validation import validate
 
@@ -39,42 +39,40 @@ LOOSER, FEWER = 10.0, 0.4
 class Finetuning:
     """Settings of `finetune`."""
 
-    steps: int = 240
-    batch: int = 8
+    steps: int = 60
+    batch: int = 4
     patch: int = 48
     learning_rate: float = 3e-4  # of the network, the peak of a one-cycle schedule
     tuning_rate: float = 1e-2  # of log λ and log σ, also the peak
     clip: float = 3.0  # largest gradient norm
     tol: float = 3e-4  # of the forward solve
-    max_steps: int = 60  # of a forward solve
+    max_steps: int = 20  # of a forward solve
     warmup: float = 0.3  # share of the training in which the solves' steps grow and their tolerances shrink to these
     adjoint: str = "krylov"  # how the backward pass solves its linear system, see `ADJOINTS`
     adjoint_tol: float = 5e-2  # of the linear solve of the backward pass
-    adjoint_steps: int = 40  # products with the Hessian at most, terms of neumann
+    adjoint_steps: int = 30  # products with the Hessian at most, terms of neumann
     fallback: str = "jacobian_free"  # the gradient of images without a fixed point, see `FALLBACKS`
     stability: float = 0.95  # what the spectral radius of the fixed-point map is kept below; 0: no penalty
     stability_weight: float = 30.0  # of the penalty at the start; it is adapted
     stability_every: int = 2  # steps between two penalties
     power_steps: int = 2  # power iterations of the spectral radius
     average: float = 0.98  # decay of the moving average of the weights, which is validated; 0: the weights themselves
-    validate_every: int = 40
+    validate_every: int = 20
     go_back: float = 6.0  # dB of merit that a state may lose before training goes back to the best one
     loss: str = "psnr"  # mse: mean squared error; psnr: its logarithm, image by image
-    patience: int = 10  # steps in a row without a finite gradient before training gives up
-    checkpoint_every: int = 20  # steps
-    seed: int = 0
+    seed: int = 3
 
     def __post_init__(self) -> None:
         may_be_zero = ("seed", "warmup", "stability", "average")
         for name, kind in self.__annotations__.items():
             if kind != "str" and name not in may_be_zero and not getattr(self, name) > 0:
-                raise UserError(f"finetune.{name}={getattr(self, name)} must be positive")
+                raise UserError(f"{name}={getattr(self, name)} must be positive")
         for name in ("warmup", "stability", "average"):
             if not 0 <= getattr(self, name) <= 1 or (name in ("stability", "average") and getattr(self, name) == 1):
-                raise UserError(f"finetune.{name}={getattr(self, name)} must be in [0, 1]")
+                raise UserError(f"{name}={getattr(self, name)} must be in [0, 1]")
         for name, known in (("loss", LOSSES), ("adjoint", ADJOINTS), ("fallback", FALLBACKS)):
             if getattr(self, name) not in known:
-                raise UserError(f"finetune.{name}={getattr(self, name)!r} must be one of {', '.join(known)}")
+                raise UserError(f"{name}={getattr(self, name)!r} must be one of {', '.join(known)}")
 
 
 def _krylov(problem: Equilibrium, tol: float, steps: int) -> LinearSolver:
@@ -127,12 +125,13 @@ def finetune(
     patches: Patches,
     validation: Sequence[Sample],
     settings: Finetuning,
-    report: Report,
+    report: Report = silent,
     *,
     problem: Problem | None = None,
+    patience: int = 10,
     checkpoint: Checkpoint | None = None,
-) -> Model:
-    """The model whose fixed points have the least mean squared error, of those seen at each validation.
+) -> Trained[Model]:
+    """The model whose fixed points have the least mean squared error, of those seen at each validation; its history.
 
     Each step simulates measurements of fresh patches, solves for the fixed points without recording, and takes the
     gradient in θ = (network, λ, σ). Every image contributes: by the implicit gradient where the forward and the
@@ -142,33 +141,40 @@ def finetune(
     gradient reaches it: training keeps λτ where the line search leaves it.
 
     Validation is of the moving average of θ, and begins with `before`, so the result is never worse on it. A state
-    that has lost `settings.go_back` dB of merit after the warm-up sends training back to the best. `report` gets each
-    step's number and its metrics. problem: what training measurements are drawn from, that of `before` if `None`; the
-    same measurement on smaller pictures, say. With a checkpoint training resumes where the last run stopped. Raises
-    `FloatingPointError` after `patience` steps in a row without a finite gradient.
+    that has lost `settings.go_back` dB of merit after the warm-up sends training back to the best. `report` gets
+    each step's number and its metrics while training runs. problem: what training measurements are drawn from, that of
+    `before` if `None`; the same measurement on smaller pictures, say. With a checkpoint training resumes where the last
+    run stopped, and returns the history of all steps. Raises `FloatingPointError` after `patience` steps in a row
+    without a finite gradient.
     """
-    now = progress(before, settings)
+    now, history = progress(before, settings), History()
+
+    def record(step: int, metrics: dict[str, float]) -> None:
+        history.append(step, metrics)
+        report(step, metrics)
+
     state = None if checkpoint is None else checkpoint.load()
     if state is not None:
         now.restore(state)
+        history.rows.extend(state["history"])
     else:
         now.best_score, _ = validate(before, validation)
-        report(0, {"val_psnr": now.best_score.psnr, "val_converged": now.best_score.converged})
+        record(0, {"val_psnr": now.best_score.psnr, "val_converged": now.best_score.converged})
     for step in range(now.step + 1, settings.steps + 1):
         now.step = step
         metrics = update(now, before, patches, settings, problem or before.problem)
         now.failures = now.failures + 1 if "loss" not in metrics else 0
-        if now.failures >= settings.patience:
+        if now.failures >= patience:
             raise FloatingPointError(
-                f"no finite gradient in {now.failures} steps in a row: lower finetune.learning_rate, or raise "
-                "finetune.max_steps and finetune.adjoint_steps"
+                f"no finite gradient in {now.failures} steps in a row: lower the learning rate, or raise "
+                "max_steps and adjoint_steps"
             )
         if step % settings.validate_every == 0 or step == settings.steps:
             metrics |= _validate(now, before, validation, settings)
-        report(step, {**metrics, "skipped": float("loss" not in metrics)})
+        record(step, {**metrics, "skipped": float("loss" not in metrics)})
         if checkpoint is not None:
-            checkpoint.save(step, now.state())
-    return now.best
+            checkpoint.save(step, {**now.state(), "history": history.rows})
+    return Trained(now.best, history)
 
 
 def _validate(now: Progress, before: Model, validation: Sequence[Sample], settings: Finetuning) -> dict[str, float]:

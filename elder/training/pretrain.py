@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +14,8 @@ from elder.evaluation.quality import psnr
 from elder.regularizers.base import Regularizer
 from elder.training.averaging import moving_average
 from elder.training.checkpoint import Checkpoint
+from elder.training.history import History, Report, Trained, silent
 from elder.training.patches import Patches
-
-Report = Callable[[int, dict[str, float]], None]
 
 # Where the weights start, see `elder.training.initial`.
 INITS = ("none", "released")
@@ -30,42 +29,42 @@ class Pretraining:
     """Settings of `pretrain`."""
 
     init: str = "none"  # where the weights start: the regularizer's own weights, or a released denoiser's
-    steps: int = 1200
-    batch: int = 16
+    steps: int = 700
+    batch: int = 4
     patch: int = 48
     learning_rate: float = 2e-3  # the peak of a one-cycle schedule
     sigma_max: float = 0.2  # noise levels are uniform in [0, sigma_max]
     clip: float = 0.1  # largest gradient norm
     average: float = 0.99  # decay of the moving average of the weights, which training returns; 0: the last ones
-    checkpoint_every: int = 50  # steps
-    patience: int = 10  # steps in a row with a loss that is not finite before training gives up
-    seed: int = 0
+    seed: int = 2
 
     def __post_init__(self) -> None:
         if self.init not in INITS:
-            raise UserError(f"pretrain.init={self.init!r} must be one of {', '.join(INITS)}")
-        for name in ("steps", "batch", "patch", "learning_rate", "sigma_max", "clip", "checkpoint_every", "patience"):
+            raise UserError(f"init={self.init!r} must be one of {', '.join(INITS)}")
+        for name in ("steps", "batch", "patch", "learning_rate", "sigma_max", "clip"):
             if not getattr(self, name) > 0:
-                raise UserError(f"pretrain.{name}={getattr(self, name)} must be positive")
+                raise UserError(f"{name}={getattr(self, name)} must be positive")
         if not 0 <= self.average < 1:
-            raise UserError(f"pretrain.average={self.average} must be in [0, 1)")
+            raise UserError(f"average={self.average} must be in [0, 1)")
 
 
 def pretrain(
     regularizer: Regularizer,
     patches: Patches,
     settings: Pretraining,
-    report: Report,
+    report: Report = silent,
     *,
     precision: str = "float32",
+    patience: int = 10,
     checkpoint: Checkpoint | None = None,
-) -> None:
+) -> Trained[Regularizer]:
     """Minimize the mean of ‖x − D(x + σn, σ)‖² over patches x, noise n and levels σ, in place.
 
-    One backward pass a step: ∇h is a forward computation, so training differentiates once. `report` gets each step's
-    number and its metrics. Runs where the weights are; draws come from the CPU, the same for every device. precision:
-    of the network, see `elder.backend`. With a checkpoint, training resumes where the last run stopped. A step whose
-    gradient is not finite is left out and counted. Raises `FloatingPointError` after `patience` of them in a row.
+    Returns the regularizer with the metrics of each step; `report` gets them while training runs. One backward pass a
+    step: ∇h is a forward computation, so training differentiates once. Runs where the weights are; draws come
+    from the CPU, the same for every device. precision: of the network, see `elder.backend`. With a checkpoint, training
+    resumes where the last run stopped, and returns the metrics of all steps. A step whose gradient is not finite is
+    left out and counted. Raises `FloatingPointError` after `patience` of them in a row.
     """
     generator = torch.Generator().manual_seed(settings.seed)
     device = next(regularizer.parameters()).device
@@ -76,12 +75,12 @@ def pretrain(
         optimizer, settings.learning_rate, total_steps=max(settings.steps, SHORTEST), pct_start=0.1
     )
     parts = {"regularizer": regularizer, "averaged": averaged, "optimizer": optimizer, "schedule": schedule}
-    first, failures = 1, 0
+    first, failures, history = 1, 0, History()
     if checkpoint is not None and (state := checkpoint.load()) is not None:
         for name, part in parts.items():
             part.load_state_dict(state[name])
         generator.set_state(state["generator"])
-        first, failures = state["step"] + 1, state["failures"]
+        first, failures, history = state["step"] + 1, state["failures"], History(state["history"])
     for step in range(first, settings.steps + 1):
         x = patches.draw(settings.batch, generator)
         sigma = settings.sigma_max * torch.rand(settings.batch, generator=generator)
@@ -99,13 +98,17 @@ def pretrain(
             optimizer.step()
             schedule.step()
             averaged.update_parameters(regularizer)
-        elif failures >= settings.patience:
-            raise FloatingPointError(f"no finite gradient in {failures} steps in a row: lower pretrain.learning_rate")
-        report(step, {**metrics, "skipped": float(failures > 0)})
+        elif failures >= patience:
+            raise FloatingPointError(f"no finite gradient in {failures} steps in a row: lower the learning rate")
+        metrics["skipped"] = float(failures > 0)
+        history.append(step, metrics)
+        report(step, metrics)
         if checkpoint is not None:
             state = {"step": step, "failures": failures, "generator": generator.get_state()}
+            state["history"] = history.rows
             checkpoint.save(step, state | {name: part.state_dict() for name, part in parts.items()})
     regularizer.load_state_dict(averaged.module.state_dict())
+    return Trained(regularizer, history)
 
 
 @torch.no_grad()

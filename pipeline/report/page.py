@@ -16,7 +16,7 @@ import yaml
 
 from elder import io
 from elder.problems import PROBLEMS
-from pipeline import ROOT, settings
+from pipeline import ROOT, params
 from pipeline.report import figures, tables
 
 SHOWN = 4  # test images in a panel
@@ -34,7 +34,7 @@ class Sources:
 
 def write(sources: Sources, out: Path, pictures: Path) -> None:
     """Write the page to the file `out`, and the figures in it also as files below `pictures`."""
-    cells = {name: settings.cell(name) for name in settings.section("cells")}
+    cells = params.read().cells
     manifest = io.read_json(sources.images / "manifest.json")
     chapters = []
     for problem in dict.fromkeys(cell.problem for cell in cells.values()):
@@ -47,8 +47,8 @@ def write(sources: Sources, out: Path, pictures: Path) -> None:
         version=importlib.metadata.version("elder"),
         torch=importlib.metadata.version("torch"),
         problems=chapters,
-        long_steps=settings.section("evaluate")["long_steps"],
-        settings=yaml.safe_dump(settings.section(), sort_keys=False),
+        long_steps=params.read().evaluate.long_steps,
+        settings=yaml.safe_dump(params.raw(), sort_keys=False),
         source=manifest["source"],
         images=manifest["images"],
     )
@@ -74,7 +74,7 @@ def chapter(problem: str, cells: Mapping[str, str], sources: Sources, out: Path)
     verdicts = [io.read_json(sources.cells / cell / "registered.json") for cell in cells]
     return {
         "name": problem,
-        "settings": ", ".join(f"{k} {v}" for k, v in settings.section("problems", problem).items() if k != "seed"),
+        "settings": ", ".join(f"{k} {v}" for k, v in params.read().problems[problem].items() if k != "seed"),
         "images": len(truths),
         "methods": methods,
         "best": max(methods, key=lambda method: method.metrics["psnr"]),

@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from elder import io
-from elder.errors import UserError
+from elder import UserError, errors, io
 from elder.problems import PROBLEMS
-from pipeline import settings
+from pipeline import params
 from pipeline.report.tables import Method, methods
 
 
@@ -27,7 +26,7 @@ def main() -> None:
     reports = Path("reports")
     if not (reports / "index.html").exists():
         raise UserError("reports: no result yet; run dvc repro")
-    cells = {name: settings.cell(name) for name in settings.section("cells")}
+    cells = params.read().cells
     for problem in dict.fromkeys(cell.problem for cell in cells.values()):
         mine = {name: cell.regularizer for name, cell in cells.items() if cell.problem == problem}
         initial = PROBLEMS[problem].initial_name if problem in PROBLEMS else "initial guess"
@@ -48,7 +47,4 @@ Next:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"summary: {error}")
+    sys.exit(errors.run("summary", main))

@@ -1,0 +1,89 @@
+"""Fingerprints of what a result is made from: the code behind a stage, and the files that it reads."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+PACKAGES = ("elder", "stages", "pipeline")
+# Modules that bring settings in and logs out. They do not affect a result, so a change in them re-runs nothing.
+GLUE = ("pipeline.explain", "pipeline.params", "pipeline.tracking", "stages.command")
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What a stage reads, beside its settings: files or folders, and its own code."""
+
+    stage: str
+    paths: tuple[Path, ...]
+    manifest: Path | None  # the file with the manifest of the code; if `None`, the manifest is found out
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the code and of the content of every file. Where the paths lie does not affect it."""
+        code = self.manifest.read_text() if self.manifest else manifests()[self.stage]
+        parts = [hashlib.sha256(code.encode()).hexdigest(), *map(content_hash, self.paths)]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def manifests() -> dict[str, str]:
+    """The code behind each stage: a line with the fingerprint and the name of each module that it uses.
+
+    A module counts if the stage imports it, directly or through other modules. Its fingerprint is that of its syntax
+    tree, so comments, docstrings and layout do not affect it. Data files beside a module count too, by their content.
+    """
+    import grimp
+
+    graph = grimp.build_graph(*PACKAGES, cache_dir=None)
+    stages = sorted(graph.find_modules_that_directly_import("stages.command"))
+    for module in GLUE:
+        graph.remove_module(module)
+    texts = {}
+    for stage in stages:
+        used = sorted({stage, *graph.find_upstream_modules(stage)})
+        lines = [f"{code}  {name}\n" for module in used for name, code in of_module(module).items()]
+        texts[stage.removeprefix("stages.")] = "".join(dict.fromkeys(lines))
+    return texts
+
+
+def of_module(module: str) -> dict[str, str]:
+    """The fingerprint of a module, and those of the data files in its folder and in subfolders without modules."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    source = Path(spec.origin)
+    folders = [source.parent]
+    folders += [path for path in source.parent.iterdir() if path.is_dir() and not any(path.glob("*.py"))]
+    data = sorted(path for folder in folders for path in folder.iterdir() if path.is_file())
+    package = module if spec.submodule_search_locations else module.rpartition(".")[0]
+    found = {
+        f"{package}/{path.relative_to(source.parent)}": path for path in data if path.suffix not in (".py", ".pyc")
+    }
+    return {
+        module: digest(source.read_text()),
+        **{name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in found.items()},
+    }
+
+
+def digest(source: str) -> str:
+    """The SHA-256 of the syntax tree of Python source, without docstrings, as 16 hexadecimal digits."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and type(first.value.value) is str:
+                del node.body[0]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+
+
+def content_hash(path: Path) -> str:
+    """A hash of a file's bytes, or of all files below a folder with their names."""
+    hashed = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        hashed.update(file.relative_to(path).as_posix().encode() if path.is_dir() else b"")
+        hashed.update(hashlib.sha256(file.read_bytes()).digest())
+    return hashed.hexdigest()

@@ -1,0 +1,194 @@
+"""Measurements in other units and conventions: right after a setting, or told in one line."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.data import camera
+from skimage.transform import resize
+
+from elder import UserError, cli, io, problems, regularizers
+from elder.errors import DataWarning
+from elder.model.model import Hyperparameters, Model
+from elder.problems import masks, samples
+
+SIZE = (32, 36)
+
+
+def model_for(name: str, **settings) -> Model:
+    """A model with a convex energy, whose minimum does not depend on rounding."""
+    description = {"name": "convex_ridge", "channels": 1}
+    regularizer = regularizers.make(**description).eval().requires_grad_(False)
+    return Model(problems.make(name, settings), regularizer, Hyperparameters(0.01, 0.1, 5.0, 1e-5, 500), description)
+
+
+@pytest.fixture(scope="module")
+def clean() -> torch.Tensor:
+    return io.to_tensor(resize(camera() / 255.0, SIZE, anti_aliasing=True))
+
+
+def measured(problem, clean):
+    operator, y = problem.simulate(clean, torch.Generator().manual_seed(3))
+    return {key: value[0, 0] if key == "y" else value.squeeze() for key, value in problem.export(operator, y).items()}
+
+
+@pytest.mark.parametrize("factor", [1e-3, 0.1, 255.0, 1e4])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("csmri", {"ratio": 0.4}), ("inpaint", {}), ("superres", {}), ("deblur", {"noise": 0.01}), ("ct", {"angles": 20})],
+)
+def test_the_picture_scales_with_the_measurement(name, settings, factor, clean):
+    """reconstruct(c·y) = c·reconstruct(y) to 1e-3 for any unit c, with data_range=auto."""
+    model = model_for(name, **settings)
+    given = measured(model.problem, clean)
+    y = given.pop("y")
+    x, info = model.reconstruct(y, data_range="auto", **given)
+    scaled, again = model.reconstruct((factor * y).astype(y.dtype), data_range="auto", **given)
+    assert np.linalg.norm(scaled - factor * x) <= 1e-3 * factor * np.linalg.norm(x)
+    assert again.status == info.status
+
+
+def test_a_known_range_is_divided_out(clean):
+    model = model_for("csmri")
+    given = measured(model.problem, clean)
+    y = given.pop("y")
+    x, _ = model.reconstruct(y, **given)
+    deep, _ = model.reconstruct(4095 * y, data_range=4095, **given)
+    assert deep == pytest.approx(4095 * x, abs=4095e-4)
+
+
+@pytest.mark.parametrize(
+    ("problem", "change"),
+    [
+        ("inpaint", lambda given: given | {"y": given["y"] * 255}),
+        ("csmri", lambda given: given | {"y": given["y"] * SIZE[0]}),  # an FFT without norm="ortho"
+        ("csmri", lambda given: given | {"y": given["y"] * 0.01}),
+        ("csmri", lambda given: {key: np.fft.fftshift(value) for key, value in given.items()}),
+        ("csmri", lambda given: given | {"mask": np.fft.fftshift(given["mask"])}),
+    ],
+    ids=["0 to 255", "no ortho", "dim", "both centered", "mask centered"],
+)
+def test_another_unit_or_convention_is_told(problem, change, clean):
+    model = model_for(problem)
+    given = measured(model.problem, clean)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.reconstruct(**given)
+    with pytest.warns(DataWarning, match=r"data_range|centered=true"):
+        model.reconstruct(**change(given))
+
+
+def test_centered_k_space_gives_the_same_picture(clean):
+    model = model_for("csmri")
+    given = measured(model.problem, clean)
+    x, _ = model.reconstruct(**given)
+    shifted = {key: np.fft.fftshift(value) for key, value in given.items()}
+    again, _ = model.override({"centered": True}).reconstruct(**shifted)
+    assert np.array_equal(again, x)
+
+
+def test_files_of_centered_k_space_are_read_as_they_are_written(clean, tmp_path):
+    problem = problems.make("csmri", {"centered": True})
+    (sample,) = samples.measure(problem, ["a"], [clean])
+    samples.save(tmp_path / "a.npz", problem, sample)
+    again = samples.read(tmp_path / "a.npz", problem, clean)
+    assert torch.equal(again.y, sample.y)
+    assert torch.equal(again.operator.mask.squeeze(), sample.operator.mask.squeeze())
+    middle = tuple(n // 2 for n in SIZE)
+    assert np.abs(io.read_arrays(tmp_path / "a.npz")["y"]).argmax() == np.ravel_multi_index(middle, SIZE)
+
+
+def test_a_centered_mask_file_serves_for_simulation(clean, tmp_path):
+    mask = np.fft.fftshift(masks.radial(SIZE, 0.3, torch.Generator().manual_seed(0)).numpy())
+    np.save(tmp_path / "mask.npy", mask)
+    operator = problems.make("csmri", {"mask": str(tmp_path / "mask.npy"), "centered": "true"}).operator(
+        SIZE, 1, torch.Generator()
+    )
+    assert operator.mask[0, 0] == 1
+    assert np.array_equal(np.fft.fftshift(operator.mask.numpy()), mask)
+
+
+def test_missing_pixels_may_be_nan(clean):
+    model = model_for("inpaint")
+    given = measured(model.problem, clean)
+    x, _ = model.reconstruct(**given)
+    holes = np.where(given["mask"] == 0, np.nan, given["y"]).astype(np.float32)
+    alone, _ = model.reconstruct(holes)
+    both, _ = model.reconstruct(holes, mask=given["mask"])
+    assert np.array_equal(alone, x)
+    assert np.array_equal(both, x)
+    with pytest.raises(UserError, match="NaN"):  # a pixel that the mask calls known
+        model.reconstruct(np.full_like(holes, np.nan), mask=given["mask"])
+
+
+def test_a_full_mask_reconstructs(clean):
+    for name, settings in (("csmri", {"ratio": 1.0}), ("inpaint", {"missing": 0.0})):
+        model = model_for(name, **settings)
+        x, info = model.reconstruct(**measured(model.problem, clean))
+        assert info.status in ("converged", "precision")
+        assert x == pytest.approx(clean[0, 0].numpy(), abs=0.05)
+
+
+@pytest.mark.parametrize("name", ["csmri", "inpaint"])
+def test_a_mask_out_of_a_jpeg_is_refused(name, clean, tmp_path):
+    given = measured(problems.make(name), clean)
+    Image.fromarray(given["mask"].astype(np.uint8) * 255).save(tmp_path / "mask.jpg")
+    with pytest.raises(UserError, match="save masks without loss"):
+        problems.make(name, {"mask": str(tmp_path / "mask.jpg")}).operator(SIZE, 1, torch.Generator())
+    Image.fromarray(given["mask"].astype(np.uint8) * 255).save(tmp_path / "mask.png")
+    operator = problems.make(name, {"mask": str(tmp_path / "mask.png")}).operator(SIZE, 1, torch.Generator())
+    assert np.array_equal(operator.mask.numpy(), given["mask"])
+
+
+def test_measurements_and_images_are_paired_by_name(clean, tmp_path):
+    """`scan` and `scan.png` sort differently with and without their suffixes."""
+    problem = problems.make("inpaint")
+    names = ["scan.png", "scan"]
+    truths = [clean, clean.flip(-1)]
+    for sample in samples.measure(problem, names, truths):
+        samples.save(tmp_path / f"{sample.name}.npz", problem, sample)
+    for sample, name, truth in zip(samples.read_all(tmp_path, problem, names, truths), names, truths, strict=True):
+        assert sample.name == name
+        assert torch.equal(sample.y, sample.operator.A(truth))
+    with pytest.raises(UserError, match="lacks the measurement of other"):
+        samples.read_all(tmp_path, problem, ["scan", "other"], truths)
+    with pytest.raises(UserError, match=r"scan\.png is the measurement of no image"):
+        samples.read_all(tmp_path, problem, ["scan"], truths[:1])
+
+
+def test_a_gray_model_takes_the_luminance_of_a_photograph(bundle, tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    colors = (np.random.default_rng(0).random((32, 32, 3)) * 255).astype(np.uint8)
+    Image.fromarray(colors).save(folder / "a.jpg", quality=95)
+    assert cli.main(["evaluate", str(bundle), "--images", str(folder), "--out", str(tmp_path / "out")]) == 0
+    assert io.read_image(tmp_path / "out" / "a.png").shape == (32, 32)
+    for option, shape in (([], (32, 32)), (["--color"], (3, 32, 32))):
+        out = tmp_path / f"y{len(option)}"
+        assert cli.main(["simulate", "inpaint", "--images", str(folder), "--out", str(out), *option]) == 0
+        assert io.read_arrays(out / "a.npz")["y"].shape == shape
+    capsys.readouterr()
+
+
+def test_the_command_line_scales(bundle, photographs, tmp_path, capsys):
+    """Hounsfield units in a window; a measurement in units of 255, told and then divided out."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    hounsfield = (io.read_image(sorted(photographs.iterdir())[0]) * 2000 - 1000).astype(np.int16)
+    np.save(folder / "scan.npy", hounsfield)
+    simulate = ["simulate", "csmri", "--images", str(folder), "--out", str(tmp_path)]
+    assert cli.main(simulate) == 1
+    assert "nothing says which is white" in capsys.readouterr().err
+    assert cli.main([*simulate, "--scaling=-1000,1000"]) == 0
+    arrays = io.read_arrays(tmp_path / "scan.npz")
+    np.savez(tmp_path / "y.npz", y=arrays["y"] * 255, mask=arrays["mask"])
+    reconstruct = ["reconstruct", str(bundle), "--measurement", str(tmp_path / "y.npz")]
+    assert cli.main([*reconstruct, "--out", str(tmp_path / "x.npy")]) == 0
+    assert "elder: warning: the picture behind the measurement reaches" in capsys.readouterr().err
+    assert cli.main([*reconstruct, "--out", str(tmp_path / "x.npy"), "--data-range", "255"]) == 0
+    assert capsys.readouterr().err == ""
+    assert 100 < io.read_arrays(tmp_path / "x.npy")["y"].max() < 400

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -61,7 +62,7 @@ def evaluations(chosen, m) -> dict[str, int]:
     assert isinstance(objective, Objective)
     guess, step = chosen.problem.initial(m.operator, m.y), torch.tensor(chosen.hyperparameters.step)
 
-    def until(states: Iterator[Iterate], goal: float) -> Iterator[tuple[int, float]]:
+    def until(states: Iterator[Iterate[Any]], goal: float) -> Iterator[tuple[int, float]]:
         for s in states:
             assert s.energy is not None
             yield int(s.evaluations), float(s.energy)

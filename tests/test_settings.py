@@ -168,7 +168,7 @@ BAD = [
     (
         "problems",
         {"csmri": {"ratio": 0.3, "angle": 4}},
-        "unknown setting problems.csmri.angle; known are centered, mask",
+        "unknown setting problems.csmri.angle; known are centered, mask, noise",
     ),
     ("problems", {"csmri": {"ratio": "much"}}, "problems.csmri.ratio='much' must be a number"),
     ("problems", {"csmri": {"noise": 2.0}}, "problems.csmri.noise=2.0: the standard deviation must be in [0, 1]"),

@@ -24,6 +24,7 @@ from elder.operators.base import Operator
 from elder.problems.base import Problem
 from elder.regularizers.base import Regularizer
 from elder.solvers import Iterate, Solution, fixed_point, path
+from elder.solvers.history import History
 
 # An initial guess that reaches less or more than these shares of white is probably in other units than [0, 1].
 DARK, BRIGHT = 0.1, 1.5
@@ -113,7 +114,7 @@ class Model:
             precision=self.precision,
         ).to(y.device)
 
-    def iterates(self, operator: Operator, y: Tensor) -> Iterator[Iterate]:
+    def iterates(self, operator: Operator, y: Tensor) -> Iterator[Iterate[History]]:
         """The iterates of the solve for y without an end, from the initial guess; on the model's device."""
         placed, there = operator.to(self.device), y.to(self.device)
         start = self.problem.initial(placed, there)
@@ -166,7 +167,7 @@ class Model:
         x = (solution.x * white)[(0,) * added]
         return (x if isinstance(y, Tensor) else x.numpy()), info
 
-    def _white(self, found: Tensor, data_range: float | Literal["auto"]) -> Tensor:
+    def _white(self, found: Tensor, data_range: float | str) -> Tensor:
         """The value of white for each image, (b, 1, 1, 1)."""
         if data_range == "auto":
             return torch.where(found > 0, found, 1.0).view(-1, 1, 1, 1)

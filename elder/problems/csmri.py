@@ -9,6 +9,7 @@ from typing import ClassVar, cast
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from elder import io
@@ -17,7 +18,7 @@ from elder.operators.base import Operator
 from elder.operators.fourier import MaskedFourier
 from elder.problems.base import Problem
 from elder.problems.masks import MASKS
-from elder.shapes import Anything, Argument, Measurement, Size
+from elder.shapes import Anything, Argument, KSpace, Measurement, Size
 
 
 @dataclass(frozen=True)
@@ -91,14 +92,14 @@ class CSMRI(Problem):
     def _as_in_files(self, k: Anything) -> Anything:
         return torch.fft.fftshift(k, (-2, -1)) if self.centered else k
 
-    def _mask(self, mask: Argument) -> Tensor:
+    def _mask(self, mask: Argument) -> Float[Tensor, "*b h w"]:
         """The mask of a file or an array, 0/1, (h, w) or (b, 1, h, w), the zero frequency at [0, 0]."""
         from_file = isinstance(mask, str | Path)
         array = io.read_array(mask, key="mask_matrix") if from_file else np.asarray(mask)
         sampled = io.binary(array, f"mask={mask}" if from_file else "mask")
         return torch.fft.ifftshift(sampled, (-2, -1)) if self.centered else sampled
 
-    def _doubt(self, operator: MaskedFourier, y: Measurement) -> None:
+    def _doubt(self, operator: MaskedFourier, y: KSpace) -> None:
         where = "in the middle" if self.centered else "at [0, 0]"
         advice = f"is the zero frequency {where}? Else set centered={str(not self.centered).lower()}"
         if not bool(operator.mask[..., 0, 0].all()):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elder import errors
-from elder.errors import UserError
+from elder.errors import DataWarning, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -147,6 +148,7 @@ def _simulate(arguments: argparse.Namespace) -> None:
 def _reconstruct(arguments: argparse.Namespace) -> None:
     from elder import io
     from elder.model.address import load
+    from elder.solvers import Status
 
     chosen = dict(arguments.set)
     model = load(arguments.model)
@@ -160,7 +162,10 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     given = {name: value for name, value in arrays.items() if name != "y" and name not in chosen}
     x, info = model.reconstruct(arrays["y"], data_range=arguments.data_range, **given)
     io.write_image(arguments.out, x if x.ndim == 2 else x.transpose(1, 2, 0))
-    print(f"{arguments.out}: {info.status} after {info.steps} steps, {info.seconds:.1f} s")
+    print(f"{arguments.out}: {info.status} after {info.steps} steps, {info.seconds:.1f} s, misfit {info.misfit:.2g}")
+    status = Status(info.status)
+    if not status.succeeded:
+        warnings.warn(f"{arguments.out}: {status.advice}", DataWarning, stacklevel=2)
 
 
 def _measurement(path: Path) -> dict[str, Any]:
@@ -173,6 +178,8 @@ def _measurement(path: Path) -> dict[str, Any]:
     arrays = io.read_arrays(path)
     if "y" not in arrays:
         raise UserError(f"{path}: holds {', '.join(sorted(arrays))} but no y, the measurement")
+    if arrays["y"].ndim > 3:
+        raise UserError(f"{path}: y has {arrays['y'].ndim} axes; give one measurement a file, (h, w) or (c, h, w)")
     return arrays
 
 

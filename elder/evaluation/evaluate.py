@@ -31,7 +31,7 @@ def evaluate(model: Model, samples: Sequence[Sample], report: Report = lambda re
         seconds = time.perf_counter() - start
         initial = model.problem.initial(m.operator, m.y)
         monotone = None if s.monotone is None else bool(s.monotone.all())
-        results.append(Result(m, initial, s.x, int(s.steps), s.status[0].name.lower(), monotone, seconds))
+        results.append(Result(m, initial, s.x, int(s.steps), s.status[0].value, monotone, seconds))
         report(results[-1])
     return results
 

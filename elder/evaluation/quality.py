@@ -8,9 +8,12 @@ import torch
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
+from elder.errors import UserError
+
 # The least root mean square error that a picture of [0, 1] in float32 can be told from zero by: half a unit in its last
 # place. PSNR is bounded by that of this error, 144.49 dB.
 ROUNDING = torch.finfo(torch.float32).eps / 2
+WINDOW = 7  # scikit-image's default for SSIM
 EXACT = -20 * math.log10(ROUNDING)
 
 
@@ -28,8 +31,11 @@ def psnr(x: Tensor, truth: Tensor) -> Tensor:
 def ssim(x: Tensor, truth: Tensor) -> Tensor:
     """Structural similarity of each clipped image, (b, c, h, w) -> (b,): scikit-image's with data_range 1.
 
-    A pixel that is NaN is treated as in `psnr`.
+    A pixel that is NaN is treated as in `psnr`. Raises `UserError` for pictures of less than 7x7 pixels, its window.
     """
+    if min(truth.shape[-2:]) < WINDOW:
+        h, w = truth.shape[-2:]
+        raise UserError(f"SSIM compares windows of {WINDOW}x{WINDOW} pixels; a picture of {h}x{w} is too small")
     pairs = zip(_clipped(x, truth).cpu().double().numpy(), truth.cpu().double().numpy(), strict=True)
     return torch.tensor([structural_similarity(a, b, data_range=1.0, channel_axis=0) for a, b in pairs])
 

@@ -20,10 +20,11 @@ from elder.backend import Compute
 from elder.errors import DataWarning, UserError
 from elder.model import bundle
 from elder.objective import Equilibrium, make_objective
+from elder.operators import relative_misfit
 from elder.operators.base import Operator
 from elder.problems.base import Problem
 from elder.regularizers.base import Regularizer
-from elder.solvers import Iterate, Solution, fixed_point, path
+from elder.solvers import Iterate, Solution, Status, fixed_point, path
 from elder.solvers.history import History
 
 # An initial guess that reaches less or more than these shares of white is probably in other units than [0, 1].
@@ -59,10 +60,13 @@ class Hyperparameters:
 class Info:
     """How a reconstruction went: one entry an image, or plain values for a single picture."""
 
-    status: Any  # converged, precision, max_steps, stalled or not_finite
-    steps: Any
-    energy: Any  # f(x) at the end; None where the regularizer is no energy
-    residual: Any  # ‖proposal − x‖ / ‖x‖ at the end
+    status: Status | list[Status]
+    steps: int | list[int]
+    energy: (
+        float | list[float] | None
+    )  # f(x) at the end, of pictures in [0, 1]; None where the regularizer is no energy
+    residual: float | list[float]  # ‖proposal − x‖ / ‖x‖ at the end
+    misfit: float | list[float]  # ‖A x − y‖ / ‖y‖ at the end
     seconds: float  # for all of them
 
 
@@ -155,15 +159,18 @@ class Model:
                 )
             white = self._white(level(initial), data_range)
             solution = self.solve(operator, tensor / white)
+            misfit = relative_misfit(operator, solution.x, tensor / white)
         except ValueError as error:
             raise UserError(str(error)) from None
         columns = {
-            "status": [status.name.lower() for status in solution.status],
+            "status": list(solution.status),
             "steps": solution.steps.tolist(),
-            "energy": [None] * len(tensor) if solution.energy is None else solution.energy.tolist(),
+            "energy": None if solution.energy is None else solution.energy.tolist(),
             "residual": solution.residual.tolist(),
+            "misfit": misfit.tolist(),
         }
-        info = Info(**{k: v[0] if added else v for k, v in columns.items()}, seconds=time.perf_counter() - start)
+        single = {name: column and column[0] for name, column in columns.items()} if added else columns
+        info = Info(**single, seconds=time.perf_counter() - start)
         x = (solution.x * white)[(0,) * added]
         return (x if isinstance(y, Tensor) else x.numpy()), info
 

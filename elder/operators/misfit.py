@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from elder.operators.base import Operator
+from elder.shapes import Images, Measurement, PerImage
 from elder.tensors import norm
 
 
-def relative_misfit(operator: Operator, x: Tensor, y: Tensor) -> Tensor:
+def relative_misfit(operator: Operator, x: Images, y: Measurement) -> PerImage:
     """The data misfit ‖A x − y‖ / ‖y‖ of each image, (b,) in float64; dimensionless.
 
     A picture explains its measurement if the misfit is near the noise level of y, divided by ‖y‖. A misfit much above

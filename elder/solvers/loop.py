@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -33,14 +33,33 @@ class Method(Protocol[P_contra, M]):
         ...
 
 
-class Status(Enum):
-    """How the solve of one image ended; the value is advice."""
+class Status(StrEnum):
+    """How the solve of one image ended."""
 
-    CONVERGED = "the fixed-point residual is within the tolerance"
-    PRECISION = "the energy can't be lowered further in this floating-point precision: use float64, or a larger tol"
-    MAX_STEPS = "stopped before the tolerance was met: raise max_steps, or use a larger tol"
-    STALLED = "no step was found that lowers the energy, which is far from smooth here: train on, or lower the weight"
-    NOT_FINITE = "the iterates left the finite numbers: check the measurement, and lower the step or the weight"
+    CONVERGED = "converged"
+    PRECISION = "precision"
+    MAX_STEPS = "max_steps"
+    STALLED = "stalled"
+    NOT_FINITE = "not_finite"
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the solve reached a fixed point: to the tolerance, or to the precision of the arithmetic."""
+        return self in (Status.CONVERGED, Status.PRECISION)
+
+    @property
+    def advice(self) -> str:
+        """What it means, and what to do about it."""
+        return ADVICE[self]
+
+
+ADVICE = {
+    Status.CONVERGED: "the fixed-point residual is within the tolerance",
+    Status.PRECISION: "the energy can't be lowered further in this precision: use float64, or a larger tol",
+    Status.MAX_STEPS: "stopped before the tolerance was met: raise max_steps, or use a larger tol",
+    Status.STALLED: "no step was found that lowers the energy, which is far from smooth here: train on, or lower λ",
+    Status.NOT_FINITE: "the iterates left the finite numbers: check the measurement, and lower the step or λ",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +87,7 @@ class Solution:
     @property
     def succeeded(self) -> Flags:
         """(b,) bool: the solve reached a fixed point, to the tolerance or to the precision of the arithmetic."""
-        good = (Status.CONVERGED, Status.PRECISION)
-        return torch.tensor([s in good for s in self.status], device=self.x.device)
+        return torch.tensor([status.succeeded for status in self.status], device=self.x.device)
 
     @property
     def monotone(self) -> Flags | None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from pipeline import ROOT, params
+
 PACKAGES = ("elder", "stages", "pipeline")
 # Modules that bring settings in and logs out. They do not affect a result, so a change in them re-runs nothing.
 GLUE = ("pipeline.explain", "pipeline.params", "pipeline.tracking", "stages.command")
@@ -25,13 +27,15 @@ class Reads:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the code and of the content of every file. Where the paths lie does not affect it."""
-        code = self.manifest.read_text() if self.manifest else manifests()[self.stage]
+        code = self.manifest.read_text() if self.manifest else manifests(Path(params.read().own_code))[self.stage]
         parts = [hashlib.sha256(code.encode()).hexdigest(), *map(content_hash, self.paths)]
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
-def manifests() -> dict[str, str]:
+def manifests(own_code: Path) -> dict[str, str]:
     """The code behind each stage: a line with the fingerprint and the name of each module that it uses.
+
+    own_code: the file or folder that holds problems of the user's own. They belong to every stage that uses problems.
 
     A module counts if the stage imports it, directly or through other modules. Its fingerprint is that of its syntax
     tree, so comments, docstrings and layout do not affect it. Data files beside a module count too, by their content.
@@ -42,12 +46,19 @@ def manifests() -> dict[str, str]:
     stages = sorted(graph.find_modules_that_directly_import("stages.command"))
     for module in GLUE:
         graph.remove_module(module)
+    own = sorted(own_code.rglob("*.py")) if own_code.is_dir() else [own_code]
+    own_lines = [f"{digest(path.read_text())}  {path.as_posix()}\n" for path in own if not _in_packages(path)]
     texts = {}
     for stage in stages:
         used = sorted({stage, *graph.find_upstream_modules(stage)})
         lines = [f"{code}  {name}\n" for module in used for name, code in of_module(module).items()]
+        lines += own_lines if "elder.problems" in used else []
         texts[stage.removeprefix("stages.")] = "".join(dict.fromkeys(lines))
     return texts
+
+
+def _in_packages(path: Path) -> bool:
+    return path.resolve().relative_to(ROOT).parts[0] in PACKAGES if path.resolve().is_relative_to(ROOT) else False
 
 
 def of_module(module: str) -> dict[str, str]:

@@ -134,6 +134,7 @@ class Params(Section):
 
     cells: dict[str, Cell]
     problems: dict[str, Changes]
+    own_code: str
     regularizers: dict[str, Parameterization]
     network: Changes
     compute: Compute
@@ -221,8 +222,11 @@ def load(path: Path) -> Params:
                 "another value; choose another name"
             )
     params = validated(Params, whole)
+    if not Path(params.own_code).exists():
+        raise UserError(f"params.yaml: own_code={params.own_code}: no such file or folder")
     for name, settings in params.problems.items():
         _check_problem(name, settings, f"problems.{name}")
+        _check_watched(name, settings, params.own_code)
         if name not in params.evaluate.robustness:
             raise UserError(f"params.yaml: evaluate.robustness lacks {name}; name changes of this problem, or []")
     for name, changes in params.evaluate.robustness.items():
@@ -282,6 +286,17 @@ def _check_problem(name: str, settings: Mapping[str, Any], where: str) -> None:
     _fitting(_signature(kind), own, where)
     with _said_of(where):
         problems.make(name, settings)
+
+
+def _check_watched(name: str, settings: Mapping[str, Any], own_code: str) -> None:
+    """Raise `UserError` for a problem of the user's own whose module DVC does not watch."""
+    kind = type(problems.make(name, settings))
+    source = Path(inspect.getsourcefile(kind) or "").resolve()
+    if "class" in settings and not source.is_relative_to(Path(own_code).resolve()):
+        raise UserError(
+            f"params.yaml: problems.{name}.class={settings['class']} is in {source.name}, which DVC does not watch: "
+            "name this file, or a folder that holds it, in own_code"
+        )
 
 
 def _check_regularizer(name: str, description: Mapping[str, Any]) -> None:

@@ -146,6 +146,7 @@ def stage(monkeypatch, folder: Path, change: dict, name: str, *arguments: str) -
     path = folder / "params.yaml"
     tiny = (ROOT / "presets" / "tiny.yaml").read_text()
     settings = yaml.safe_load(preset.overlaid((ROOT / "params.yaml").read_text(), tiny, "tiny"))
+    settings["own_code"] = str(ROOT / "elder" / "problems")
     for section, values in change.items():
         settings[section] = settings.get(section, {}) | values
     path.write_text(yaml.safe_dump(settings))

@@ -395,6 +395,7 @@ def test_the_documented_problem_of_ones_own_is_trained_and_found_by_name(project
     project.only_least_squares()
     params = yaml.safe_load((project.folder / "params.yaml").read_text())
     added["evaluate"]["robustness"] |= params["evaluate"]["robustness"]
+    project.replace(own_code=added.pop("own_code"))
     for section, entries in added.items():
         project.change(section, **entries)
     project.run("dvc", "repro", "evaluate@wide-least_squares", "register@wide-least_squares")
@@ -405,6 +406,12 @@ def test_the_documented_problem_of_ones_own_is_trained_and_found_by_name(project
     again = io.read_json(project.folder / "again" / "metrics.json")
     assert again["problem"] == "wide"
     assert again["mean"]["psnr"] == pytest.approx(figures(project, "wide-least_squares")["finetuned"]["psnr"], abs=0.5)
+    with (project.folder / "wide.py").open("a") as file:
+        file.write("\nWIDER = 3\n")
+    project.run("dvc", "repro", "code")
+    changed = project.run("dvc", "status", "simulate@wide", "pretrain@least_squares").stdout
+    assert "simulate@wide" in changed
+    assert "pretrain@least_squares" not in changed
 
 
 @pytest.mark.parametrize("damage", ["corrupt", "nan", "twice"])

@@ -18,6 +18,7 @@ from elder import UserError
 from elder.backend import Compute
 from elder.networks import NETWORKS
 from elder.problems import PROBLEMS
+from elder.problems.denoise import Denoise
 from elder.regularizers import OF_FILTERS, OVER_A_NETWORK
 from elder.training.finetune import Finetuning
 from elder.training.pretrain import Pretraining
@@ -85,8 +86,8 @@ def affected(watchers: dict[str, set[str]], setting: str) -> set[str]:
 def test_every_setting_is_watched_by_a_stage(watchers):
     for path in leaves(DEFAULT):
         setting = ".".join(str(name) for name in path if isinstance(name, str))
-        # Sections of what changes no result.
-        assert bool(affected(watchers, setting)) == (path[0] not in ("compute", "safeguards")), setting
+        # Sections of what changes no result, and a path that is itself a dependency.
+        assert bool(affected(watchers, setting)) == (path[0] not in ("compute", "safeguards", "own_code")), setting
 
 
 def test_a_setting_re_runs_the_stages_that_use_it(watchers):
@@ -149,6 +150,14 @@ def test_no_problem_regularizer_or_network_has_a_name_that_dvc_ignores(name):
 
 
 IMPLICIT = {"problem": "csmri", "regularizer": "implicit"}
+
+
+class Elsewhere(Denoise):
+    """A problem in a file that DVC does not watch."""
+
+    name = "x"
+
+
 BAD = [
     ("pretrain", {"stepz": 3}, "unknown setting pretrain.stepz; known are average, batch,"),
     ("pretrain", {"stepz": 3}, "steps; did you mean steps?"),
@@ -172,6 +181,7 @@ BAD = [
     ),
     ("problems", {"csmri": {"ratio": "much"}}, "problems.csmri.ratio='much' must be a number"),
     ("problems", {"csmri": {"noise": 2.0}}, "problems.csmri.noise=2.0: the standard deviation must be in [0, 1]"),
+    ("problems", {"x": {"class": "tests.test_settings.Elsewhere"}}, "which DVC does not watch: name this file"),
     ("problems", {"mri": {}}, "problems.mri: unknown problem 'mri'"),
     ("problems", {"csmri": {"size": 40}}, "problems.csmri.size: DVC's run cache ignores"),
     ("cells", {"a": IMPLICIT | {"finetune": {"step": 4}}}, "unknown setting cells.a.finetune.step; known"),
@@ -246,7 +256,9 @@ def test_the_defaults_of_the_library_are_those_of_the_pipeline():
 def test_a_preset_is_a_whole_file_with_its_comments(name):
     over = {} if name == "default" else yaml.safe_load((ROOT / "presets" / f"{name}.yaml").read_text())
     expected = {
-        section: over.get(section, value) if section in preset.REPLACED else value | over.get(section, {})
+        section: value | over.get(section, {})
+        if isinstance(value, dict) and section not in preset.REPLACED
+        else over.get(section, value)
         for section, value in DEFAULT.items()
     }
     assert yaml.safe_load(written(name)) == expected

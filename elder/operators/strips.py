@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from scipy import sparse
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 # Areas below this, in pixels, are rounding.
 SMALLEST = 1e-12
@@ -21,6 +24,8 @@ def areas(theta: Tensor, s: Tensor, size: tuple[int, int], dtype: torch.dtype) -
 
     theta: θ in radians, (rays,); s: in pixels, (rays,).
     """
+    from scipy import sparse
+
     counts = theta.unique_consecutive(return_counts=True)[1].tolist()
     parts = []
     for angle, positions in zip(theta.split(counts), s.split(counts), strict=True):

@@ -14,9 +14,10 @@ from elder.solvers.history import History
 from elder.solvers.inertial import Inertial
 from elder.solvers.iterate import Iterate
 from elder.solvers.line_search import LineSearch
-from elder.solvers.loop import Solution, Status, iterates, solve, stops
+from elder.solvers.loop import Solution, iterates, solve, stops
 from elder.solvers.picard import AndersonMixing, Picard
 from elder.solvers.proximal_gradient import ProximalGradient
+from elder.solvers.status import Status
 
 # Where a rough solve stops: below, what it finds is the rounding of its precision.
 ROUGH = 1e-2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -15,6 +14,7 @@ from elder.backend import to_device
 from elder.objective import Equilibrium
 from elder.shapes import Counts, Flags, Images, OneOrEach, PerImage
 from elder.solvers.iterate import Iterate, M
+from elder.solvers.status import Status
 
 P = TypeVar("P", bound=Equilibrium)
 P_contra = TypeVar("P_contra", bound=Equilibrium, contravariant=True)
@@ -31,35 +31,6 @@ class Method(Protocol[P_contra, M]):
     def advance(self, problem: P_contra, s: Iterate[M], /) -> Iterate[M]:
         """The next iterate: one step of the method for every image."""
         ...
-
-
-class Status(StrEnum):
-    """How the solve of one image ended."""
-
-    CONVERGED = "converged"
-    PRECISION = "precision"
-    MAX_STEPS = "max_steps"
-    STALLED = "stalled"
-    NOT_FINITE = "not_finite"
-
-    @property
-    def succeeded(self) -> bool:
-        """Whether the solve reached a fixed point: to the tolerance, or to the precision of the arithmetic."""
-        return self in (Status.CONVERGED, Status.PRECISION)
-
-    @property
-    def advice(self) -> str:
-        """What it means, and what to do about it."""
-        return ADVICE[self]
-
-
-ADVICE = {
-    Status.CONVERGED: "the fixed-point residual is within the tolerance",
-    Status.PRECISION: "the energy can't be lowered further in this precision: use float64, or a larger tol",
-    Status.MAX_STEPS: "stopped before the tolerance was met: raise max_steps, or use a larger tol",
-    Status.STALLED: "no step was found that lowers the energy, which is far from smooth here: train on, or lower λ",
-    Status.NOT_FINITE: "the iterates left the finite numbers: check the measurement, and lower the step or λ",
-}
 
 
 @dataclass(frozen=True, eq=False)

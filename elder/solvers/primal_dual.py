@@ -9,7 +9,7 @@ from torch import Tensor
 
 from elder.fidelity import Fidelity
 from elder.operators.differences import gradient, gradient_adjoint
-from elder.solvers.loop import Status
+from elder.solvers.status import Status
 from elder.tensors import norm, per_image
 
 # ‖∇‖² <= 8, so τ σ = 1/8 converges.

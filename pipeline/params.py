@@ -22,6 +22,7 @@ from elder import io, problems, regularizers
 from elder.backend import Compute
 from elder.errors import UserError
 from elder.networks import NETWORKS
+from elder.problems import Problem
 from elder.regularizers import OF_FILTERS
 from elder.training.finetune import Finetuning
 from elder.training.pretrain import Pretraining
@@ -242,6 +243,7 @@ def load(path: Path) -> Params:
         params.finetuning(name)
         trained = {**params.problems[cell.problem], **cell.training_problem}
         _check_problem(cell.problem, trained, f"cells.{name}.training_problem")
+        _check_patch(name, problems.make(cell.problem, trained), params.finetuning(name).patch)
     return params
 
 
@@ -286,6 +288,16 @@ def _check_problem(name: str, settings: Mapping[str, Any], where: str) -> None:
     _fitting(_signature(kind), own, where)
     with _said_of(where):
         problems.make(name, settings)
+
+
+def _check_patch(cell: str, problem: Problem, patch: int) -> None:
+    try:
+        problem.check_size((patch, patch))
+    except UserError as error:
+        raise UserError(
+            f"params.yaml: cells.{cell} trains on patches of {patch}x{patch}: {error}; change finetune.patch, or draw "
+            f"other masks in training by cells.{cell}.training_problem"
+        ) from None
 
 
 def _check_watched(name: str, settings: Mapping[str, Any], own_code: str) -> None:

@@ -23,7 +23,8 @@ def main(arguments: argparse.Namespace) -> None:
     names, images = inputs.clean_images(arguments.images, "train")
     patches = Patches(images, chosen.patch, names)
     validation = read_samples(arguments.images, arguments.measurements, "validation", before.problem)
-    problem = before.problem.override(cell.training_problem)
+    side = min(min(sample.truth.shape[-2:]) for sample in validation)
+    problem = before.problem.on_patches(chosen.patch / side).override(cell.training_problem)
     logged = {"finetune": vars(chosen), "problem": problem.settings}
     if cell.finetune:
         print(params.overrides("finetune", f"cells.{arguments.cell}", cell.finetune, whole.finetune))

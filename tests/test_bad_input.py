@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import scipy.io
 import tifffile
+from conftest import stage
 from PIL import Image
 
 from elder import cli
-from tests.conftest import stage
 
 GRAY = np.linspace(0, 1, 32 * 32, dtype=np.float32).reshape(32, 32)
 MASK, K = GRAY > 0.5, GRAY * 1j

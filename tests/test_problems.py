@@ -242,3 +242,20 @@ def test_kernels_from_files(form, tmp_path):
         assert found == pytest.approx(expected / expected.sum(), rel=1e-5)
     with pytest.raises(UserError, match="counted from 0"):
         kernels.load(f"{path}:9")
+
+
+@pytest.mark.parametrize(("share", "angles"), [(0.5, 30), (1 / 3, 20), (1e-3, 1), (2.0, 60)])
+def test_patches_are_seen_at_as_many_angles_per_pixel(share, angles):
+    assert problems.make("ct", {"angles": 60}).on_patches(share) == problems.make("ct", {"angles": angles})
+
+
+@pytest.mark.parametrize("name", ["csmri", "inpaint"])
+def test_a_mask_from_a_file_has_one_size(name, tmp_path):
+    mask = np.zeros((20, 24), np.uint8)
+    mask[0] = 1
+    np.save(tmp_path / "mask.npy", mask)
+    problem = problems.make(name, {"mask": str(tmp_path / "mask.npy")})
+    problem.check_size((20, 24))
+    with pytest.raises(UserError, match=r"mask\.npy is 20x24 but the image is 48x48"):
+        problem.check_size((48, 48))
+    problems.make(name).check_size((48, 48))

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from conftest import ROOT, copy_project
@@ -281,3 +282,11 @@ def test_a_preset_of_another_name_is_named(project):
     done = project.run(sys.executable, "-m", "pipeline.preset", "huge", check=False)
     assert done.returncode == 1
     assert "unknown preset 'huge': there are brain, color, default, mri, tiny" in done.stderr
+
+
+def test_a_mask_that_does_not_fit_the_patches_is_refused_before_training(tmp_path, check):
+    mask = tmp_path / "mask.npy"
+    np.save(mask, np.eye(40, dtype=np.uint8))
+    settings = DEFAULT["problems"] | {"csmri": {"mask": str(mask)}}
+    with pytest.raises(UserError, match=r"cells\..* trains on patches of .*40x40"):
+        check(problems=settings)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import stage
 from PIL import Image
 
 from elder import UserError, io
 from pipeline import splits
-from tests.conftest import stage
 
 SHARES = {"validation": 0.2, "test": 0.2}
 

@@ -1,6 +1,6 @@
 """Files: arrays, pictures and scans are read, and whatever is written is written whole or not at all."""
 
-from elder.io.arrays import binary, read_array, read_arrays, read_stack
+from elder.io.arrays import binary, check_mask_size, read_array, read_arrays, read_stack
 from elder.io.atomic import read_json, replacing, write_csv, write_json
 from elder.io.images import Names, file_names, kind_of, list_sources, read_image, read_images
 from elder.io.pictures import PICTURES, to_array, to_tensor, with_channels, write_image
@@ -13,6 +13,7 @@ __all__ = [
     "Names",
     "Scaling",
     "binary",
+    "check_mask_size",
     "check_scaling",
     "file_names",
     "kind_of",

@@ -90,6 +90,13 @@ def binary(mask: np.ndarray, source: str) -> Tensor:
     return torch.from_numpy((mask != 0).astype(np.float32))
 
 
+def check_mask_size(mask: Tensor, source: str, size: tuple[int, int]) -> None:
+    """Raise `UserError` if a mask (h, w) from a file is not of the size of the pictures. `source` names it."""
+    if mask.shape[-2:] != size:
+        (k, m), (h, w) = mask.shape[-2:], size
+        raise UserError(f"mask={source} is {k}x{m} but the image is {h}x{w}: they must be of one size")
+
+
 def _read_npy(path: Path) -> dict[str, np.ndarray]:
     return {"y": np.load(path, allow_pickle=False)}
 

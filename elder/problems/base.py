@@ -48,6 +48,17 @@ class Problem(ABC):
     def arguments(self, operator: Operator) -> dict[str, np.ndarray]:
         """What `bind` needs besides y to make this operator again, as arrays."""
 
+    def check_size(self, size: Size) -> None:
+        """Raise `UserError` if pictures of this size can't be measured: a mask from a file has one size."""
+
+    def on_patches(self, share: float) -> Self:
+        """The problem that is as hard on patches whose side is `share` of the pictures' as this one is on pictures.
+
+        Training measures patches. A setting that counts something across the picture, as the angles of `ct` do, is
+        given in proportion; by default there is none.
+        """
+        return self
+
     def accept(self, y: Measurement, **arguments: Argument) -> tuple[Operator, Measurement]:
         """The operator and the measurement, (b, c, ...), from what a measurement file holds: y, and `bind`'s arguments.
 

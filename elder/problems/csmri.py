@@ -49,13 +49,13 @@ class CSMRI(Problem):
         if self.mask in MASKS:
             masks = [MASKS[self.mask](size, self.ratio, generator) for _ in range(batch)]
             return MaskedFourier(torch.stack(masks).unsqueeze(1))
-        sampled = self._mask(self.mask)
-        if sampled.shape != tuple(size):
-            raise UserError(
-                f"mask={self.mask} is {sampled.shape[0]}x{sampled.shape[1]} but the image is {size[0]}x{size[1]}: "
-                "they must be of one size"
-            )
-        return MaskedFourier(sampled)
+        self.check_size(size)
+        return MaskedFourier(self._mask(self.mask))
+
+    def check_size(self, size: Size) -> None:
+        """See `Problem.check_size`."""
+        if self.mask not in MASKS:
+            io.check_mask_size(self._mask(self.mask), self.mask, size)
 
     def draw_noise(self, operator: Operator, y: Measurement, generator: torch.Generator) -> Measurement:
         """Standard normal noise on the real and on the imaginary part of the samples."""

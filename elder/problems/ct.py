@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar, cast
 
@@ -47,6 +47,15 @@ class CT(Problem):
     def operator(self, size: Size, batch: int, generator: torch.Generator) -> Radon:
         """Parallel-beam projections at equidistant angles."""
         return _radon(self._equidistant(self.angles), size, self.detectors or None, self.offset)
+
+    def on_patches(self, share: float) -> CT:
+        """As many angles per pixel as on whole pictures, and detectors in proportion. See `Problem.on_patches`.
+
+        A sinogram of n angles determines about n pixels across: the angles that are few for a picture are many for a
+        patch.
+        """
+        angles = max(1, round(min(share, 1.0) * self.angles))
+        return replace(self, angles=angles, detectors=math.ceil(min(share, 1.0) * self.detectors))
 
     def bind(self, y: Measurement, **arguments: Argument) -> Radon:
         """The operator of the sinogram y, (b, c, angles, detectors); each argument has a default.

@@ -42,8 +42,14 @@ class Inpaint(Problem):
     def operator(self, size: Size, batch: int, generator: torch.Generator) -> Masking:
         """Masking by a mask that is read from a file, or that leaves out each pixel with probability `missing`."""
         if self.mask != "random":
+            self.check_size(size)
             return _masking(self.mask)
         return Masking((torch.rand(batch, 1, *size, generator=generator) >= self.missing).float())
+
+    def check_size(self, size: Size) -> None:
+        """See `Problem.check_size`."""
+        if self.mask != "random":
+            io.check_mask_size(_masking(self.mask).mask, self.mask, size)
 
     def draw_noise(self, operator: Operator, y: Measurement, generator: torch.Generator) -> Measurement:
         """Standard normal noise on the pixels that are measured."""

@@ -287,6 +287,5 @@ def test_a_preset_of_another_name_is_named(project):
 def test_a_mask_that_does_not_fit_the_patches_is_refused_before_training(tmp_path, check):
     mask = tmp_path / "mask.npy"
     np.save(mask, np.eye(40, dtype=np.uint8))
-    settings = DEFAULT["problems"] | {"csmri": {"mask": str(mask)}}
     with pytest.raises(UserError, match=r"cells\..* trains on patches of .*40x40"):
-        check(problems=settings)
+        check(problems={"csmri": {"mask": str(mask)}})

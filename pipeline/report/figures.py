@@ -73,19 +73,21 @@ def bare(axis: Axes) -> None:
     axis.spines[:].set_visible(False)
 
 
-def convergence(path: Path, paths: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
+def convergence(path: Path, solves: Mapping[tuple[str, str], Sequence[Mapping[str, str]]]) -> None:
     """Energy above its least value, fixed-point residual and PSNR, against steps.
 
-    A title that ends in ", before" is drawn dashed, in the color of the one without.
+    solves: the rows of a solve, by regularizer and phase. The phase `pretrained` is drawn dashed, in the color of the
+    regularizer.
     """
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 3.6))
     colors: dict[str, str] = {}
-    for name, rows in paths.items():
+    for (regularizer, phase), rows in solves.items():
+        early = phase == "pretrained"
         steps = [int(row["step"]) for row in rows]
         style = {
-            "label": name,
-            "linestyle": "--" if name.endswith(", before") else "-",
-            "color": colors.setdefault(name.removesuffix(", before"), f"C{len(colors)}"),
+            "label": f"{regularizer}, before" if early else regularizer,
+            "linestyle": "--" if early else "-",
+            "color": colors.setdefault(regularizer, f"C{len(colors)}"),
         }
         if all(row["energy"] for row in rows):
             energy = np.array([float(row["energy"]) for row in rows])

@@ -66,8 +66,8 @@ def chapter(problem: str, cells: Mapping[str, str], sources: Sources, out: Path)
     for cell, regularizer in cells.items():
         name = regularizer.replace("_", " ")
         rows = tables.read(sources.cells / cell / "convergence.csv")
-        for key, title in (("pretrained", f"{name}, before"), ("finetuned", name)):
-            curves[title] = [row for row in rows if row["method"] == key]
+        for phase in ("pretrained", "finetuned"):
+            curves[name, phase] = [row for row in rows if row["method"] == phase]
         training[name] = tables.read(sources.cells / cell / "finetune.csv")
     figures.convergence(out / f"{problem}-convergence.png", curves)
     figures.training(out / f"{problem}-training.png", training)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 import elder
-from elder import UserError
+from elder import UserError, problems
 from elder.problems.samples import measure
 
 
@@ -81,3 +82,36 @@ def test_a_broken_bundle_is_named(damage, bundle, tmp_path):
     (folder / "config.json").write_text("{" if damage == "json" else json.dumps(config))
     with pytest.raises(UserError, match="broken"):
         elder.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"), [("csmri", "mask"), ("inpaint", "mask"), ("deblur", "kernel"), ("superres", "kernel")]
+)
+def test_a_bundle_loads_where_the_files_of_its_problem_are_not(name, setting, small_model, tmp_path, rng):
+    """Saved twice, since every stage of the pipeline loads the bundle of the one before."""
+    there = tmp_path / "there"
+    there.mkdir()
+    values = (np.random.default_rng(0).random((9, 9)) < 0.6).astype(np.uint8)
+    values[0, 0] = 1
+    np.save(there / "values.npy", values)
+    trained = replace(small_model, problem=problems.make(name, {setting: str(there / "values.npy")}))
+    trained.save(tmp_path / "first")
+    there.rename(tmp_path / "gone")
+    elder.load(tmp_path / "first").save(tmp_path / "second")
+    shutil.rmtree(tmp_path / "first")
+    shutil.move(tmp_path / "second", tmp_path / "moved")
+    moved = elder.load(tmp_path / "moved")
+    kept = np.load(tmp_path / "moved" / f"{setting}.npy")
+    assert kept == pytest.approx(values if setting == "mask" else values / values.sum())
+    measured = moved.problem.simulate(
+        torch.rand(
+            1,
+            1,
+            18 if name == "superres" else 9,
+            18 if name == "superres" else 9,
+            generator=torch.Generator().manual_seed(0),
+        ),
+        torch.Generator(),
+    )
+    x, _ = moved.reconstruct(measured[1])
+    assert x.isfinite().all()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 
@@ -17,18 +18,32 @@ FORMAT = 1
 
 
 def write(
-    folder: str | Path, regularizer: Regularizer, config: Mapping[str, Any], dtype: torch.dtype | None = None
+    folder: str | Path,
+    regularizer: Regularizer,
+    config: Mapping[str, Any],
+    dtype: torch.dtype | None = None,
+    files: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Write the weights, then the configuration, each whole or not at all.
 
     config: `regularizer` (what `regularizers.make` takes) and `metadata`. That of a model also has `problem` (name,
     settings) and `tuning`. dtype: of the weights in the file, that of the regularizer if `None`. `read` returns
     float32 in any case.
+    files: what the files hold that settings of the problem name, by the setting; each is written as SETTING.npy.
     """
+    for name, array in (files or {}).items():
+        with io.replacing(Path(folder) / f"{name}.npy") as temporary:
+            np.save(temporary, array, allow_pickle=False)
     with io.replacing(Path(folder) / "weights.safetensors") as temporary:
         weights = {k: value.detach().cpu().to(dtype).contiguous() for k, value in regularizer.state_dict().items()}
         safetensors.torch.save_file(weights, temporary)
-    io.write_json(Path(folder) / "config.json", {"format": FORMAT, **config})
+    kept = {"files": sorted(files)} if files else {}
+    io.write_json(Path(folder) / "config.json", {"format": FORMAT, **config, **kept})
+
+
+def own_files(folder: str | Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """The settings of the problem whose files the bundle holds, with the paths of these."""
+    return {name: str(Path(folder) / f"{Path(name).name}.npy") for name in config.get("files", [])}
 
 
 def read(folder: str | Path) -> tuple[Regularizer, dict[str, Any]]:

@@ -196,14 +196,17 @@ class Model:
         return replace(self, problem=self.problem.override(settings))
 
     def save(self, folder: str | Path) -> None:
-        """Write the bundle: `weights.safetensors`, then `config.json`, each whole or not at all."""
+        """Write the bundle: `weights.safetensors`, then `config.json`, each whole or not at all.
+
+        A mask or kernel that a setting takes from a file is copied into the bundle, which then loads anywhere.
+        """
         config = {
             "problem": {"name": self.problem.name, "settings": self.problem.settings},
             "regularizer": dict(self.description),
             "tuning": self.hyperparameters.to_config(),
             "metadata": dict(self.metadata),
         }
-        bundle.write(folder, self.regularizer, config)
+        bundle.write(folder, self.regularizer, config, files=self.problem.file_arrays())
 
 
 def level(x: Tensor) -> Tensor:
@@ -218,7 +221,8 @@ def load(folder: str | Path) -> Model:
     if "problem" not in config:
         raise UserError(f"{folder}: a pre-trained regularizer, which has no problem yet; it is no model")
     try:
-        problem = problems.make(config["problem"]["name"], config["problem"]["settings"])
+        settings = {**config["problem"]["settings"], **bundle.own_files(folder, config)}
+        problem = problems.make(config["problem"]["name"], settings)
         hyperparameters = Hyperparameters.from_config(config["tuning"])
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder}: the bundle is broken (config.json: {error})") from None

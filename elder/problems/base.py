@@ -59,6 +59,10 @@ class Problem(ABC):
         """
         return self
 
+    def file_arrays(self) -> dict[str, np.ndarray]:
+        """What the files hold that settings name, by the setting. A bundle keeps them, so that it loads anywhere."""
+        return {}
+
     def accept(self, y: Measurement, **arguments: Argument) -> tuple[Operator, Measurement]:
         """The operator and the measurement, (b, c, ...), from what a measurement file holds: y, and `bind`'s arguments.
 

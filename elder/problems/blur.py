@@ -41,6 +41,10 @@ class BlurProblem(Problem):
             return torch.stack([kernels.motion(generator) for _ in range(batch)]).unsqueeze(1)
         return kernels.load(self.kernel)
 
+    def file_arrays(self) -> dict[str, np.ndarray]:
+        """See `Problem.file_arrays`."""
+        return {} if self.kernel in ("gaussian", "motion") else {"kernel": kernels.load(self.kernel).numpy()}
+
     def operator(self, size: Size, batch: int, generator: torch.Generator) -> Blur:
         """Circular blur by the kernel, which is drawn for each image or read from a file."""
         try:

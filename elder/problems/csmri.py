@@ -57,6 +57,10 @@ class CSMRI(Problem):
         if self.mask not in MASKS:
             io.check_mask_size(self._mask(self.mask), self.mask, size)
 
+    def file_arrays(self) -> dict[str, np.ndarray]:
+        """See `Problem.file_arrays`."""
+        return {} if self.mask in MASKS else {"mask": io.read_array(self.mask, key="mask_matrix")}
+
     def draw_noise(self, operator: Operator, y: Measurement, generator: torch.Generator) -> Measurement:
         """Standard normal noise on the real and on the imaginary part of the samples."""
         real = torch.randn((*y.shape, 2), generator=generator, dtype=y.real.dtype)

@@ -51,6 +51,10 @@ class Inpaint(Problem):
         if self.mask != "random":
             io.check_mask_size(_masking(self.mask).mask, self.mask, size)
 
+    def file_arrays(self) -> dict[str, np.ndarray]:
+        """See `Problem.file_arrays`."""
+        return {} if self.mask == "random" else {"mask": io.read_array(self.mask, key="mask")}
+
     def draw_noise(self, operator: Operator, y: Measurement, generator: torch.Generator) -> Measurement:
         """Standard normal noise on the pixels that are measured."""
         return cast(Masking, operator).mask * super().draw_noise(operator, y, generator)

@@ -335,7 +335,7 @@ def test_the_same_settings_give_the_same_figures(finished, project):
     [
         ("register", {"margin": "much"}, "register.margin='much' must be a number"),
         ("pretrain", {"patch": 900}, "smaller than patch=900"),
-        ("prepare", {"source": "folder"}, "holds no image"),
+        ("prepare", {"source": "folder"}, "holds no picture"),
     ],
 )
 def test_bad_params_end_in_one_line_before_any_training(section, values, message, project):
@@ -348,14 +348,16 @@ def test_bad_params_end_in_one_line_before_any_training(section, values, message
 
 
 def test_a_folder_of_pictures_is_split_and_used(project, photographs):
+    names = []
     for index, path in enumerate(sorted(photographs.iterdir())):
         target = project.folder / "data" / "raw" / ("deep" if index % 2 else "") / path.name
         target.parent.mkdir(exist_ok=True)
         target.write_bytes(path.read_bytes())
+        names.append(f"deep__{path.stem}" if index % 2 else path.stem)
     project.change("prepare", source="folder")
     project.run("dvc", "repro", "simulate")
     manifest = io.read_json(project.folder / "data" / "prepared" / "manifest.json")
-    assert sorted(row["name"] for row in manifest["images"]) == sorted(p.stem for p in photographs.iterdir())
+    assert sorted(row["name"] for row in manifest["images"]) == sorted(names)
     assert {row["split"] for row in manifest["images"]} == {"train", "validation", "test"}
 
 

@@ -372,7 +372,9 @@ def test_every_test_file_of_pydicom_and_nibabel():
         pictures += 1
         right = np.squeeze(own_conversion(path))
         low, high = np.percentile(right, (0.1, 99.9))
-        assert np.squeeze(np.stack(images)) == pytest.approx(((right - low) / (high - low)).clip(0, 1), abs=1e-4), path
+        # pytest.approx takes seconds for a picture.
+        expected = ((right - low) / (high - low)).clip(0, 1)
+        np.testing.assert_allclose(np.squeeze(np.stack(images)), expected, atol=1e-4, err_msg=str(path))
     print(f"of pydicom's and nibabel's test files, {pictures} are pictures and {len(messages)} refused")
     assert pictures >= 90
     for path, message in messages:

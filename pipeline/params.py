@@ -127,7 +127,7 @@ class Evaluation(Section):
 class Registration(Section):
     """Settings of `register`."""
 
-    margin: float
+    margin: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Params(Section):

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import mlflow
 import numpy as np
 from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema, TensorSpec
 
+from elder.errors import UserError
 from elder.evaluation.evaluate import evaluate
 from elder.evaluation.results import mean
 from elder.model.address import load
 from elder.problems import Problem
 from elder.problems.samples import Sample
+from elder.solvers import Status
+from pipeline import tracking
+from pipeline.fingerprints import content_hash
 
 CODE = Path(__file__).with_name("served_model.py")
+
+
+# What a consumer of a name relies on, as tags of each version; the gate compares them.
+FAMILY = ("channels", "settings")
+# Of a model: the versions that were champion, the last one last, as "1,3".
+HISTORY = "champions"
 
 
 @dataclass(frozen=True)
@@ -29,38 +43,184 @@ class Verdict:
     name: str
     version: int
     psnr: float
-    champion_psnr: float | None  # of the champion before, on the same data
+    champion_psnr: float | None  # of the champion before, on the same data; None if there was none that could be loaded
     promoted: bool
     reason: str
 
 
-def register(
-    problem: Problem, bundle: Path, psnr: float, data_hash: str, validation: Sequence[Sample], margin: float
-) -> Verdict:
-    """A new version of `elder-<problem>` as challenger; champion if it passes the gate.
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A trained bundle and what the gate knows of it."""
 
-    The gate: finite on a smoke input through the served model, and better than the champion on the same
-    validation measurements by `margin` dB. A champion of other data is evaluated on these first.
+    problem: Problem
+    bundle: Path
+    psnr: float  # on validation, in dB
+    data_hash: str  # of the validation images and measurements
+    validation: Sequence[Sample]
+
+    @property
+    def name(self) -> str:
+        """The name in the registry."""
+        return f"elder-{self.problem.name}"
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What a version says of itself."""
+        settings = {key: value for key, value in self.problem.settings.items() if key != "seed"}
+        return {
+            "bundle": content_hash(self.bundle),
+            "psnr": f"{self.psnr:.4f}",
+            "data": self.data_hash,
+            "channels": str(self.validation[0].truth.shape[1]),
+            "settings": json.dumps(settings, sort_keys=True),
+        }
+
+
+def register(candidate: Candidate, margin: float) -> Verdict:
+    """A version of `elder-<problem>` as challenger; champion if it passes the gate.
+
+    The gate: weights, validation PSNR and the picture of a smoke input are finite, number of colors and settings of the
+    problem are those of the champion, and PSNR is higher than the champion's on the same validation measurements by
+    `margin` dB. A champion of other data is evaluated on these first. One that can't be loaded is replaced.
+
+    A bundle that is registered already keeps its version, so this can be repeated after a kill. Registrations on one
+    machine wait for each other. The champion is read again before it is replaced, in case another machine moved it.
+
+    Raises:
+        MlflowException: if the registry can't be read or written. Then the champion stays.
     """
-    client, name = MlflowClient(), f"elder-{problem.name}"
-    example = served_inputs(problem, validation[0])
-    version = _log_version(name, bundle, example, validation[0].truth.shape[1])
-    client.set_model_version_tag(name, str(version), "psnr", f"{psnr:.4f}")
-    client.set_model_version_tag(name, str(version), "data", data_hash)
-    client.set_registered_model_alias(name, "challenger", str(version))
-    finite = smoke(f"models:/{name}@challenger", example, validation[0].truth.shape[-2:])
-    before = _champion_psnr(client, name, data_hash, validation)
-    if not finite:
-        promoted, reason = False, "not finite on the smoke input"
+    client, name = MlflowClient(), candidate.name
+    with tracking.locked(name):
+        version = _version(client, candidate)
+        client.set_registered_model_alias(name, "challenger", str(version))
+        refusal = _refusal(candidate, version)
+        while True:
+            before = champion(client, name)
+            verdict = _judged(candidate, version, before, refusal, margin)
+            if not verdict.promoted or (before is not None and int(before.version) == version):
+                return verdict
+            now = champion(client, name)
+            if (now and now.version) == (before and before.version):
+                promote(client, name, version, verdict.reason)
+                return verdict
+
+
+def champion(client: MlflowClient, name: str) -> ModelVersion | None:
+    """The version that is champion; None if the registry says that there is none. Other errors are raised."""
+    try:
+        version = client.get_registered_model(name).aliases.get("champion")
+        return None if version is None else client.get_model_version(name, str(version))
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+
+
+def promote(client: MlflowClient, name: str, version: int, reason: str, history: Sequence[int] | None = None) -> None:
+    """Make a version champion, and note when and why. history: the champions so far; those noted if `None`."""
+    noted = past_champions(client, name) if history is None else history
+    client.set_registered_model_alias(name, "champion", str(version))
+    client.set_registered_model_tag(name, HISTORY, ",".join(map(str, [*noted, version])))
+    client.set_model_version_tag(name, str(version), "promoted", _now())
+    client.set_model_version_tag(name, str(version), "reason", reason)
+
+
+def roll_back(client: MlflowClient, name: str, to: int | None = None) -> tuple[int, int]:
+    """Make the champion before the present one champion again, or the version `to`. Returns both numbers: from, to.
+
+    Raises `UserError` if there is none, or if it can't be loaded.
+    """
+    with tracking.locked(name):
+        present = champion(client, name)
+        if present is None:
+            raise UserError(f"{name}: has no champion")
+        left, history = int(present.version), past_champions(client, name)
+        if to is None:
+            history = history[: history.index(left)] if left in history else history
+            if not history:
+                raise UserError(f"{name}: there was no champion before version {left}; choose a version by --to")
+        target = history.pop() if to is None else to
+        load(f"models:/{name}/{target}")
+        client.set_model_version_tag(name, str(left), "rolled_back", _now())
+        promote(client, name, target, f"in place of version {left}, by hand", history)
+    return left, target
+
+
+def past_champions(client: MlflowClient, name: str) -> list[int]:
+    """The versions that have been champion, the present one last."""
+    noted = client.get_registered_model(name).tags.get(HISTORY, "")
+    return [int(version) for version in noted.split(",") if version]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat("T", "seconds")
+
+
+def _version(client: MlflowClient, candidate: Candidate) -> int:
+    """The number of the candidate's version: of the one with the same bundle, if there is one."""
+    tags, name = candidate.tags, candidate.name
+    same = [v for v in client.search_model_versions(f"name = '{name}'") if v.tags.get("bundle") == tags["bundle"]]
+    if not same:
+        return _log_version(candidate)
+    version = min(int(v.version) for v in same)
+    for key, value in tags.items():  # the validation data may be others
+        client.set_model_version_tag(name, str(version), key, value)
+    return version
+
+
+def _refusal(candidate: Candidate, version: int) -> str | None:
+    """Why this version can't be champion, whatever the present one is."""
+    if not math.isfinite(candidate.psnr):
+        return "its validation PSNR is not finite"
+    model, sample = load(candidate.bundle), candidate.validation[0]
+    if not all(bool(weights.isfinite().all()) for weights in model.regularizer.state_dict().values()):
+        return "its weights are not finite"
+    if model.solve(sample.operator, sample.y).status[0] is Status.NOT_FINITE:
+        return "not finite on the smoke input"
+    inputs = served_inputs(candidate.problem, sample)
+    if not smoke(f"models:/{candidate.name}/{version}", inputs, sample.truth.shape[-2:]):
+        return "not finite on the smoke input, as it is served"
+    return None
+
+
+def _judged(
+    candidate: Candidate, version: int, before: ModelVersion | None, refusal: str | None, margin: float
+) -> Verdict:
+    psnr: float | None = None
+    if refusal is not None:
+        promoted, reason = False, refusal
     elif before is None:
         promoted, reason = True, "the first champion"
-    elif psnr >= before + margin:
-        promoted, reason = True, f"{psnr - before:+.2f} dB over the champion, at least {margin:g}"
+    elif int(before.version) == version:
+        psnr, promoted, reason = candidate.psnr, True, "it is the champion already"
+    elif other := [key for key in FAMILY if before.tags.get(key, candidate.tags[key]) != candidate.tags[key]]:
+        differences = "; ".join(f"{key} {candidate.tags[key]} in place of {before.tags[key]}" for key in other)
+        promoted, reason = (
+            False,
+            (
+                f"made for another problem than champion {before.version}: {differences}. If that is wanted: "
+                f"python -m pipeline.rollback {candidate.problem.name} --to {version}"
+            ),
+        )
     else:
-        promoted, reason = False, f"{psnr - before:+.2f} dB over the champion, less than {margin:g}"
-    if promoted:
-        client.set_registered_model_alias(name, "champion", str(version))
-    return Verdict(name, version, psnr, before, promoted, reason)
+        try:
+            psnr = _psnr(candidate, before)
+        except UserError as error:
+            promoted, reason = True, f"champion {before.version} can't be loaded ({error})"
+        else:
+            ahead = candidate.psnr - psnr
+            promoted = ahead >= margin
+            reason = f"{ahead:+.2f} dB over the champion, {'at least' if promoted else 'less than'} {margin:g}"
+    return Verdict(candidate.name, version, candidate.psnr, psnr, promoted, reason)
+
+
+def _psnr(candidate: Candidate, version: ModelVersion) -> float:
+    """The PSNR of a version on the candidate's validation data, as noted or measured."""
+    noted = float(version.tags.get("psnr", "nan"))
+    if version.tags.get("data") == candidate.data_hash and math.isfinite(noted):
+        return noted
+    model = load(f"models:/{candidate.name}/{version.version}")
+    return mean(evaluate(model, candidate.validation))["psnr"]
 
 
 def smoke(uri: str, inputs: dict[str, np.ndarray], size: Sequence[int]) -> bool:
@@ -77,30 +237,21 @@ def served_inputs(problem: Problem, sample: Sample) -> dict[str, np.ndarray]:
     return {"measurement": measurement.astype(np.float32), **arguments}
 
 
-def _log_version(name: str, bundle: Path, example: dict[str, np.ndarray], channels: int) -> int:
+def _log_version(candidate: Candidate) -> int:
+    """Log the bundle as a model, and make a version of it with all its tags at once."""
+    example = served_inputs(candidate.problem, candidate.validation[0])
     # Any batch, height and width; the rank, colors, parts of a complex number and dtype are fixed.
     specs: list[ColSpec | TensorSpec] = [
         TensorSpec(value.dtype, tuple(n if n in (2, 3) else -1 for n in value.shape), key)
         for key, value in example.items()
     ]
+    channels = candidate.validation[0].truth.shape[1]
     pictures = (-1,) * 3 if channels == 1 else (-1, channels, -1, -1)
     info = mlflow.pyfunc.log_model(
         name="model",
         python_model=str(CODE),
-        artifacts={"bundle": str(bundle)},
+        artifacts={"bundle": str(candidate.bundle)},
         signature=ModelSignature(Schema(specs), Schema([TensorSpec(np.dtype("float32"), pictures)])),
-        registered_model_name=name,
         pip_requirements=["elder"],
     )
-    assert info.registered_model_version is not None
-    return int(info.registered_model_version)
-
-
-def _champion_psnr(client: MlflowClient, name: str, data_hash: str, validation: Sequence[Sample]) -> float | None:
-    try:
-        champion = client.get_model_version_by_alias(name, "champion")
-    except MlflowException:
-        return None
-    if champion.tags.get("data") == data_hash:
-        return float(champion.tags["psnr"])
-    return mean(evaluate(load(f"models:/{name}@champion"), validation))["psnr"]
+    return int(mlflow.register_model(info.model_uri, candidate.name, tags=candidate.tags).version)

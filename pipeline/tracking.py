@@ -106,12 +106,19 @@ def _create_store() -> None:
 
     # Beside its place and then renamed: killed while MLflow makes the tables, it could not be opened again.
     fresh = Path(f"{STORE}.new")
-    with Path(f"{STORE}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked():
         if not STORE.exists():
             fresh.unlink(missing_ok=True)
             mlflow.MlflowClient(f"sqlite:///{fresh}").search_experiments()
             fresh.rename(STORE)
+
+
+@contextmanager
+def locked(name: str = "") -> Iterator[None]:
+    """Wait until no other process of this machine is in a block of this name in this folder."""
+    with Path(f"{STORE}.{name}.lock" if name else f"{STORE}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 class Reporter:

@@ -25,7 +25,8 @@ def main(arguments: argparse.Namespace) -> None:
     parts = [content_hash(folder / "validation") for folder in (arguments.images, arguments.measurements)]
     data = hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
     with tracking.run(f"register {arguments.cell}", {"register": chosen.model_dump()}, arguments.reads) as log:
-        verdict = registry.register(problem, arguments.model, psnr, data, validation, chosen.margin)
+        candidate = registry.Candidate(problem, arguments.model, psnr, data, validation)
+        verdict = registry.register(candidate, chosen.margin)
         log.metrics({"psnr": psnr, "promoted": float(verdict.promoted)})
     alias = "champion" if verdict.promoted else "challenger"
     print(f"{verdict.name} version {verdict.version} is {alias}: {verdict.reason}")

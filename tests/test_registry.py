@@ -2,43 +2,85 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
 import mlflow
 import pytest
 import torch
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
+from elder import UserError
 from elder.problems.samples import measure
-from pipeline import registry
+from pipeline import registry, rollback
+
+NAME = "elder-csmri"
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory) -> Path:
+    """Made once: MLflow's migrations take seconds."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_registered_models()
+    return path
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch):
+def store(empty_store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    shutil.copy(empty_store, tmp_path)
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     mlflow.set_experiment("test")
     yield MlflowClient()
     mlflow.set_tracking_uri(None)
 
 
-def test_the_champion_moves_only_through_the_gate(store, small_model, bundle, rng, monkeypatch):
-    test = measure(small_model.problem, ["x"], [torch.rand((1, 1, 20, 24), generator=rng)])
+@pytest.fixture
+def register(store, small_model, tmp_path, rng):
+    """Register the small model as if it were another, of the PSNR given; its problem may be another too."""
+    pictures = {1: torch.rand((1, 1, 20, 24), generator=rng)}
 
-    def register(psnr: float, data: str = "a") -> registry.Verdict:
-        return registry.register(small_model.problem, bundle, psnr, data, test, margin=0.1)
+    def registered(psnr: float, data: str = "a", label: str | None = None, weight: float | None = None, **settings):
+        model = replace(small_model, problem=small_model.problem.override(settings), metadata={"label": label or psnr})
+        bundle = tmp_path / f"bundle-{label or psnr}"
+        if weight is not None:
+            model = replace(model, regularizer=spoiled(model.regularizer, weight))
+        model.save(bundle)
+        samples = measure(model.problem, ["x"], [pictures[1]])
+        return registry.register(registry.Candidate(model.problem, bundle, psnr, data, samples), margin=0.1)
 
-    def champion() -> str:
-        return store.get_model_version_by_alias("elder-csmri", "champion").version
+    return registered
 
+
+def spoiled(regularizer, weight: float):
+    other = copy.deepcopy(regularizer)
+    next(iter(other.parameters())).data.fill_(weight)
+    return other
+
+
+def alias(store: MlflowClient, name: str) -> int:
+    return int(store.get_model_version_by_alias(NAME, name).version)
+
+
+def versions(store: MlflowClient) -> list[int]:
+    return sorted(int(version.version) for version in store.search_model_versions(f"name = '{NAME}'"))
+
+
+def test_the_champion_moves_only_through_the_gate(store, register, monkeypatch):
     first = register(30.0)
     assert first.promoted
     assert first.champion_psnr is None
     worse = register(30.05)
     assert not worse.promoted
-    assert (str(champion()), str(store.get_model_version_by_alias("elder-csmri", "challenger").version)) == ("1", "2")
+    assert (alias(store, "champion"), alias(store, "challenger")) == (1, 2)
     assert "less than 0.1" in worse.reason
     assert register(30.2).promoted
-    assert str(champion()) == "3"
+    assert alias(store, "champion") == 3
     # On other data the champion is measured again: its figure of 30.2 dB says nothing there.
     other = register(60.0, data="b")
     assert other.champion_psnr != pytest.approx(30.2)
@@ -47,3 +89,115 @@ def test_the_champion_moves_only_through_the_gate(store, small_model, bundle, rn
     broken = register(90.0, data="b")
     assert not broken.promoted
     assert "not finite" in broken.reason
+
+
+def test_a_registration_can_be_repeated(store, register):
+    """As after a kill, at any moment: one version a bundle, and the champion is not its own rival."""
+    register(30.0)
+    again = register(30.0)
+    assert (again.version, again.promoted, again.reason) == (1, True, "it is the champion already")
+    register(29.0)
+    register(29.0)
+    assert versions(store) == [1, 2]
+    assert alias(store, "champion") == 1
+    assert registry.past_champions(store, NAME) == [1]
+
+
+@pytest.mark.parametrize(
+    ("psnr", "weight", "reason"),
+    [
+        (float("nan"), None, "PSNR is not finite"),
+        (float("inf"), None, "PSNR is not finite"),
+        (50.0, float("nan"), "weights are not finite"),
+    ],
+)
+def test_what_is_not_finite_is_no_champion(psnr, weight, reason, store, register):
+    """Neither the first, nor in place of another."""
+    assert reason in register(psnr, label="bad", weight=weight).reason
+    with pytest.raises(MlflowException):
+        store.get_model_version_by_alias(NAME, "champion")
+    assert register(20.0).promoted
+    assert not register(psnr, label="worse", weight=weight).promoted
+    assert alias(store, "champion") == 2
+
+
+def test_a_registry_that_fails_promotes_nothing(store, register, monkeypatch):
+    register(30.0)
+
+    def fails(self, name):
+        raise MlflowException("the server is on fire")
+
+    monkeypatch.setattr(MlflowClient, "get_registered_model", fails)
+    with pytest.raises(MlflowException, match="on fire"):
+        register(10.0)
+    monkeypatch.undo()
+    assert alias(MlflowClient(), "champion") == 1
+
+
+def test_a_champion_that_can_not_be_loaded_is_replaced(store, register):
+    register(30.0)
+    for artifacts in Path().glob("mlruns/**/artifacts"):
+        shutil.rmtree(artifacts, ignore_errors=True)
+    replaced = register(20.0, data="b")
+    assert replaced.promoted
+    assert "champion 1 can't be loaded" in replaced.reason
+
+
+def test_a_model_for_another_problem_does_not_dethrone(store, register):
+    """One for 90 % of k-space has a higher PSNR than one for 40 %, and is no better."""
+    register(30.0)
+    easier = register(45.0, data="b", ratio=0.9)
+    assert not easier.promoted
+    assert '"ratio": 0.9' in easier.reason
+    assert f"python -m pipeline.rollback csmri --to {easier.version}" in easier.reason
+    assert alias(store, "champion") == 1
+
+
+def test_a_champion_that_another_machine_moves_is_judged_again(store, register, monkeypatch):
+    """Of two registrations at once, the better one is champion in the end."""
+    register(30.0)
+    best = register(40.0, label="best")
+    store.set_registered_model_alias(NAME, "champion", "1")
+    judged = registry._judged
+    calls = []
+
+    def meanwhile(candidate, version, before, refusal, margin):
+        calls.append(before.version)
+        if len(calls) == 1:  # the other one finishes between our judgment and our promotion
+            store.set_registered_model_alias(NAME, "champion", str(best.version))
+        return judged(candidate, version, before, refusal, margin)
+
+    monkeypatch.setattr(registry, "_judged", meanwhile)
+    assert not register(35.0).promoted
+    assert [int(version) for version in calls] == [1, best.version]
+    assert alias(store, "champion") == best.version
+
+
+def test_rolling_back(store, register, monkeypatch, capsys):
+    for psnr in (30.0, 31.0, 32.0):
+        register(psnr)
+
+    def run(*arguments: str) -> int:
+        monkeypatch.setattr("sys.argv", ["rollback", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            rollback.main()
+        return int(ended.value.code or 0)
+
+    assert run("csmri") == 0
+    assert "elder-csmri: version 2 is champion, in place of version 3" in capsys.readouterr().out
+    assert alias(store, "champion") == 2
+    tags = store.get_model_version(NAME, "2").tags
+    assert tags["reason"] == "in place of version 3, by hand"
+    assert "rolled_back" in store.get_model_version(NAME, "3").tags
+    assert run("csmri") == 0
+    assert alias(store, "champion") == 1
+    assert run("csmri") == 1
+    assert "there was no champion before version 1" in capsys.readouterr().err
+    assert run("csmri", "--to", "3") == 0
+    assert alias(store, "champion") == 3
+    assert run("csmri", "--to", "9") == 1
+    assert run("deblur") == 1
+    assert "elder-deblur: has no champion" in capsys.readouterr().err
+    assert alias(store, "champion") == 3
+    with pytest.raises(UserError, match="has no champion"):
+        registry.roll_back(store, "elder-other")

@@ -1,0 +1,39 @@
+"""Move the champion of a problem back to the version before, or to any version.
+
+  python -m pipeline.rollback csmri            the champion before this one
+  python -m pipeline.rollback csmri --to 3     version 3, whatever the gate said of it
+
+The registry is the store of MLFLOW_TRACKING_URI, or that of the folder. `elder models` lists the versions. The next
+registration is compared with the version that is champion then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from elder import errors
+
+
+def main() -> None:
+    """Move the alias, and say from where to where."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("problem", help="the name of the problem, such as csmri")
+    parser.add_argument("--to", type=int, metavar="VERSION", help="the version that becomes champion")
+    arguments = parser.parse_args()
+
+    def work() -> None:
+        from mlflow import MlflowClient
+
+        from pipeline import registry, tracking
+
+        tracking.connect()
+        name = f"elder-{arguments.problem}"
+        left, taken = registry.roll_back(MlflowClient(), name, arguments.to)
+        print(f"{name}: version {taken} is champion, in place of version {left}")
+
+    sys.exit(errors.run("rollback", work))
+
+
+if __name__ == "__main__":
+    main()

@@ -295,8 +295,8 @@ def _check_patch(cell: str, problem: Problem, patch: int) -> None:
         problem.check_size((patch, patch))
     except UserError as error:
         raise UserError(
-            f"params.yaml: cells.{cell} trains on patches of {patch}x{patch}: {error}; change finetune.patch, or draw "
-            f"other masks in training by cells.{cell}.training_problem"
+            f"params.yaml: cells.{cell} trains on patches of {patch}x{patch}: {error}; change finetune.patch, or "
+            f"what training measures by cells.{cell}.training_problem"
         ) from None
 
 

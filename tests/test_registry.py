@@ -7,6 +7,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from elder import problems
 from elder.problems.samples import measure
 from pipeline import registry
 
@@ -47,3 +48,14 @@ def test_the_champion_moves_only_through_the_gate(store, small_model, bundle, rn
     broken = register(90.0, data="b")
     assert not broken.promoted
     assert "not finite" in broken.reason
+
+
+def test_a_served_model_gets_a_measurement_in_the_convention_of_its_problem(rng):
+    """With `centered`, y has the zero frequency in the middle, as the mask does."""
+    problem = problems.make("csmri", {"centered": True})
+    (sample,) = measure(problem, ["x"], [torch.rand((1, 1, 20, 24), generator=rng)])
+    inputs = registry.served_inputs(problem, sample)
+    y = torch.view_as_complex(torch.from_numpy(inputs.pop("measurement")))[:, None]
+    operator, measured = problem.accept(y, **inputs)
+    assert torch.equal(measured, sample.y)
+    assert torch.equal(operator.A(sample.truth), sample.y)

@@ -70,8 +70,8 @@ def _parser() -> argparse.ArgumentParser:
 
     def settings(sub: argparse.ArgumentParser) -> None:
         text = (
-            "a setting of the problem, may be repeated: noise, seed, and its own (csmri: ratio, mask; ct: angles, arc, "
-            "detectors, offset; deblur: kernel; inpaint: missing; superres: scale, kernel)"
+            "a setting of the problem, may be repeated: noise, seed, and its own (csmri: ratio, mask, centered; ct: "
+            "angles, arc, detectors, offset; deblur: kernel; inpaint: missing, mask; superres: scale, kernel)"
         )
         sub.add_argument("--set", action="append", default=[], type=_pair, metavar="KEY=VALUE", help=text)
 
@@ -130,7 +130,10 @@ def _scaling(text: str) -> Scaling:
 
 
 def _data_range(text: str) -> float | str:
-    return text if text == "auto" else float(text)
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor auto") from None
 
 
 def _simulate(arguments: argparse.Namespace) -> None:

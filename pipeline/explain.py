@@ -44,10 +44,14 @@ def first(error: ValidationError, model: type[BaseModel], where: str = "") -> st
     if found["type"] == "missing":
         return f"{path.rpartition('.')[0] or 'needs a section'} {'lacks ' if '.' in path else ''}{location[-1]}"
     if found["type"] == "value_error":
-        message = str(context["error"])
-        return f"{path}{'.' if message.partition('=')[0].isidentifier() else ': '}{message}"
+        return below(path, str(context["error"]))
     wanted = WANTED[found["type"]].format(**context) if found["type"] in WANTED else found["msg"]
     return f"{path}={found['input']!r} must be {wanted}"
+
+
+def below(path: str, message: str) -> str:
+    """A message of the library, which knows no paths, below the path of its section: `finetune.steps=0 must be ...`."""
+    return f"{path}{'.' if message.partition('=')[0].isidentifier() else ': '}{message}"
 
 
 def unknown(path: str, known: Sequence[str]) -> str:

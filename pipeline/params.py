@@ -274,7 +274,7 @@ def _fitting(record: type[R], settings: Mapping[str, Any], where: str) -> R:
 
 
 def _signature(make: Callable[..., object], *given: str) -> type[BaseModel]:
-    """The settings that a constructor takes, with their types, but for those that are `given` to it."""
+    """The settings that a constructor takes, with their types, without those that are `given` to it."""
     taken = {name: p for name, p in inspect.signature(make).parameters.items() if name not in given}
     hints = typing.get_type_hints(make if is_dataclass(make) else make.__init__)
     fields: dict[str, Any] = {name: (hints[name], p.default) for name, p in taken.items()}
@@ -295,8 +295,8 @@ def _check_patch(cell: str, problem: Problem, patch: int) -> None:
         problem.check_size((patch, patch))
     except UserError as error:
         raise UserError(
-            f"params.yaml: cells.{cell} trains on patches of {patch}x{patch}: {error}; change finetune.patch, or draw "
-            f"other masks in training by cells.{cell}.training_problem"
+            f"params.yaml: cells.{cell} trains on patches of {patch}x{patch}: {error}; change finetune.patch, or "
+            f"what training measures by cells.{cell}.training_problem"
         ) from None
 
 
@@ -331,6 +331,4 @@ def _said_of(where: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        message = str(error)
-        joint = "." if message.partition("=")[0].isidentifier() else ": "
-        raise UserError(f"params.yaml: {where}{joint}{message}") from None
+        raise UserError(f"params.yaml: {explain.below(where, str(error))}") from None

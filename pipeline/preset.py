@@ -18,6 +18,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from elder import errors
 from elder.errors import UserError
 from elder.io import replacing
 
@@ -29,11 +30,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("preset", help=f"one of {', '.join(names(Path()))}")
     name = parser.parse_args().preset
-    try:
+
+    def work() -> None:
         apply(name, Path())
-    except (UserError, OSError) as error:
-        sys.exit(f"preset: {error}")
-    print(f"params.yaml is now {name}: dvc repro runs it")
+        print(f"params.yaml is now {name}: dvc repro runs it")
+
+    sys.exit(errors.run("preset", work))
 
 
 def names(folder: Path) -> list[str]:
@@ -70,7 +72,7 @@ def overlaid(defaults: str, preset: str, where: str) -> str:
     for section, over in yaml.load(preset).items():
         if section not in params:
             raise UserError(f"{where}: unknown section {section}")
-        if section in REPLACED:
+        if section in REPLACED or not isinstance(over, MutableMapping):
             params[section] = over
         else:
             _merge(params[section], over, f"{where}: {section}")

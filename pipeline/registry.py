@@ -231,9 +231,11 @@ def smoke(uri: str, inputs: dict[str, np.ndarray], size: Sequence[int]) -> bool:
 
 def served_inputs(problem: Problem, sample: Sample) -> dict[str, np.ndarray]:
     """A measurement as the served model takes it: gray without an axis for color, complex as a last axis of two."""
-    y = (sample.y[:, 0] if sample.y.shape[1] == 1 else sample.y).numpy()
+    arrays = problem.export(sample.operator, sample.y)
+    y = arrays.pop("y")
+    y = y[:, 0] if y.shape[1] == 1 else y
     measurement = np.stack([np.real(y), np.imag(y)], -1) if np.iscomplexobj(y) else y
-    arguments = {name: value.squeeze() for name, value in problem.arguments(sample.operator).items()}
+    arguments = {name: value.squeeze() for name, value in arrays.items()}
     return {"measurement": measurement.astype(np.float32), **arguments}
 
 

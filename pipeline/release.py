@@ -1,7 +1,7 @@
 """Put a trained bundle into the package: `python -m pipeline.release models/pretrained/red denoise-red --terms "..."`.
 
 Writes elder/released/NAME: the weights in half precision, the configuration, and a card with data, terms, recipe and
-figures. Run it where the bundle was trained, with that run's params.yaml and a clean working tree: the card names both.
+metrics. Run it where the bundle was trained, with that run's params.yaml and a clean working tree: the card names both.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import yaml
 from elder import errors, released
 from elder.errors import UserError
 from elder.model import bundle
+from pipeline import params
 
 # Sections of params.yaml that say how a model was trained.
 RECIPE = ("prepare", "network", "pretrain", "tune", "finetune")
@@ -56,7 +57,7 @@ def release(source: Path, name: str, about: str, data: str, terms: str) -> None:
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
         raise UserError(f"{name!r} is no name of a released model: use small letters, digits, - and _")
     regularizer, config = bundle.read(source)
-    params = yaml.safe_load(Path("params.yaml").read_text())
+    settings = params.raw()
     with tempfile.TemporaryDirectory() as made:
         released_as = {**DENOISER, **{key: value for key, value in config.items() if key != "format"}}
         bundle.write(made, regularizer, released_as, dtype=torch.float16)
@@ -71,8 +72,8 @@ def release(source: Path, name: str, about: str, data: str, terms: str) -> None:
             data=data,
             terms=terms,
             commit=_commit(),
-            recipe=yaml.safe_dump({key: params[key] for key in RECIPE}, sort_keys=False, allow_unicode=True),
-            figures=yaml.safe_dump(config["metadata"], sort_keys=False, allow_unicode=True),
+            recipe=yaml.safe_dump({key: settings[key] for key in RECIPE}, sort_keys=False, allow_unicode=True),
+            metrics=yaml.safe_dump(config["metadata"], sort_keys=False, allow_unicode=True),
         )
         (Path(made) / "card.md").write_text(card)
         folder = released.FOLDER / name
@@ -104,12 +105,12 @@ params.yaml of the training:
 ```yaml
 {recipe}```
 
-## Figures
+## Metrics
 
 What the training measured, on its validation pictures:
 
 ```yaml
-{figures}```
+{metrics}```
 """
 
 

@@ -6,6 +6,7 @@ import argparse
 
 from elder import io
 from elder.evaluation import baselines
+from elder.problems.samples import is_constrained
 from pipeline import params, tracking
 from stages import command
 from stages.results import means, remeasured, robustness_row, write_results
@@ -28,7 +29,7 @@ def main(arguments: argparse.Namespace) -> None:
             "total_variation": baselines.evaluate_tv(problem, test, lambda_reg),
         }
         # Under a hard constraint λ has no effect, so there is none to show.
-        used = {} if baselines.is_constrained(problem, test) else {"lambda_reg": float(f"{lambda_reg:.3g}")}
+        used = {} if is_constrained(problem, test) else {"lambda_reg": float(f"{lambda_reg:.3g}")}
         write_results(results, arguments.out, {"total_variation": used})
         rows = []
         for change in changes:

@@ -8,7 +8,8 @@ from dataclasses import replace
 from elder import io
 from elder.model import bundle
 from elder.model.model import Hyperparameters, Model
-from elder.training.tune import Trial, best, edges, is_constrained, starting_lambda, tune
+from elder.problems.samples import is_constrained
+from elder.training.tune import Trial, best, edges, starting_lambda, tune
 from pipeline import params, tracking
 from stages import command
 from stages.samples import find_problem, read_samples
@@ -35,7 +36,7 @@ def main(arguments: argparse.Namespace) -> None:
             pretrained, validation, start=start, factors=search.factors, report=report, checkpoint=checkpoint
         )
         found, early = best(trials), max(trials, key=lambda trial: trial.peak_psnr)
-        for name in edges(found, constrained=is_constrained(model, validation)):
+        for name in edges(found, constrained=is_constrained(problem, validation)):
             print(f"tune {arguments.cell}: {name} ended at the edge of its range; the best may lie beyond", flush=True)
         print(f"best where solves end:   {described(found)}\nbest when stopped early: {described(early)}", flush=True)
         metrics = {

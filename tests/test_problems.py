@@ -244,6 +244,15 @@ def test_kernels_from_files(form, tmp_path):
         kernels.load(f"{path}:9")
 
 
+def test_a_kernel_in_a_color_file_is_gray(tmp_path):
+    kernel = np.random.default_rng(0).integers(1, 255, (5, 7), np.uint8)
+    io.write_image(tmp_path / "kernel.png", np.stack([kernel / 255] * 3, -1))
+    assert kernels.load(str(tmp_path / "kernel.png")).numpy() == pytest.approx(kernel / kernel.sum(), rel=1e-5)
+    io.write_image(tmp_path / "kernel.png", np.stack([kernel / 255] * 2 + [kernel / 510], -1))
+    with pytest.raises(UserError, match=r"kernel\.png must be gray; it has colors"):
+        kernels.load(str(tmp_path / "kernel.png"))
+
+
 @pytest.mark.parametrize(("share", "angles"), [(0.5, 30), (1 / 3, 20), (1e-3, 1), (2.0, 60)])
 def test_patches_are_seen_at_as_many_angles_per_pixel(share, angles):
     assert problems.make("ct", {"angles": 60}).on_patches(share) == problems.make("ct", {"angles": angles})

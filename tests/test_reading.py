@@ -181,6 +181,9 @@ FILES: dict[str, tuple[Callable[[Path], Path], dict, list[np.ndarray]]] = {
     "nifti, left and right exchanged": (
         lambda d: nifti(d / "a.nii", VOLUME[:, :, ::-1], np.diag([-1.0, 1, 1, 1])), {}, list(VOLUME)
     ),
+    "percentiles of 1 bit": (
+        lambda d: picture(d / "a.png", Image.fromarray(RAMP > 99)), {"scaling": "percentile"}, [(RAMP > 99) * 1.0]
+    ),
     "percentiles": (
         lambda d: array(d / "a.npy", HOUNSFIELD),
         {"scaling": "percentile"},

@@ -13,7 +13,7 @@ import torch
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from elder import UserError
+from elder import UserError, problems
 from elder.problems.samples import measure
 from pipeline import registry, rollback
 
@@ -201,3 +201,14 @@ def test_rolling_back(store, register, monkeypatch, capsys):
     assert alias(store, "champion") == 3
     with pytest.raises(UserError, match="has no champion"):
         registry.roll_back(store, "elder-other")
+
+
+def test_a_served_model_gets_a_measurement_in_the_convention_of_its_problem(rng):
+    """With `centered`, y has the zero frequency in the middle, as the mask does."""
+    problem = problems.make("csmri", {"centered": True})
+    (sample,) = measure(problem, ["x"], [torch.rand((1, 1, 20, 24), generator=rng)])
+    inputs = registry.served_inputs(problem, sample)
+    y = torch.view_as_complex(torch.from_numpy(inputs.pop("measurement")))[:, None]
+    operator, measured = problem.accept(y, **inputs)
+    assert torch.equal(measured, sample.y)
+    assert torch.equal(operator.A(sample.truth), sample.y)

@@ -183,6 +183,7 @@ BAD = [
     ("problems", {"csmri": {"ratio": "much"}}, "problems.csmri.ratio='much' must be a number"),
     ("problems", {"csmri": {"noise": 2.0}}, "problems.csmri.noise=2.0: the standard deviation must be in [0, 1]"),
     ("problems", {"x": {"class": "tests.test_settings.Elsewhere"}}, "which DVC does not watch: name this file"),
+    ("problems", {"deblur": {"kernel": "none.mat"}}, "problems.deblur: none.mat: no such file"),
     ("problems", {"mri": {}}, "problems.mri: unknown problem 'mri'"),
     ("problems", {"csmri": {"size": 40}}, "problems.csmri.size: DVC's run cache ignores"),
     ("cells", {"a": IMPLICIT | {"finetune": {"step": 4}}}, "unknown setting cells.a.finetune.step; known"),
@@ -282,6 +283,13 @@ def test_a_preset_of_another_name_is_named(project):
     done = project.run(sys.executable, "-m", "pipeline.preset", "huge", check=False)
     assert done.returncode == 1
     assert "unknown preset 'huge': there are brain, color, default, mri, tiny" in done.stderr
+
+
+@pytest.mark.parametrize(("patch", "message"), [(20, "the kernel is 25x25, larger"), (31, "scale=2 must divide")])
+def test_patches_that_can_not_be_blurred_are_refused_before_training(patch, message, check):
+    cell = {"problem": "superres", "regularizer": "implicit", "finetune": {"patch": patch}}
+    with pytest.raises(UserError, match=rf"cells\.a trains on patches of .*{message}"):
+        check(cells={"a": cell}, problems={"superres": {}}, evaluate={"robustness": {"csmri": [], "superres": []}})
 
 
 def test_a_mask_that_does_not_fit_the_patches_is_refused_before_training(tmp_path, check):

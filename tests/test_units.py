@@ -144,6 +144,16 @@ def test_a_mask_out_of_a_jpeg_is_refused(name, clean, tmp_path):
     assert np.array_equal(operator.mask.numpy(), given["mask"])
 
 
+@pytest.mark.parametrize("name", ["csmri", "inpaint"])
+def test_a_mask_in_colors_is_refused(name, tmp_path):
+    """Red on white, every pixel has the same red."""
+    colors = np.full((*SIZE, 3), 255, np.uint8)
+    colors[4:9, 4:9, 1:] = 0
+    Image.fromarray(colors).save(tmp_path / "mask.png")
+    with pytest.raises(UserError, match=r"mask\.png must be gray; it has colors"):
+        problems.make(name, {"mask": str(tmp_path / "mask.png")}).operator(SIZE, 1, torch.Generator())
+
+
 def test_measurements_and_images_are_paired_by_name(clean, tmp_path):
     """`scan` and `scan.png` sort differently with and without their suffixes."""
     problem = problems.make("inpaint")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from elder.evaluation.results import Result
 from elder.problems.base import Problem
-from elder.problems.samples import Sample
+from elder.problems.samples import Sample, is_constrained
 from elder.solvers.primal_dual import reconstruct_tv
 
 # The gap, in units of the energy, at which total variation stops, and at which the search for λ stops. On photographs
@@ -41,11 +41,6 @@ def evaluate_tv(problem: Problem, samples: Sequence[Sample], lambda_reg: float, 
         gap = float(s.gap / s.energy) if s.energy > 0 else 0.0  # no energy is below zero
         results.append(Result(m, initial, s.x, int(s.steps), s.status[0].value, None, seconds, gap))
     return results
-
-
-def is_constrained(problem: Problem, samples: Sequence[Sample]) -> bool:
-    """Whether the data term is a hard constraint, under which λ does not affect the reconstruction."""
-    return problem.fidelity(samples[0].operator, samples[0].y).constrains
 
 
 def tune_tv(

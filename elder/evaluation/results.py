@@ -13,9 +13,7 @@ from torch import Tensor
 from elder.evaluation.quality import EXACT, psnr, ssim
 from elder.operators.misfit import relative_misfit
 from elder.problems.samples import Sample
-
-# How a solve ends that reached a fixed point, or a minimum.
-SUCCESS = ("converged", "precision")
+from elder.solvers.status import Status
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,4 +82,4 @@ def judged(values: Sequence[float]) -> Sequence[float]:
 def succeeded(results: Sequence[Result]) -> float | None:
     """The share of the solves that reached a fixed point or a minimum; None for the initial guess, which has none."""
     solves = [result.status for result in results if result.status != "initial"]
-    return sum(status in SUCCESS for status in solves) / len(solves) if solves else None
+    return sum(Status(status).succeeded for status in solves) / len(solves) if solves else None

@@ -14,7 +14,7 @@ from elder.shapes import Factor, Images, Index, Measurement, Multiplier, OneOrEa
 class Fidelity(ABC):
     """A data term g(x; y), convex in x: an operator bound to a measurement of each image of a batch."""
 
-    # Whether g is the indicator of a set of pictures. If so, the weight λ does not affect the minimum.
+    # Whether g is the indicator of a set of pictures. If so, λ does not affect the minimizer.
     constrains: ClassVar[bool] = False
 
     @abstractmethod

@@ -38,11 +38,12 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
 def reading(path: Path, kind: str) -> Iterator[None]:
     """Turn what a format's library raises for a broken file into one `UserError` that names the file.
 
-    Each library has errors of its own for it, and some raise whatever their parsers run into.
+    Each library has errors of its own for it, and some raise whatever their parsers run into. A file that is too large
+    for the memory, or that may not be read, is not broken.
     """
     try:
         yield
-    except (UserError, Warning):
+    except (UserError, Warning, MemoryError, PermissionError):
         raise
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -50,7 +51,7 @@ def reading(path: Path, kind: str) -> Iterator[None]:
 
 
 def read_array(path: str | Path, key: str = "y") -> np.ndarray:
-    """The array `key` of a file, or its only one; NAME:INDEX takes one entry of a cell or of the first axis."""
+    """The array `key` of a file, or its only one."""
     arrays = read_arrays(path)
     if key in arrays:
         return arrays[key]
@@ -62,12 +63,13 @@ def read_array(path: str | Path, key: str = "y") -> np.ndarray:
 def read_stack(path: str | Path) -> list[np.ndarray]:
     """The two-dimensional arrays of a file: its one array, the cells of a cell array, or the first axis of a stack."""
     arrays = read_arrays(path)
-    cells = [array for name, array in sorted(arrays.items()) if not name.startswith("#")]
-    if len(cells) != 1:
-        raise UserError(f"{path}: must hold one array; it holds {', '.join(sorted(arrays)) or 'none'}")
-    array = cells[0]
+    if len(arrays) != 1:
+        raise UserError(f"{path}: must hold one array; it holds {', '.join(sorted(arrays))}")
+    (array,) = arrays.values()
     if array.dtype == object:
         return [np.asarray(cell) for cell in array.flatten()]
+    if Path(path).suffix.lower() in PICTURES:
+        array = _gray(array, str(path))
     return [array] if array.ndim == 2 else list(array)
 
 
@@ -77,8 +79,7 @@ def binary(mask: np.ndarray, source: str) -> Tensor:
     A mask of a single value other than zero is full. Raises `UserError` for more values: compressed as JPEG, a mask is
     none. `source` names it in messages.
     """
-    if mask.ndim == 3 and mask.shape[-1] in (3, 4):  # a color file of a black-and-white picture
-        mask = mask[..., 0]
+    mask = _gray(mask, source)
     if mask.ndim not in (2, 4) or mask.dtype.kind not in "biuf":
         raise UserError(f"{source} must be (h, w) and hold numbers; got {mask.dtype} {mask.shape}")
     values = np.unique(mask)
@@ -95,6 +96,18 @@ def check_mask_size(mask: Tensor, source: str, size: tuple[int, int]) -> None:
     if mask.shape[-2:] != size:
         (k, m), (h, w) = mask.shape[-2:], size
         raise UserError(f"mask={source} is {k}x{m} but the image is {h}x{w}: they must be of one size")
+
+
+def _gray(array: np.ndarray, source: str) -> np.ndarray:
+    """(h, w) from the color file of a gray picture, (h, w, 3), or with opacity (h, w, 4); others as they are.
+
+    Raises `UserError` if the colors differ: no one of them stands for the others.
+    """
+    if array.ndim != 3 or array.shape[-1] not in (3, 4):
+        return array
+    if bool((array[..., :3] != array[..., :1]).any()):
+        raise UserError(f"{source} must be gray; it has colors")
+    return array[..., 0]
 
 
 def _read_npy(path: Path) -> dict[str, np.ndarray]:

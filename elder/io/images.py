@@ -58,11 +58,10 @@ def kind_of(path: Path) -> str | None:
 
     A file whose name tells nothing is looked into: DICOM files often have names without a suffix.
     """
-    name = path.name.lower()
-    known = next((suffix for suffix in READERS if name.endswith(suffix)), None)
-    if known is None and name != DIRECTORY_OF_DICOM and path.is_file() and is_dicom(path):
-        return DICOM[0]
-    return known
+    if suffix := _suffix(path):
+        return suffix
+    by_content = path.name.lower() != DIRECTORY_OF_DICOM and path.is_file() and is_dicom(path)
+    return DICOM[0] if by_content else None
 
 
 def file_names(paths: Sequence[Path], folder: str | Path) -> list[str]:

@@ -129,7 +129,8 @@ def scale(path: Path, stack: Stack, scaling: Scaling) -> np.ndarray:
     Percentiles and windows clip what lies outside. Warns if the result spans less than a tenth of [0, 1].
     """
     check_scaling(scaling)
-    values = stack.values
+    # Booleans can't be subtracted.
+    values = stack.values.astype(np.uint8) if stack.values.dtype == bool else stack.values
     least, largest = float(values.min()), float(values.max())
     if scaling == "range":
         low, high = 0.0, _white(path, stack, least, largest)

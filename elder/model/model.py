@@ -62,9 +62,8 @@ class Info:
 
     status: Status | list[Status]
     steps: int | list[int]
-    energy: (
-        float | list[float] | None
-    )  # f(x) at the end, of pictures in [0, 1]; None where the regularizer is no energy
+    # f(x) at the end, of pictures in [0, 1]; None if the regularizer has no energy
+    energy: float | list[float] | None
     residual: float | list[float]  # ‖proposal − x‖ / ‖x‖ at the end
     misfit: float | list[float]  # ‖A x − y‖ / ‖y‖ at the end
     seconds: float  # for all of them
@@ -210,7 +209,7 @@ class Model:
 
 
 def level(x: Tensor) -> Tensor:
-    """The 99.9th percentile of |x| in each image, (b, c, h, w) -> (b,): white, but for the few brightest."""
+    """The 99.9th percentile of |x| in each image, (b, c, h, w) -> (b,): white, without the few brightest pixels."""
     magnitudes = x.abs().flatten(1)
     return magnitudes.kthvalue(max(1, math.ceil(0.999 * magnitudes.shape[1])), 1).values
 

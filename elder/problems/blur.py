@@ -18,6 +18,9 @@ from elder.problems import kernels
 from elder.problems.base import Problem
 from elder.shapes import Argument, Measurement, Size
 
+# Kernels that are made here. Any other name is that of a file.
+MADE = ("gaussian", "motion")
+
 
 @dataclass(frozen=True)
 class BlurProblem(Problem):
@@ -27,6 +30,10 @@ class BlurProblem(Problem):
     """
 
     kernel: str = "gaussian"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.file_arrays()  # which raises for a file without a kernel
 
     @property
     @abstractmethod
@@ -43,7 +50,11 @@ class BlurProblem(Problem):
 
     def file_arrays(self) -> dict[str, np.ndarray]:
         """See `Problem.file_arrays`."""
-        return {} if self.kernel in ("gaussian", "motion") else {"kernel": kernels.load(self.kernel).numpy()}
+        return {} if self.kernel in MADE else {"kernel": kernels.load(self.kernel).numpy()}
+
+    def check_size(self, size: Size) -> None:
+        """See `Problem.check_size`: the kernel must fit into the picture, and s must divide its size."""
+        self.operator(size, 1, torch.Generator())
 
     def operator(self, size: Size, batch: int, generator: torch.Generator) -> Blur:
         """Circular blur by the kernel, which is drawn for each image or read from a file."""
@@ -54,7 +65,7 @@ class BlurProblem(Problem):
 
     def bind(self, y: Measurement, **arguments: Argument) -> Blur:
         """The operator of the measurement y; see `Problem.bind`."""
-        given = arguments.get("kernel", None if self.kernel in ("gaussian", "motion") else self.kernel)
+        given = arguments.get("kernel", None if self.kernel in MADE else self.kernel)
         if given is None and self.kernel == "gaussian":
             kernel = kernels.gaussian()
         elif given is None:

@@ -16,6 +16,7 @@ from elder import io
 from elder.errors import DataWarning, UserError
 from elder.operators.base import Operator
 from elder.operators.fourier import MaskedFourier
+from elder.problems import masks
 from elder.problems.base import Problem
 from elder.problems.masks import MASKS
 from elder.shapes import Anything, Argument, KSpace, Measurement, Size
@@ -47,8 +48,8 @@ class CSMRI(Problem):
     def operator(self, size: Size, batch: int, generator: torch.Generator) -> MaskedFourier:
         """Fourier sampling by the mask, which is drawn for each image or read from a file."""
         if self.mask in MASKS:
-            masks = [MASKS[self.mask](size, self.ratio, generator) for _ in range(batch)]
-            return MaskedFourier(torch.stack(masks).unsqueeze(1))
+            drawn = [MASKS[self.mask](size, self.ratio, generator) for _ in range(batch)]
+            return MaskedFourier(torch.stack(drawn).unsqueeze(1))
         self.check_size(size)
         return MaskedFourier(self._mask(self.mask))
 
@@ -98,9 +99,7 @@ class CSMRI(Problem):
 
     def _mask(self, mask: Argument) -> Float[Tensor, "*b h w"]:
         """The mask of a file or an array, 0/1, (h, w) or (b, 1, h, w), the zero frequency at [0, 0]."""
-        from_file = isinstance(mask, str | Path)
-        array = io.read_array(mask, key="mask_matrix") if from_file else np.asarray(mask)
-        sampled = io.binary(array, f"mask={mask}" if from_file else "mask")
+        sampled = masks.load(mask, key="mask_matrix")
         return torch.fft.ifftshift(sampled, (-2, -1)) if self.centered else sampled
 
     def _doubt(self, operator: MaskedFourier, y: KSpace) -> None:

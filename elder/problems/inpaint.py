@@ -14,6 +14,7 @@ from elder.errors import UserError
 from elder.fidelity import Fidelity, HardConstraint
 from elder.operators.base import Operator
 from elder.operators.masking import Masking
+from elder.problems import masks
 from elder.problems.base import Problem
 from elder.shapes import Argument, Images, Measurement, Size
 
@@ -95,9 +96,7 @@ class Inpaint(Problem):
 
 
 def _masking(mask: Argument) -> Masking:
-    from_file = isinstance(mask, str | Path)
-    array = io.read_array(mask, key="mask") if from_file else np.asarray(mask)
-    return Masking(io.binary(array, f"mask={mask}" if from_file else "mask"))
+    return Masking(masks.load(mask, key="mask"))
 
 
 def smooth(x: Images, sigma: float = 2.0) -> Images:

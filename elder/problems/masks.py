@@ -1,15 +1,18 @@
-"""Sampling masks in k-space: 0/1, (h, w), the zero frequency at [0, 0] as `fft2` returns it."""
+"""Masks, 0/1: drawn ones of k-space, with the zero frequency at [0, 0] as `fft2` returns it, and those of files."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from elder.shapes import Size
+from elder import io
+from elder.shapes import Argument, Size
 
 Mask = Float[Tensor, "h w"]
 
@@ -61,6 +64,16 @@ MASKS: dict[str, Callable[[Size, float, torch.Generator], Mask]] = {
     "cartesian": cartesian,
     "random": random,
 }
+
+
+def load(mask: Argument, key: str) -> Float[Tensor, "*b h w"]:
+    """The mask of an array or of a file, 0/1, (h, w) or (b, 1, h, w); see `io.binary`.
+
+    key: the name of the mask in a file of several arrays.
+    """
+    if isinstance(mask, str | Path):
+        return io.binary(io.read_array(mask, key), f"mask={mask}")
+    return io.binary(np.asarray(mask), "mask")
 
 
 def _lines(size: Size, lines: int, offset: float) -> Mask:

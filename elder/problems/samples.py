@@ -39,6 +39,11 @@ def measure(problem: Problem, names: Sequence[str], images: Sequence[Picture]) -
     return [Sample(name, image, *problem.simulate(image, generator)) for name, image in zip(names, images, strict=True)]
 
 
+def is_constrained(problem: Problem, samples: Sequence[Sample]) -> bool:
+    """Whether the data term is a hard constraint, under which λ does not affect the reconstruction."""
+    return problem.fidelity(samples[0].operator, samples[0].y).constrains
+
+
 def save(path: str | Path, problem: Problem, sample: Sample) -> None:
     """Write y, (h, w) or (c, h, w), and the operator's arguments as .npz, whole or not at all."""
     arrays = problem.export(sample.operator, sample.y)

@@ -20,7 +20,7 @@ RELAXATION = 1.7
 CHECK_EVERY = 10
 # A gap within its rounding errors that has not fallen below this share of the last one does not fall further.
 STILL = 0.9
-# The steps after which τ is chosen anew from how far both iterates have moved.
+# The steps after which τ is chosen again, from how far both iterates have moved.
 BALANCE_AT = (10, 20, 40, 80)
 # The first τ, in units of the picture's root mean square over λ.
 FIRST_STEP = 0.04

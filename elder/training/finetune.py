@@ -67,9 +67,11 @@ class Finetuning:
         for name, kind in self.__annotations__.items():
             if kind != "str" and name not in may_be_zero and not getattr(self, name) > 0:
                 raise UserError(f"{name}={getattr(self, name)} must be positive")
-        for name in ("warmup", "stability", "average"):
-            if not 0 <= getattr(self, name) <= 1 or (name in ("stability", "average") and getattr(self, name) == 1):
-                raise UserError(f"{name}={getattr(self, name)} must be in [0, 1]")
+        if not 0 <= self.warmup <= 1:
+            raise UserError(f"warmup={self.warmup} must be in [0, 1]")
+        for name in ("stability", "average"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must be in [0, 1)")
         for name, known in (("loss", LOSSES), ("adjoint", ADJOINTS), ("fallback", FALLBACKS)):
             if getattr(self, name) not in known:
                 raise UserError(f"{name}={getattr(self, name)!r} must be one of {', '.join(known)}")

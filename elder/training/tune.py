@@ -10,8 +10,8 @@ import torch
 
 from elder.evaluation.quality import psnr
 from elder.model.model import Hyperparameters, Model
-from elder.problems.samples import Sample
-from elder.solvers import Status, stops
+from elder.problems.samples import Sample, is_constrained
+from elder.solvers import stops
 from elder.tensors import dot
 from elder.training.checkpoint import Checkpoint
 from elder.training.validation import Score
@@ -108,7 +108,7 @@ def tune(
     highest = attempt(lambda_reg, sigma)
     for factor in factors:
         moves = [(1, factor), (1, 1 / factor)]
-        moves += [] if is_constrained(model, samples) else [(factor, 1), (1 / factor, 1)]
+        moves += [] if is_constrained(model.problem, samples) else [(factor, 1), (1 / factor, 1)]
         improved = True
         while improved:
             improved = False
@@ -123,11 +123,6 @@ def tune(
     found = best(list(trials.values()))
     tuning = replace(start, lambda_reg=found.lambda_reg, sigma=found.sigma, step=found.step)
     return replace(model, hyperparameters=tuning), list(trials.values())
-
-
-def is_constrained(model: Model, samples: Sequence[Sample]) -> bool:
-    """Whether the data term is a hard constraint, under which λ has no part in the minimum."""
-    return model.problem.fidelity(samples[0].operator, samples[0].y).constrains
 
 
 @torch.no_grad()
@@ -145,7 +140,7 @@ def trial_of(model: Model, samples: Sequence[Sample]) -> Trial:
             if why is not None or quality[-1] < max(quality) - RUNAWAY:
                 break
         peak = max(range(len(quality)), key=lambda k: quality[k])
-        solved = why in (Status.CONVERGED, Status.PRECISION)
+        solved = why is not None and why.succeeded
         rows.append((quality[-1], float(solved), quality[peak], float(peak), step))
     psnr_end, converged, peak_psnr, peak_step, _ = (sum(column) / len(rows) for column in zip(*rows, strict=True))
     step = min(row[-1] for row in rows)

@@ -14,8 +14,7 @@ import jinja2
 import numpy as np
 import yaml
 
-from elder import io
-from elder.problems import PROBLEMS
+from elder import io, problems
 from pipeline import ROOT, params
 from pipeline.report import figures, tables
 
@@ -34,11 +33,9 @@ class Sources:
 
 def write(sources: Sources, out: Path, pictures: Path) -> None:
     """Write the page to the file `out`, and the figures in it also as files below `pictures`."""
-    cells = params.read().cells
     manifest = io.read_json(sources.images / "manifest.json")
     chapters = []
-    for problem in dict.fromkeys(cell.problem for cell in cells.values()):
-        mine = {name: cell.regularizer for name, cell in cells.items() if cell.problem == problem}
+    for problem, mine in tables.by_problem(params.read().cells).items():
         chapters.append(chapter(problem, mine, sources, pictures))
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     page = template.from_string(TEMPLATE.read_text()).render(
@@ -58,7 +55,7 @@ def write(sources: Sources, out: Path, pictures: Path) -> None:
 
 def chapter(problem: str, cells: Mapping[str, str], sources: Sources, out: Path) -> dict[str, Any]:
     """What the page says of one problem. cells: the regularizer of each cell; out: the folder of the figures."""
-    initial = PROBLEMS[problem].initial_name if problem in PROBLEMS else "initial guess"
+    initial = problems.make(problem, params.read().problem(problem)).initial_name
     methods = tables.methods(problem, initial, dict(cells), sources.cells, sources.baselines)
     truths = sorted((sources.images / "test").glob("*.tif"))
     panel(out / f"{problem}-panel.png", problem, cells, truths[:SHOWN], sources, initial)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from elder import UserError, errors, io
-from elder.problems import PROBLEMS
+from elder import UserError, errors, io, problems
 from pipeline import params
-from pipeline.report.tables import Method, methods
+from pipeline.report.tables import Method, by_problem, methods
 
 
 def table(methods: list[Method]) -> list[str]:
@@ -29,9 +28,8 @@ def main() -> None:
     if not (reports / "index.html").exists():
         raise UserError("reports: no result yet; run dvc repro")
     cells = params.read().cells
-    for problem in dict.fromkeys(cell.problem for cell in cells.values()):
-        mine = {name: cell.regularizer for name, cell in cells.items() if cell.problem == problem}
-        initial = PROBLEMS[problem].initial_name if problem in PROBLEMS else "initial guess"
+    for problem, mine in by_problem(cells).items():
+        initial = problems.make(problem, params.read().problem(problem)).initial_name
         print(f"\n{problem}, means over the test images; λ of total variation, λ and σ before DEQ tuned on validation")
         print("\n".join(table(methods(problem, initial, mine, reports / "cells", reports / "baselines"))))
     found = [reports / "cells" / name / "registered.json" for name in cells]

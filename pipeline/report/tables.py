@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scipy import stats
 
 from elder import io
+from pipeline.params import Cell
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,14 @@ class Method:
         chosen = f", λ = {self.metrics['lambda_reg']:g}" if "lambda_reg" in self.metrics else ""
         exact = f", {self.metrics['exact']} exact left out" if "exact" in self.metrics else ""
         return f"{self.title}{chosen}{exact}{' *' if self.stopped_early else ''}"
+
+
+def by_problem(cells: Mapping[str, Cell]) -> dict[str, dict[str, str]]:
+    """The cells of each problem, {cell: regularizer}, in the order of params.yaml."""
+    found: dict[str, dict[str, str]] = {}
+    for name, cell in cells.items():
+        found.setdefault(cell.problem, {})[name] = cell.regularizer
+    return found
 
 
 def methods(problem: str, initial: str, cells: dict[str, str], reports: Path, baselines: Path) -> list[Method]:

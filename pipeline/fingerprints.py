@@ -27,15 +27,16 @@ class Reads:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the code and of the content of every file. Where the paths lie does not affect it."""
-        code = self.manifest.read_text() if self.manifest else manifests(Path(params.read().own_code))[self.stage]
+        code = self.manifest.read_text() if self.manifest else manifests(params.read())[self.stage]
         parts = [hashlib.sha256(code.encode()).hexdigest(), *map(content_hash, self.paths)]
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
-def manifests(own_code: Path) -> dict[str, str]:
+def manifests(chosen: params.Params) -> dict[str, str]:
     """The code behind each stage: a line with the fingerprint and the name of each module that it uses.
 
-    own_code: the file or folder that holds problems of the user's own. They belong to every stage that uses problems.
+    The user's own problems, in `own_code`, and the files that settings of problems name, masks and kernels, belong to
+    every stage that uses problems.
 
     A module counts if the stage imports it, directly or through other modules. Its fingerprint is that of its syntax
     tree, so comments, docstrings and layout do not affect it. Data files beside a module count too, by their content.
@@ -46,8 +47,10 @@ def manifests(own_code: Path) -> dict[str, str]:
     stages = sorted(graph.find_modules_that_directly_import("stages.command"))
     for module in GLUE:
         graph.remove_module(module)
+    own_code = Path(chosen.own_code)
     own = sorted(own_code.rglob("*.py")) if own_code.is_dir() else [own_code]
     own_lines = [f"{digest(path.read_text())}  {path.as_posix()}\n" for path in own if not _in_packages(path)]
+    own_lines += [f"{content_hash(path)[:16]}  {path.as_posix()}\n" for path in chosen.problem_files]
     texts = {}
     for stage in stages:
         used = sorted({stage, *graph.find_upstream_modules(stage)})

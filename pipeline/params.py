@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import json
 import typing
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import is_dataclass
@@ -20,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from elder import io, problems, regularizers
 from elder.backend import Compute
-from elder.errors import UserError
+from elder.errors import DataWarning, UserError
 from elder.networks import NETWORKS
 from elder.problems import Problem
 from elder.regularizers import OF_FILTERS
@@ -30,6 +31,8 @@ from pipeline import explain
 
 # Names that DVC's run cache leaves out of its keys, wherever they stand: two values of such a setting share one result.
 IGNORED_BY_DVC = ("size", "nfiles")
+# Where DVC sees changes of the files that settings of problems name.
+WATCHED = Path("data/raw")
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 Count = Annotated[int, Field(ge=1)]
@@ -170,6 +173,15 @@ class Params(Section):
         network = {**self.network, **own.network}
         return regularizers.describe(regularizer, channels, network, own.model_extra or {})
 
+    @property
+    def problem_files(self) -> list[Path]:
+        """The files that settings of problems name: masks and kernels, without the :INDEX of a kernel."""
+        changes = [*self.problems.values(), *(cell.training_problem for cell in self.cells.values())]
+        changes += [change for group in self.evaluate.robustness.values() for change in group]
+        names = [value for settings in changes for value in settings.values() if isinstance(value, str)]
+        paths = [Path(name) if Path(name).is_file() else Path(name.rpartition(":")[0]) for name in names]
+        return sorted({path for path in paths if path.is_file()})
+
     def unused(self, kind: str) -> list[str]:
         """The names of the `kind`, problem or regularizer, that no cell uses."""
         used = {getattr(cell, kind) for cell in self.cells.values()}
@@ -234,6 +246,13 @@ def load(path: Path) -> Params:
         params.problem(name)
         for number, change in enumerate(changes):
             _check_problem(name, {**params.problems[name], **change}, f"evaluate.robustness.{name}[{number}]")
+    for file in params.problem_files:
+        if not file.resolve().is_relative_to(WATCHED.resolve()):
+            warnings.warn(
+                f"params.yaml: {file} is outside of {WATCHED}, so that DVC does not see a change of its content",
+                DataWarning,
+                stacklevel=2,
+            )
     for name in params.regularizers:
         params.pretraining(name)
         _check_regularizer(name, params.description(name, 1))

@@ -12,6 +12,7 @@ import argparse
 import io
 import shutil
 import sys
+import warnings
 from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from elder import errors
-from elder.errors import UserError
+from elder.errors import DataWarning, UserError
 from elder.io import replacing
 
 REPLACED = ("cells", "problems", "regularizers", "network")
@@ -46,11 +47,17 @@ def names(folder: Path) -> list[str]:
 def apply(name: str, folder: Path) -> None:
     """Write params.yaml of the project in `folder`, whole or not at all.
 
+    Edits that were made while another preset was in force would be lost: they are kept in params.yaml.bak.
+
     Raises `UserError` for an unknown preset, or one that sets what the defaults lack.
     """
     if name not in names(folder):
         raise UserError(f"unknown preset {name!r}: there are {', '.join(names(folder))}")
     target, defaults = folder / "params.yaml", folder / "presets" / "default.yaml"
+    if defaults.exists() and target.read_text() not in _written(folder, defaults.read_text()):
+        shutil.copy(target, folder / "params.yaml.bak")
+        message = "params.yaml was edited while a preset was in force: the edits are kept in params.yaml.bak"
+        warnings.warn(message, DataWarning, stacklevel=2)
     if name == "default":
         if defaults.exists():
             defaults.replace(target)
@@ -62,6 +69,12 @@ def apply(name: str, folder: Path) -> None:
             shutil.copy(target, temporary)
     with replacing(target) as temporary:
         temporary.write_text(text)
+
+
+def _written(folder: Path, defaults: str) -> list[str]:
+    """What params.yaml holds under each preset."""
+    files = [path for path in sorted((folder / "presets").glob("*.yaml")) if path.stem != "default"]
+    return [defaults, *(overlaid(defaults, path.read_text(), f"presets/{path.name}") for path in files)]
 
 
 def overlaid(defaults: str, preset: str, where: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from pathlib import Path
 
 from pipeline import fingerprints, params
 from stages import command
@@ -14,7 +13,7 @@ def main(arguments: argparse.Namespace) -> None:
     """Write one file for each stage: a line with the fingerprint and the name of each module that it uses."""
     shutil.rmtree(arguments.out, ignore_errors=True)
     arguments.out.mkdir(parents=True)
-    for stage, manifest in fingerprints.manifests(Path(params.read().own_code)).items():
+    for stage, manifest in fingerprints.manifests(params.read()).items():
         (arguments.out / f"{stage}.txt").write_text(manifest)
 
 

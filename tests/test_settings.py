@@ -17,13 +17,14 @@ from dvc.stage.cache import _get_cache_hash
 
 from elder import UserError
 from elder.backend import Compute
+from elder.errors import DataWarning
 from elder.networks import NETWORKS
 from elder.problems import PROBLEMS
 from elder.problems.denoise import Denoise
 from elder.regularizers import OF_FILTERS, OVER_A_NETWORK
 from elder.training.finetune import Finetuning
 from elder.training.pretrain import Pretraining
-from pipeline import params, preset
+from pipeline import fingerprints, params, preset
 
 DEFAULT = yaml.safe_load((ROOT / "params.yaml").read_text())
 RECORDS = (
@@ -277,6 +278,30 @@ def test_presets_are_laid_over_the_defaults_and_not_over_each_other(project):
         preset.apply("default", folder)
         assert (folder / "params.yaml").read_text() == defaults
         assert not (folder / "presets" / "default.yaml").exists()
+
+
+def test_edits_under_a_preset_are_kept(project):
+    path = project.folder / "params.yaml"
+    edited = path.read_text() + "# mine\n"
+    path.write_text(edited)
+    with pytest.warns(DataWarning, match=r"kept in params\.yaml\.bak"):
+        preset.apply("default", project.folder)
+    assert (project.folder / "params.yaml.bak").read_text() == edited
+
+
+def test_a_mask_of_new_content_re_runs_what_uses_it(tmp_path, monkeypatch, check):
+    mask = tmp_path / "mask.npy"
+    np.save(mask, np.ones((32, 32), np.uint8))
+    manifests = []
+    for _ in range(2):
+        with pytest.warns(DataWarning, match="outside of data/raw"):
+            chosen = check(problems={"csmri": {"mask": str(mask)}}, finetune={"patch": 32})
+        manifests.append(fingerprints.manifests(chosen))
+        np.save(mask, np.eye(32, dtype=np.uint8))
+    before, after = manifests
+    assert {stage for stage in before if before[stage] != after[stage]} == {
+        "simulate", "baseline", "tune", "finetune", "evaluate", "register", "report"
+    }  # fmt: skip
 
 
 def test_a_preset_of_another_name_is_named(project):

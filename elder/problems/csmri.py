@@ -50,8 +50,9 @@ class CSMRI(Problem):
         if self.mask in MASKS:
             drawn = [MASKS[self.mask](size, self.ratio, generator) for _ in range(batch)]
             return MaskedFourier(torch.stack(drawn).unsqueeze(1))
-        self.check_size(size)
-        return MaskedFourier(self._mask(self.mask))
+        sampled = self._mask(self.mask)
+        io.check_mask_size(sampled, self.mask, size)
+        return MaskedFourier(sampled)
 
     def check_size(self, size: Size) -> None:
         """See `Problem.check_size`."""

@@ -43,8 +43,9 @@ class Inpaint(Problem):
     def operator(self, size: Size, batch: int, generator: torch.Generator) -> Masking:
         """Masking by a mask that is read from a file, or that leaves out each pixel with probability `missing`."""
         if self.mask != "random":
-            self.check_size(size)
-            return _masking(self.mask)
+            fixed = _masking(self.mask)
+            io.check_mask_size(fixed.mask, self.mask, size)
+            return fixed
         return Masking((torch.rand(batch, 1, *size, generator=generator) >= self.missing).float())
 
     def check_size(self, size: Size) -> None:

@@ -80,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--images", type=Path, required=True, metavar="DIR", help=text)
         text = "how values come to [0, 1]: range (default), max, percentile, or a window: --scaling=LOW,HIGH"
         sub.add_argument("--scaling", type=_scaling, default="range", metavar="HOW", help=text)
+        text = "order of the axes of arrays whose shape leaves it open: hw hwc chw nhw hwn nhwc nchw"
+        sub.add_argument("--axes", default="", help=text)
 
     sub = command("simulate", _simulate, "make measurements from clean pictures")
     sub.add_argument(
@@ -95,7 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("reconstruct", _reconstruct, "recover a picture from a measurement")
     sub.add_argument("model", metavar="MODEL", help="a bundle folder or a registry URI")
     sub.add_argument("--measurement", type=Path, required=True, metavar="FILE", help="the measurement y")
-    sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="the picture: .png .tif or .npy")
+    sub.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="the picture: .png, 8 bits; .tif or .npy, as it is"
+    )
     text = "the value of white in the picture behind the measurement, 1 by default; or auto, from the initial guess"
     sub.add_argument("--data-range", type=_data_range, default=1.0, metavar="VALUE", help=text)
     settings(sub)
@@ -154,17 +158,18 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     from elder.solvers import Status
 
     chosen = dict(arguments.set)
-    model = load(arguments.model)
+    model = load(arguments.model, chosen)
     if arguments.out.suffix.lower() not in (".png", ".tif", ".tiff", ".npy"):
         raise UserError(
             f"{arguments.out}: can't write {arguments.out.suffix or 'without a suffix'}; use .png .tif .npy"
         )
-    model = model.override(chosen)
     arrays = _measurement(arguments.measurement)
     # What the user sets by hand goes before what the file holds.
     given = {name: value for name, value in arrays.items() if name != "y" and name not in chosen}
     x, info = model.reconstruct(arrays["y"], data_range=arguments.data_range, **given)
-    io.write_image(arguments.out, x if x.ndim == 2 else x.transpose(1, 2, 0))
+    if arguments.out.suffix.lower() == ".png":  # which shows [0, 1]; the others keep the units of y
+        x = x / info.data_range
+    io.write_image(arguments.out, x if x.ndim == 2 else x[0] if len(x) == 1 else x.transpose(1, 2, 0))
     print(f"{arguments.out}: {info.status} after {info.steps} steps, {info.seconds:.1f} s, misfit {info.misfit:.2g}")
     status = Status(info.status)
     if not status.succeeded:
@@ -172,11 +177,11 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
 
 
 def _measurement(path: Path) -> dict[str, Any]:
-    """y and the operator's arguments: from arrays as they are, from a picture scaled to [0, 1], (h, w) or (c, h, w)."""
+    """y, (h, w) or (c, h, w), and the operator's arguments; see `io.read_measured` for y of a picture file."""
     from elder import io
 
     if path.suffix.lower() in io.PICTURES:
-        picture = io.read_image(path)
+        picture = io.read_measured(path)
         return {"y": picture if picture.ndim == 2 else picture.transpose(2, 0, 1)}
     arrays = io.read_arrays(path)
     if "y" not in arrays:
@@ -196,7 +201,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     if arguments.limit is not None and arguments.limit < 1:
         raise UserError(f"--limit {arguments.limit}: must be at least 1")
-    model = load(arguments.model).override(dict(arguments.set))
+    model = load(arguments.model, dict(arguments.set))
     names, images = _clean(arguments, model.channels, arguments.limit)
 
     def show(result: Result) -> None:
@@ -233,7 +238,7 @@ def _clean(arguments: argparse.Namespace, channels: int, limit: int | None = Non
     paths = io.list_sources(arguments.images)
     given, names, pictures = io.Names(), [], []
     for path, name in zip(paths, io.file_names(paths, arguments.images), strict=True):
-        images = io.read_images(path, scaling=arguments.scaling, drop_empty=True)
+        images = io.read_images(path, scaling=arguments.scaling, axes=arguments.axes, drop_empty=True)
         names += [given.claim(f"{name}-{index}" if len(images) > 1 else name) for index in range(len(images))]
         pictures += [io.to_tensor(io.with_channels(image, channels)) for image in images]
         if limit is not None and len(names) >= limit:

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import itertools
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from skimage.transform import resize
 from tqdm import tqdm
 
 from elder import io
-from elder.errors import UserError
+from elder.errors import DataWarning, UserError
 from pipeline import params, splits
 from pipeline.params import Preparation
 from pipeline.splits import SPLITS
@@ -41,8 +42,12 @@ def main(arguments: argparse.Namespace) -> None:
     parts = builtin() if chosen.source == "builtin" else split(Path(chosen.folder), chosen)
     temporary = arguments.out.with_name(f".{arguments.out.name}-partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    rows = [row for name in SPLITS for row in write(parts[name], name, temporary, chosen)]
-    refuse_duplicates(rows)
+    try:
+        rows = [row for name in SPLITS for row in write(parts[name], name, temporary, chosen)]
+        refuse_duplicates(rows)
+    except UserError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     listed = [{key: value for key, value in row.items() if key != "perceptual"} for row in rows]
     io.write_json(temporary / "manifest.json", {"source": chosen.source, "images": listed})
     shutil.rmtree(arguments.out, ignore_errors=True)
@@ -61,7 +66,9 @@ def split(folder: Path, chosen: Preparation) -> dict[str, dict[Path, str]]:
     """The files of a folder in each split, and a name for each that is unique in its split."""
     paths = io.list_sources(folder)
     names = [path.relative_to(folder).as_posix() for path in paths]
-    groups = splits.groups_of(names, chosen.group)
+    # A patient may have a folder in each split: below it, the group has one name.
+    below = [name.partition("/")[2] or name for name in names] if chosen.split == "folders" else names
+    groups = splits.groups_of(below if chosen.group else names, chosen.group)
     if chosen.split == "random":
         shares = {"validation": chosen.validation_share, "test": chosen.test_share}
         where, hint = splits.at_random(names, groups, shares, chosen.seed), "prepare.split=random"
@@ -70,6 +77,10 @@ def split(folder: Path, chosen: Preparation) -> dict[str, dict[Path, str]]:
         hint = f"prepare.split=folders wants the images in {', '.join(SPLITS)} below {folder}"
     else:
         where = splits.by_list(Path(chosen.split))
+        absent = sorted(set(where) - set(names))
+        if absent:
+            text = f"{chosen.split}: lists {len(absent)} files that are not below {folder}, such as {absent[0]}"
+            warnings.warn(text, DataWarning, stacklevel=2)
         hint = f"prepare.split={chosen.split} must give each file one of {', '.join(SPLITS)}"
     for name in names:
         if where.get(name) not in SPLITS:

@@ -149,6 +149,9 @@ MEASUREMENTS: dict[str, tuple[Callable[[Path], Path], list[str], str]] = {
     "mask of text": (lambda d: zipped(d / "y.npz", y=K, mask=np.array([["a"]])), [], "needs the mask"),
     "one axis": (lambda d: zipped(d / "y.npz", y=GRAY[0] * 1j, mask=MASK), [], "must be (h, w)"),
     "three colors": (lambda d: zipped(d / "y.npz", y=np.stack([GRAY * 1j] * 3), mask=MASK), [], "of 1 channels"),
+    "NaN in the mask": (
+        lambda d: zipped(d / "y.npz", y=K, mask=np.where(MASK, np.nan, 0)), [], "NaN or infinite"
+    ),
     "no data range": (lambda d: zipped(d / "y.npz", y=K, mask=MASK), ["--data-range", "0"], "data_range=0.0 must"),
     "unknown setting": (lambda d: zipped(d / "y.npz", y=K, mask=MASK), ["--set", "masks=x"], "unknown setting 'masks'"),
     "another type": (lambda d: zipped(d / "y.npz", y=K, mask=MASK), ["--set", "ratio=many"], "must be a float"),

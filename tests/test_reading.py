@@ -111,6 +111,20 @@ FILES: dict[str, tuple[Callable[[Path], Path], dict, list[np.ndarray]]] = {
     "tiff, LZW": (lambda d: picture(d / "a.tif", Image.fromarray(RAMP), compression="tiff_lzw"), {}, [GRAY]),
     "tiff, 16 bits": (lambda d: tiff(d / "a.tif", RAMP.astype(np.uint16) * 257), {}, [GRAY]),
     "tiff, float": (lambda d: tiff(d / "a.tif", GRAY.astype(np.float32)), {}, [GRAY]),
+    **{
+        f"tiff, turned, {compression}": (
+            lambda d, compression=compression: picture(
+                d / "a.tif", Image.fromarray(RAMP), tiffinfo={274: 6}, compression=compression
+            ),
+            {},
+            [np.rot90(GRAY, -1)],
+        )
+        for compression in (None, "tiff_lzw")
+    },
+    "tiff, mirrored along the diagonal": (
+        lambda d: tiff(d / "a.tif", RAMP, extratags=[(274, "H", 1, 5, True)]), {}, [GRAY.T]
+    ),
+    "tiff, Zstandard": (lambda d: picture(d / "a.tif", Image.fromarray(RAMP), compression="zstd"), {}, [GRAY]),
     "tiff, planes": (
         lambda d: tiff(d / "a.tif", np.moveaxis(COLORS, -1, 0), photometric="rgb", planarconfig="separate"), {}, [COLOR]
     ),
@@ -131,6 +145,15 @@ FILES: dict[str, tuple[Callable[[Path], Path], dict, list[np.ndarray]]] = {
         [GRAY, GRAY[::-1], (RAMP // 2) / 255],
     ),
     "npy, colors last": (lambda d: array(d / "a.npy", COLORS), {}, [COLOR]),
+    "npy, big endian": (lambda d: array(d / "a.npy", (RAMP.astype(np.uint16) * 257).astype(">u2")), {}, [GRAY]),
+    "npy, beyond white by rounding": (
+        lambda d: array(d / "a.npy", (RAMP * np.float32(1 / 255)).astype(np.float32) * np.float32(1 + 1e-7)), {}, [GRAY]
+    ),
+    "npy, half precision in a wide window": (
+        lambda d: array(d / "a.npy", (GRAY * 60000).astype(np.float16)),
+        {"scaling": [-20000, 60000]},
+        [(GRAY * 60000 + 20000) / 80000],
+    ),
     "npy, RGBA": (lambda d: array(d / "a.npy", np.dstack([COLORS, np.full_like(RAMP, 255)])), {}, [COLOR]),
     "npy, colors first, said so": (
         lambda d: array(d / "a.npy", np.moveaxis(COLORS, -1, 0)), {"axes": "chw"}, [COLOR]
@@ -184,6 +207,14 @@ FILES: dict[str, tuple[Callable[[Path], Path], dict, list[np.ndarray]]] = {
     "percentiles of 1 bit": (
         lambda d: picture(d / "a.png", Image.fromarray(RAMP > 99)), {"scaling": "percentile"}, [(RAMP > 99) * 1.0]
     ),
+    "nifti, one slice": (
+        lambda d: (
+            nibabel.save(nibabel.Nifti1Image(np.rot90(GRAY, -1)[::-1], np.diag([-1.0, 1, 1, 1])), d / "a.nii"),
+            d / "a.nii",
+        )[1],
+        {},
+        [GRAY],
+    ),
     "percentiles": (
         lambda d: array(d / "a.npy", HOUNSFIELD),
         {"scaling": "percentile"},
@@ -231,6 +262,24 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], dict, str]] = {
     "slices last": (lambda d: array(d / "a.npy", np.zeros((64, 64, 10))), {}, "may be nhw or hwn"),
     "strips": (lambda d: array(d / "a.npy", np.zeros((64, 80, 5))), {}, "may be nhw or hwn"),
     "four floating-point channels": (lambda d: array(d / "a.npy", np.zeros((64, 64, 4))), {}, "may be nhw or hwn"),
+    "narrow slices": (lambda d: array(d / "a.npy", np.zeros((64, 80, 20))), {}, "may be nhw or hwn"),
+    "a window without an end": (lambda d: array(d / "a.npy", RAMP), {"scaling": [0, np.inf]}, "two finite values"),
+    "a span beyond numbers": (
+        lambda d: array(d / "a.npy", (GRAY * 2 - 1) * 1.7e308), {"scaling": "percentile"}, "more than numbers can hold"
+    ),
+    "dicom, a slope of zero": (
+        lambda d: dicom(d / "a.dcm", RAMP, bits=8, RescaleSlope=0, RescaleIntercept=0), {}, "must lie in [0, 0]"
+    ),
+    "channels beside each other": (
+        lambda d: tiff(d / "a.tif", COLORS, photometric="minisblack", planarconfig="contig"), {}, "no colors"
+    ),
+    "channels, compressed": (
+        lambda d: compressed_channels(d / "a.ome.tif"), {}, "no colors"
+    ),
+    "real k-space": (lambda d: kspace(d / "a.h5", np.ones((5, 20, 24, 2))), {}, "kspace must be complex"),
+    "k-space with columns left out": (
+        lambda d: kspace(d / "a.h5", np.fft.fft2(VOLUME) * (np.arange(24) % 4 == 0)), {}, "holds no clean picture"
+    ),
     "five axes": (lambda d: array(d / "a.npy", np.zeros((2, 2, 2, 2, 2))), {}, "must hold pictures"),
     "axes that do not fit": (lambda d: array(d / "a.npy", RAMP), {"axes": "nhw"}, "axes=nhw needs 3 axes"),
     "axes that are none": (lambda d: array(d / "a.npy", RAMP), {"axes": "xyz"}, "axes='xyz' must be one of"),
@@ -264,6 +313,30 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], dict, str]] = {
     "one pixel": (lambda d: array(d / "a.npy", np.zeros((1, 1))), {}, "too small"),
     "no pixel": (lambda d: array(d / "a.npy", np.zeros((0, 5))), {}, "holds no values"),
 }  # fmt: skip
+
+
+def kspace(path: Path, values: np.ndarray) -> Path:
+    with h5py.File(path, "w") as file:
+        file["kspace"] = values
+    return path
+
+
+def compressed_channels(path: Path) -> Path:
+    """Two channels of a microscope under a compression that tifffile alone can't read."""
+    description = (
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0"><Pixels ID="Pixels:0" '
+        'DimensionOrder="XYCZT" Type="uint8" SizeX="24" SizeY="20" SizeC="2" SizeZ="1" SizeT="1">'
+        '<Channel ID="Channel:0:0" SamplesPerPixel="1"/><Channel ID="Channel:0:1" SamplesPerPixel="1"/><TiffData/>'
+        "</Pixels></Image></OME>"
+    )
+    Image.fromarray(RAMP).save(
+        path,
+        compression="tiff_lzw",
+        tiffinfo={270: description},
+        save_all=True,
+        append_images=[Image.fromarray(RAMP[::-1].copy())],
+    )
+    return path
 
 
 def strip(path: Path) -> None:
@@ -312,6 +385,15 @@ def test_transparent_pixels_are_told(tmp_path):
     with pytest.warns(DataWarning, match="opacity is left out"):
         (found,) = io.read_images(picture(tmp_path / "a.png", Image.fromarray(np.dstack([COLORS, RAMP]), mode="RGBA")))
     assert found == pytest.approx(COLOR, abs=1e-6)
+
+
+@pytest.mark.parametrize(("values", "key"), [(RAMP, 100), (COLORS, (0, 255, 0))])
+def test_a_color_that_stands_for_transparency_is_told(values, key, tmp_path):
+    values = values.copy()
+    values[3, 4] = key
+    with pytest.warns(DataWarning, match="opacity is left out"):
+        (found,) = io.read_images(picture(tmp_path / "a.png", Image.fromarray(values), transparency=key))
+    assert found == pytest.approx(values / 255, abs=1e-6)
 
 
 def test_a_photograph_is_upright(tmp_path):

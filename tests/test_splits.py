@@ -125,6 +125,24 @@ def test_empty_slices_are_left_out_and_are_no_duplicates(monkeypatch, tmp_path):
     assert sum(map(len, prepared(monkeypatch, tmp_path, tmp_path / "in", drop_empty=False).values())) == 20
 
 
+def test_a_list_of_files_that_are_not_there_is_told(monkeypatch, tmp_path, capfd):
+    for index, name in enumerate("abc"):
+        noise(tmp_path / "in" / f"{name}.png", index)
+    rows = [f"{name}.png,{split}\n" for name, split in zip("abcd", (*splits.SPLITS, "test"), strict=True)]
+    (tmp_path / "split.csv").write_text("name,split\n" + "".join(rows))
+    prepared(monkeypatch, tmp_path, tmp_path / "in", split=str(tmp_path / "split.csv"))
+    assert "lists 1 files that are not below" in capfd.readouterr().err
+
+
+def test_nothing_is_left_of_what_is_refused(monkeypatch, tmp_path, capfd):
+    for split in splits.SPLITS:
+        noise(tmp_path / "in" / split / "a.png", 7)
+    change = {"prepare": {"source": "folder", "folder": str(tmp_path / "in"), "split": "folders"}}
+    assert stage(monkeypatch, tmp_path, change, "prepare", "--out", str(tmp_path / "out" / "prepared")) == 1
+    assert "are one picture" in capfd.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_a_folder_of_any_name(project):
     """DVC watches it, and no shell sees its name."""
     source = project.folder / "my 'pictures' $HOME ~ \"x\""
@@ -134,3 +152,14 @@ def test_a_folder_of_any_name(project):
     project.run("dvc", "repro", "prepare")
     assert len(io.read_json(project.folder / "data" / "prepared" / "manifest.json")["images"]) >= 4
     assert "didn't change" in project.run("dvc", "repro", "prepare").stdout
+
+
+def test_a_patient_in_two_split_folders_is_refused(monkeypatch, tmp_path, capfd):
+    for index, name in enumerate(("train/p1/a.png", "validation/p2/a.png", "test/p1/a.png")):
+        noise(tmp_path / "in" / name, index)
+    settings = {"source": "folder", "folder": str(tmp_path / "in"), "split": "folders"}
+    change = {"prepare": settings | {"group": "folder"}}
+    assert stage(monkeypatch, tmp_path, change, "prepare", "--out", str(tmp_path / "prepared")) == 1
+    assert "the group p1 is in test and train" in capfd.readouterr().err
+    # Without groups, files of the same name in two splits are two pictures.
+    assert stage(monkeypatch, tmp_path, {"prepare": settings}, "prepare", "--out", str(tmp_path / "prepared")) == 0

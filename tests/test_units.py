@@ -14,7 +14,7 @@ from skimage.transform import resize
 from elder import UserError, cli, io, problems, regularizers
 from elder.errors import DataWarning
 from elder.model.model import Hyperparameters, Model
-from elder.problems import masks, samples
+from elder.problems import kernels, masks, samples
 
 SIZE = (32, 36)
 
@@ -52,6 +52,91 @@ def test_the_picture_scales_with_the_measurement(name, settings, factor, clean):
     assert again.status == info.status
 
 
+def reconstructed(model, given, tmp_path, out: str, *options: str) -> np.ndarray:
+    """What `elder reconstruct` writes for the arrays of a measurement file."""
+    model.save(tmp_path / "model")
+    np.savez(tmp_path / "y.npz", **given)
+    arguments = ["reconstruct", str(tmp_path / "model"), "--measurement", str(tmp_path / "y.npz")]
+    assert cli.main([*arguments, "--out", str(tmp_path / out), *options]) == 0
+    return io.read_arrays(tmp_path / out)["y"]
+
+
+def test_a_png_shows_other_units_from_black_to_white(clean, tmp_path, capsys):
+    model = model_for("inpaint")
+    given = measured(model.problem, clean)
+    deep = given | {"y": 4095 * given["y"]}
+    right, _ = model.reconstruct(**given)
+    for options in (["--data-range", "4095"], ["--data-range", "auto"]):
+        found = reconstructed(model, deep, tmp_path, "x.png", *options) / 255
+        assert np.corrcoef(found.flatten(), right.flatten())[0, 1] > 0.99
+    assert reconstructed(model, deep, tmp_path, "x.tif", "--data-range", "4095").max() > 3000
+    assert reconstructed(model, given | {"y": given["y"][None]}, tmp_path, "x.png").shape == SIZE
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("kernel", [np.ones((1, 9)) / 9, np.ones((9, 1))])
+def test_a_kernel_of_one_row_or_column(kernel, clean, tmp_path):
+    np.save(tmp_path / "kernel.npy", kernel)
+    problem = problems.make("deblur", {"kernel": str(tmp_path / "kernel.npy"), "noise": 0.0})
+    (sample,) = samples.measure(problem, ["a"], [clean])
+    samples.save(tmp_path / "a.npz", problem, sample)
+    again = samples.read(tmp_path / "a.npz", problems.make("deblur"), clean)
+    assert again.operator.A(clean) == pytest.approx(sample.y, abs=1e-6)
+
+
+def test_a_kernel_beside_y_is_made_to_sum_to_one(clean):
+    model = model_for("deblur")
+    given = measured(model.problem, clean)
+    x, _ = model.reconstruct(**given)
+    again, _ = model.reconstruct(**given | {"kernel": 3 * given["kernel"]})
+    assert again == pytest.approx(x, abs=1e-4)
+    for wrong in (given["kernel"][0], -given["kernel"], 0 * given["kernel"], np.dstack([given["kernel"]] * 3)):
+        with pytest.raises(UserError, match=r"kernel must be"):
+            model.reconstruct(**given | {"kernel": wrong})
+
+
+def test_kernels_out_of_a_picture_in_colors_or_of_matlab(tmp_path):
+    gray = np.eye(5, dtype=np.uint8) * 255
+    Image.fromarray(np.dstack([gray] * 3)).save(tmp_path / "a.png")
+    assert kernels.load(str(tmp_path / "a.png")) == pytest.approx(torch.eye(5) / 5)
+    Image.fromarray(np.dstack([gray, gray, 0 * gray])).save(tmp_path / "b.png")
+    with pytest.raises(UserError, match="must be gray"):
+        kernels.load(str(tmp_path / "b.png"))
+    np.save(tmp_path / "c.npy", np.ones((7, 7, 5)))
+    with pytest.raises(UserError, match="along the first axis"):
+        kernels.load(f"{tmp_path / 'c.npy'}:2")
+
+
+@pytest.mark.parametrize("kind", [">f8", ">f4", np.longdouble, np.float16])
+def test_any_kind_of_number(kind, clean):
+    model = model_for("inpaint")
+    given = measured(model.problem, clean)
+    x, _ = model.reconstruct(**given)
+    again, _ = model.reconstruct(**given | {"y": given["y"].astype(kind)})
+    assert again == pytest.approx(x, abs=2e-3)
+
+
+def test_floating_point_tiff_is_a_measurement_as_it_is(clean, tmp_path, capsys):
+    """Noise below zero, other units, and pixels that are NaN."""
+    model = model_for("inpaint")
+    y = 255 * measured(model.problem, clean)["y"] - 1
+    given = np.where(np.random.default_rng(0).random(SIZE) < 0.5, y, np.nan).astype(np.float32)
+    io.write_image(tmp_path / "y.tif", given)
+    model.save(tmp_path / "model")
+    arguments = [
+        "reconstruct",
+        str(tmp_path / "model"),
+        "--measurement",
+        str(tmp_path / "y.tif"),
+        "--data-range",
+        "255",
+    ]
+    assert cli.main([*arguments, "--out", str(tmp_path / "x.npy")]) == 0
+    right, _ = model.reconstruct(given, data_range=255)
+    assert np.array_equal(io.read_arrays(tmp_path / "x.npy")["y"], right)
+    capsys.readouterr()
+
+
 def test_a_known_range_is_divided_out(clean):
     model = model_for("csmri")
     given = measured(model.problem, clean)
@@ -69,8 +154,26 @@ def test_a_known_range_is_divided_out(clean):
         ("csmri", lambda given: given | {"y": given["y"] * 0.01}),
         ("csmri", lambda given: {key: np.fft.fftshift(value) for key, value in given.items()}),
         ("csmri", lambda given: given | {"mask": np.fft.fftshift(given["mask"])}),
+        ("csmri", lambda given: given | {"mask": given["mask"][::-1].copy()}),
+        ("csmri", lambda given: given | {"mask": np.roll(given["mask"][:, ::-1], 1, 1)}),
+        ("csmri", lambda given: given | {"y": given["y"] * np.exp(1j)}),
+        ("inpaint", lambda given: given | {"mask": 1 - given["mask"]}),
+        ("ct", lambda given: {"y": given["y"].T}),
+        ("ct", lambda given: given | {"theta": np.deg2rad(given["theta"])}),
     ],
-    ids=["0 to 255", "no ortho", "dim", "both centered", "mask centered"],
+    ids=[
+        "0 to 255",
+        "no ortho",
+        "dim",
+        "both centered",
+        "mask centered",
+        "mask upside down",
+        "mask mirrored",
+        "a phase",
+        "mask inverted",
+        "transposed",
+        "radians",
+    ],
 )
 def test_another_unit_or_convention_is_told(problem, change, clean):
     model = model_for(problem)
@@ -78,7 +181,7 @@ def test_another_unit_or_convention_is_told(problem, change, clean):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.reconstruct(**given)
-    with pytest.warns(DataWarning, match=r"data_range|centered=true"):
+    with pytest.warns(DataWarning, match=r"data_range|centered=true|its mask|not real|inverted|transpose|radians"):
         model.reconstruct(**change(given))
 
 

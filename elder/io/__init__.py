@@ -2,7 +2,7 @@
 
 from elder.io.arrays import binary, check_mask_size, read_array, read_arrays, read_stack
 from elder.io.atomic import read_json, replacing, write_csv, write_json
-from elder.io.images import Names, file_names, kind_of, list_sources, read_image, read_images
+from elder.io.images import Names, file_names, kind_of, list_sources, read_image, read_images, read_measured
 from elder.io.pictures import PICTURES, to_array, to_tensor, with_channels, write_image
 from elder.io.stack import AXES, SCALINGS, Scaling, check_scaling
 
@@ -23,6 +23,7 @@ __all__ = [
     "read_image",
     "read_images",
     "read_json",
+    "read_measured",
     "read_stack",
     "replacing",
     "to_array",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from elder.errors import UserError
-from elder.io.pictures import PICTURES, read_picture
+from elder.io.pictures import PICTURES, read_unchecked
 
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
@@ -70,6 +70,8 @@ def read_stack(path: str | Path) -> list[np.ndarray]:
         return [np.asarray(cell) for cell in array.flatten()]
     if Path(path).suffix.lower() in PICTURES:
         array = _gray(array, str(path))
+    if array.ndim == 3 and array.shape[0] == array.shape[1] != array.shape[2]:
+        raise UserError(f"{path}: a stack must have its pictures along the first axis; it is {array.shape}")
     return [array] if array.ndim == 2 else list(array)
 
 
@@ -82,6 +84,8 @@ def binary(mask: np.ndarray, source: str) -> Tensor:
     mask = _gray(mask, source)
     if mask.ndim not in (2, 4) or mask.dtype.kind not in "biuf":
         raise UserError(f"{source} must be (h, w) and hold numbers; got {mask.dtype} {mask.shape}")
+    if not np.isfinite(mask).all():
+        raise UserError(f"{source} must hold two values, zero and one other; it holds NaN or infinite ones")
     values = np.unique(mask)
     if not (len(values) == 2 and values[0] == 0) and not (len(values) == 1 and values[0] != 0):
         raise UserError(
@@ -115,7 +119,7 @@ def _read_npy(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_numbers(path: Path) -> dict[str, np.ndarray]:
-    values = read_picture(path).values
+    values = read_unchecked(path).values
     return {"y": values[0] if len(values) == 1 else values}
 
 

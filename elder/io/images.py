@@ -13,7 +13,7 @@ import numpy as np
 
 from elder.errors import DataWarning, UserError
 from elder.io.arrays import ARRAYS, read_arrays, reading
-from elder.io.pictures import PICTURES, read_picture
+from elder.io.pictures import PICTURES, read_picture, read_unchecked
 from elder.io.scans import is_dicom, read_dicom, read_nifti
 from elder.io.stack import Scaling, Stack, check_scaling, scale, stacked
 
@@ -96,6 +96,19 @@ def read_image(path: str | Path, *, scaling: Scaling = "range") -> np.ndarray:
     if len(images) > 1:
         raise UserError(f"{path}: must be one picture; it holds {len(images)}")
     return images[0]
+
+
+def read_measured(path: str | Path) -> np.ndarray:
+    """The one picture of a file as a measurement, (h, w) or (h, w, 3): integers in [0, 1], floating point as it is.
+
+    Floating point may be negative, by noise, and NaN where pixels are missing.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    with reading(path, path.suffix.lower()):
+        values = read_unchecked(path).values
+    return values[0] if values.dtype.kind == "f" and len(values) == 1 else read_image(path)
 
 
 def read_images(
@@ -189,6 +202,14 @@ def _coils_combined(path: Path, arrays: dict[str, np.ndarray]) -> np.ndarray:
     kspace = arrays["kspace"]
     if kspace.ndim not in (3, 4):
         raise UserError(f"{path}: kspace must be (slices, coils, h, w) or (slices, h, w); got {kspace.shape}")
+    lines = np.flatnonzero(np.abs(kspace).max(axis=tuple(range(kspace.ndim - 1))))
+    if not np.iscomplexobj(kspace):
+        raise UserError(f"{path}: kspace must be complex; it holds {kspace.dtype} {kspace.shape}")
+    if len(lines) and len(lines) <= lines[-1] - lines[0]:  # at the ends they are padding
+        raise UserError(
+            f"{path}: columns of its k-space are zero between others: it was sampled by a mask, and holds no clean "
+            "picture; take fully sampled files"
+        )
     shape = (-2, -1)
     coils = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace, shape), norm="ortho"), shape)
     return np.sqrt((np.abs(coils) ** 2).sum(1)) if coils.ndim == 4 else np.abs(coils)

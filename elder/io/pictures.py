@@ -18,6 +18,7 @@ TIFF = (".tif", ".tiff")
 PICTURES = (".png", ".jpg", ".jpeg", *TIFF, ".bmp", ".webp", ".jp2")
 # Color models that are no plain numbers of red, green and blue, and what Pillow turns them into.
 CONVERTED = {"P": "RGBA", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB", "RGBX": "RGB"}
+TRANSPARENT = {"L": "LA", "RGB": "RGBA"}
 
 
 def read_picture(path: Path) -> Stack:
@@ -26,7 +27,12 @@ def read_picture(path: Path) -> Stack:
     Palettes, CMYK and YCbCr become red, green and blue. Black-is-white files are inverted. Opacity is left out. The
     orientation that a camera noted is applied. White is the largest value of the bits that the file declares.
     """
-    return checked(path, _read_tiff(path) if path.suffix.lower() in TIFF else _read_pillow(path))
+    return checked(path, read_unchecked(path))
+
+
+def read_unchecked(path: Path) -> Stack:
+    """The same with NaN and infinity, which may stand for missing pixels of a measurement."""
+    return _read_tiff(path) if path.suffix.lower() in TIFF else _read_pillow(path)
 
 
 def write_image(path: str | Path, image: np.ndarray) -> None:
@@ -99,6 +105,8 @@ def _plain(image: Any) -> Any:
     """The image with plain numbers of gray, or of red, green and blue, and opacity if it has one."""
     if image.mode == "P" and "transparency" not in image.info:
         return image.convert("RGB")
+    if image.mode in TRANSPARENT and "transparency" in image.info:  # one gray or color stands for it
+        return image.convert(TRANSPARENT[image.mode])
     return image.convert(CONVERTED[image.mode]) if image.mode in CONVERTED else image
 
 
@@ -115,20 +123,20 @@ def _read_tiff(path: Path) -> Stack:
         kind = COLOR_MODELS.get(page.photometric.name)
         try:
             values = None if kind is None else series[0].asarray()
-        except ValueError as error:
-            if "imagecodecs" not in str(error):  # a compression that Pillow may know
+        except (ValueError, ImportError) as error:
+            if isinstance(error, ValueError) and "imagecodecs" not in str(error):
                 raise
-            values = None
+            values = None  # a compression that Pillow may know
+        _refuse_channels(path, series[0].shape, series[0].axes)
         if kind is not None and values is not None:
-            return kind(path, _axes(path, values, series[0].axes), page)
+            upright = UPRIGHT.get(page.tags.valueof(ORIENTATION, 1), lambda stack: stack)
+            return kind(path, upright(_axes(path, values, series[0].axes)), page)
     with Image.open(path) as image:
         return _frames(path, ImageSequence.Iterator(image))
 
 
 def _axes(path: Path, values: np.ndarray, axes: str) -> np.ndarray:
     """(n, h, w, samples) from the axes of a TIFF file: Y, X, S for samples, C for channels; others count pages."""
-    if "C" in axes and values.shape[axes.index("C")] > 1:
-        raise UserError(f"{path}: holds {values.shape[axes.index('C')]} channels that are no colors: save one of them")
     if "Y" not in axes or "X" not in axes:
         raise UserError(f"{path}: holds no pictures, but axes {axes}")
     samples = "S" in axes
@@ -138,8 +146,32 @@ def _axes(path: Path, values: np.ndarray, axes: str) -> np.ndarray:
     return moved.reshape(-1, *tail)
 
 
-def _gray(path: Path, values: np.ndarray, page: Any) -> Stack:
+def _refuse_channels(path: Path, shape: tuple[int, ...], axes: str) -> None:
+    if "C" in axes and shape[axes.index("C")] > 1:
+        raise UserError(f"{path}: holds {shape[axes.index('C')]} channels that are no colors: save one of them")
+
+
+def _colors(path: Path, values: np.ndarray, page: Any) -> Stack:
     return Stack(without_alpha(path, values), _white(values, page))
+
+
+def _gray(path: Path, values: np.ndarray, page: Any) -> Stack:
+    if values.shape[-1] > 2:
+        raise UserError(f"{path}: holds {values.shape[-1]} channels that are no colors: save one of them")
+    return _colors(path, values, page)
+
+
+# How pages (n, h, w, samples) are turned upright, by the number that a camera or scanner noted.
+ORIENTATION = 274
+UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda a: a[:, :, ::-1],
+    3: lambda a: a[:, ::-1, ::-1],
+    4: lambda a: a[:, ::-1],
+    5: lambda a: a.swapaxes(1, 2),
+    6: lambda a: np.rot90(a, -1, (1, 2)),
+    7: lambda a: a[:, ::-1, ::-1].swapaxes(1, 2),
+    8: lambda a: np.rot90(a, 1, (1, 2)),
+}
 
 
 def _inverted(path: Path, values: np.ndarray, page: Any) -> Stack:
@@ -158,7 +190,7 @@ def _palette(path: Path, values: np.ndarray, page: Any) -> Stack:
 # How the samples of a page are read, by the name of its photometric interpretation; Pillow reads the others.
 COLOR_MODELS: dict[str, Callable[[Path, np.ndarray, Any], Stack]] = {
     "MINISBLACK": _gray,
-    "RGB": _gray,
+    "RGB": _colors,
     "MINISWHITE": _inverted,
     "PALETTE": _palette,
 }

@@ -28,6 +28,8 @@ def read_nifti(path: Path) -> Stack:
     image = nibabel.load(path)
     if len(image.shape) < 2:
         raise UserError(f"{path}: must hold a volume (x, y, z); got {image.shape}")
+    if len(image.shape) == 2:  # a single slice
+        image = nibabel.Nifti1Image(np.asanyarray(image.dataobj)[..., None], image.affine)
     values = np.asanyarray(nibabel.as_closest_canonical(image).dataobj)
     if values.dtype.names:  # colors are records of red, green, blue, and opacity
         values = np.stack([values[name] for name in values.dtype.names], -1)
@@ -61,7 +63,7 @@ def read_dicom(path: Path) -> Stack:
         return checked(path, _colored(data, values, pixels))
     if data.get("SamplesPerPixel", 1) > 1:
         return checked(path, Stack(without_alpha(path, values), float(2**data.BitsStored - 1)))
-    return checked(path, _rescaled(data, values, pixels))
+    return checked(path, _rescaled(path, data, values, pixels))
 
 
 def optional(module: str, path: Path) -> Any:
@@ -104,9 +106,12 @@ def _colored(data: Any, values: np.ndarray, pixels: Any) -> Stack:
     return Stack(colors[..., :3], float(2**bits - 1))
 
 
-def _rescaled(data: Any, values: np.ndarray, pixels: Any) -> Stack:
+def _rescaled(path: Path, data: Any, values: np.ndarray, pixels: Any) -> Stack:
     if values.dtype.kind == "f":
-        return Stack(values, white_of(values.dtype))
+        if data.PhotometricInterpretation == "MONOCHROME1":
+            raise UserError(f"{path}: its largest value is black, and floating point leaves it open: save integers")
+        rescaled = pixels.apply_modality_lut(values, data)
+        return Stack(rescaled, white_of(values.dtype) if np.array_equal(rescaled, values) else None)
     bits = int(data.BitsStored)
     ends = np.array([-(2 ** (bits - 1)), 2 ** (bits - 1) - 1] if data.PixelRepresentation else [0, 2**bits - 1])
     transforms = _transforms(data, len(values))
@@ -127,7 +132,7 @@ def _rescaled(data: Any, values: np.ndarray, pixels: Any) -> Stack:
 
 
 def _transforms(data: Any, frames: int) -> list[tuple[float, float]]:
-    """Slope and intercept of each frame of an enhanced file, or nothing where it has none."""
+    """Slope and intercept of each frame of an enhanced file, 1 and 0 of frames without; nothing where none has any."""
 
     def of(groups: Any) -> tuple[float, float] | None:
         found = groups.get("PixelValueTransformationSequence") if groups is not None else None
@@ -136,7 +141,7 @@ def _transforms(data: Any, frames: int) -> list[tuple[float, float]]:
     shared = of((data.get("SharedFunctionalGroupsSequence") or [None])[0])
     own = [of(groups) for groups in data.get("PerFrameFunctionalGroupsSequence") or [None] * frames]
     chosen = [mine or shared for mine in own]
-    return [pair for pair in chosen if pair] if all(chosen) else []
+    return [pair or (1.0, 0.0) for pair in chosen] if any(chosen) else []
 
 
 def _spelled(uid: Any) -> str:

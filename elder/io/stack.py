@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ DIM = 0.1
 AXES = ("hw", "hwc", "chw", "nhw", "hwn", "nhwc", "nchw")
 # Rows and columns of a picture differ by less than this factor. An array cut along a wrong axis gives strips.
 STRIP = 8
+# From this factor on they are strips where the first two axes are nearer to a square.
+NARROW = 2
+# Arithmetic in float32, as scaling by 1/255, passes white by rounding.
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +45,7 @@ def white_of(dtype: np.dtype) -> float | None:
     """
     if dtype.kind in "bf":
         return 1.0
-    return float(np.iinfo(dtype).max) if dtype in (np.uint8, np.uint16) else None
+    return float(np.iinfo(dtype).max) if dtype.kind == "u" and dtype.itemsize <= 2 else None
 
 
 def stacked(path: Path, array: np.ndarray, axes: str = "") -> Stack:
@@ -79,7 +84,8 @@ def guess_axes(path: Path, array: np.ndarray) -> str:
     if array.ndim == 3:
         if shape[0] == 3:
             raise _ambiguous(path, array, "chw", "nhw")
-        if max(shape[1:]) >= STRIP * min(shape[1:]) or shape[0] == shape[1] != shape[2]:
+        strip, other = (max(sides) / max(1, min(sides)) for sides in (shape[1:], shape[:2]))
+        if strip >= STRIP or (strip >= NARROW and other < strip) or shape[0] == shape[1] != shape[2]:
             raise _ambiguous(path, array, "nhw", "hwn")
         return "nhw"
     if array.ndim == 4 and shape[1] in (1, 3):
@@ -117,8 +123,8 @@ def check_scaling(scaling: Scaling) -> None:
     if isinstance(scaling, str):
         if scaling not in SCALINGS:
             raise UserError(f"scaling={scaling!r} must be {', '.join(SCALINGS)}, or a window of two values: low, high")
-    elif len(scaling) != 2 or not scaling[0] < scaling[1]:
-        raise UserError(f"scaling={list(scaling)} must be a window of two values, the lower one first")
+    elif len(scaling) != 2 or not -math.inf < scaling[0] < scaling[1] < math.inf:
+        raise UserError(f"scaling={list(scaling)} must be a window of two finite values, the lower one first")
 
 
 def scale(path: Path, stack: Stack, scaling: Scaling) -> np.ndarray:
@@ -129,8 +135,9 @@ def scale(path: Path, stack: Stack, scaling: Scaling) -> np.ndarray:
     Percentiles and windows clip what lies outside. Warns if the result spans less than a tenth of [0, 1].
     """
     check_scaling(scaling)
-    # Booleans can't be subtracted.
-    values = stack.values.astype(np.uint8) if stack.values.dtype == bool else stack.values
+    values = stack.values
+    if values.dtype in (bool, np.float16):  # booleans can't be subtracted, and float16 ends at 65504
+        values = values.astype(np.float32)
     least, largest = float(values.min()), float(values.max())
     if scaling == "range":
         low, high = 0.0, _white(path, stack, least, largest)
@@ -144,8 +151,12 @@ def scale(path: Path, stack: Stack, scaling: Scaling) -> np.ndarray:
             raise UserError(f"{path}: its percentiles {PERCENTILES} are both {low:g}: choose a window")
     else:
         low, high = (float(v) for v in scaling)
+    if not high - low < math.inf:
+        raise UserError(
+            f"{path}: values from {least:g} to {largest:g} span more than numbers can hold: choose a window"
+        )
     scaled = ((values - low if low else values) / (high - low)).astype(np.float32)
-    if scaling not in ("range", "max"):
+    if scaling != "max":  # of the range, nothing but rounding is beyond
         scaled = scaled.clip(0, 1)
     span = float(scaled.max()) - float(scaled.min())
     if 0 < span < DIM:
@@ -165,7 +176,7 @@ def _white(path: Path, stack: Stack, least: float, largest: float) -> float:
         raise UserError(
             f"{path}: values from {least:g} to {largest:g} as {kind}: nothing says which is white; {advice}"
         )
-    if least < 0 or largest > stack.white:
+    if least < 0 or largest > stack.white * (1 + ROUNDING) or stack.white <= 0:
         raise UserError(f"{path}: values from {least:g} to {largest:g} must lie in [0, {stack.white:g}]; {advice}")
     return stack.white
 

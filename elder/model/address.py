@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from elder import released
 from elder.model import model, registry
 
 
-def load(uri_or_path: str | Path) -> model.Model:
+def load(uri_or_path: str | Path, settings: Mapping[str, Any] | None = None) -> model.Model:
     """The model of a bundle folder, one that comes with the package, or one of an MLflow model registry.
 
     uri_or_path: a folder; `released:NAME`, see `elder.released`; or an MLflow URI such as
-    `models:/elder-csmri@champion`. Raises `UserError` if there is no such model, or if it is broken.
+    `models:/elder-csmri@champion`. settings: of its problem, in the place of those that it was trained for.
+    Raises `UserError` if there is no such model, or if it is broken.
     """
     address = str(uri_or_path)
     if address.startswith("released:"):
-        return model.load(released.folder(address.removeprefix("released:")))
+        return model.load(released.folder(address.removeprefix("released:")), settings)
     if address.startswith(("models:/", "runs:/")):
-        return model.load(registry.download(address))
-    return model.load(uri_or_path)
+        return model.load(registry.download(address), settings)
+    return model.load(uri_or_path, settings)

@@ -26,9 +26,12 @@ from elder.problems.base import Problem
 from elder.regularizers.base import Regularizer
 from elder.solvers import Iterate, Solution, Status, fixed_point, path
 from elder.solvers.history import History
+from elder.tensors import norm
 
 # An initial guess that reaches less or more than these shares of white is probably in other units than [0, 1].
 DARK, BRIGHT = 0.1, 1.5
+# The data misfit beyond which a picture does not belong to its measurement, with twice that of the noise.
+MISFIT = 0.3
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Info:
     residual: float | list[float]  # ‖proposal − x‖ / ‖x‖ at the end
     misfit: float | list[float]  # ‖A x − y‖ / ‖y‖ at the end
     seconds: float  # for all of them
+    data_range: float | list[float]  # the value of white that y was divided by, and the picture multiplied
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +145,7 @@ class Model:
         Raises:
             UserError: if y does not fit the problem, or the regularizer's number of colors.
         """
-        tensor = y if isinstance(y, Tensor) else torch.from_numpy(np.ascontiguousarray(y))
+        tensor = y if isinstance(y, Tensor) else torch.from_numpy(_single_precision(y))
         if tensor.ndim not in (2, 3, 4):
             raise UserError(f"a measurement must be (h, w), (c, h, w) or (b, c, h, w); got {tuple(tensor.shape)}")
         added = 4 - tensor.ndim
@@ -161,12 +165,22 @@ class Model:
             misfit = relative_misfit(operator, solution.x, tensor / white)
         except ValueError as error:
             raise UserError(str(error)) from None
+        # What noise of the problem's level leaves: its length, relative to that of y.
+        expected = self.problem.noise * math.sqrt(tensor[0].numel()) / norm(tensor / white)
+        if bool((misfit > MISFIT + 2 * expected).any()):
+            warnings.warn(
+                f"the picture explains the measurement badly, with a misfit of {float(misfit.max()):.2g}: was it made by "
+                "this operator, in these units?",
+                DataWarning,
+                stacklevel=2,
+            )
         columns = {
             "status": list(solution.status),
             "steps": solution.steps.tolist(),
             "energy": None if solution.energy is None else solution.energy.tolist(),
             "residual": solution.residual.tolist(),
             "misfit": misfit.tolist(),
+            "data_range": white.flatten().tolist(),
         }
         single = {name: column and column[0] for name, column in columns.items()} if added else columns
         info = Info(**single, seconds=time.perf_counter() - start)
@@ -208,20 +222,32 @@ class Model:
         bundle.write(folder, self.regularizer, config, files=self.problem.file_arrays())
 
 
+def _single_precision(y: Any) -> np.ndarray:
+    """y in float32 or complex64 and the byte order of this machine; what is too large becomes infinite."""
+    array = np.asarray(y)
+    if array.dtype.kind not in "biufc":
+        raise UserError(f"a measurement must hold numbers; got {array.dtype}")
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(array, np.complex64 if array.dtype.kind == "c" else np.float32)
+
+
 def level(x: Tensor) -> Tensor:
     """The 99.9th percentile of |x| in each image, (b, c, h, w) -> (b,): white, without the few brightest pixels."""
     magnitudes = x.abs().flatten(1)
     return magnitudes.kthvalue(max(1, math.ceil(0.999 * magnitudes.shape[1])), 1).values
 
 
-def load(folder: str | Path) -> Model:
-    """The model of a bundle folder. Raises `UserError` if there is none, or if it is broken."""
+def load(folder: str | Path, settings: Mapping[str, Any] | None = None) -> Model:
+    """The model of a bundle folder, some settings of its problem changed.
+
+    Raises `UserError` if there is none, or if it is broken.
+    """
     regularizer, config = bundle.read(folder)
     if "problem" not in config:
         raise UserError(f"{folder}: a pre-trained regularizer, which has no problem yet; it is no model")
     try:
-        settings = {**config["problem"]["settings"], **bundle.own_files(folder, config)}
-        problem = problems.make(config["problem"]["name"], settings)
+        kept = {**config["problem"]["settings"], **bundle.own_files(folder, config)}
+        problem = problems.make(config["problem"]["name"], {**kept, **(settings or {})})
         hyperparameters = Hyperparameters.from_config(config["tuning"])
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder}: the bundle is broken (config.json: {error})") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from elder.operators.base import Operator
-from elder.shapes import Factor, Images, Index, Multiplier
+from elder.shapes import Anything, Factor, Images, Index, Multiplier
 from elder.spectral import fourier_multiplier
 
 
@@ -14,6 +14,11 @@ class Identity(Operator):
     """A x = x, (b, c, h, w) -> (b, c, h, w)."""
 
     spectral = True
+
+    def check(self, y: Anything) -> None:
+        """Raise `ValueError` if y does not have the shape and type of a measurement."""
+        if y.ndim != 4 or y.is_complex():
+            raise ValueError(f"the measurement must be real (b, c, h, w); got {y.dtype} {tuple(y.shape)}")
 
     def A(self, x: Images) -> Images:
         """x."""

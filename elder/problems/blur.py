@@ -73,7 +73,7 @@ class BlurProblem(Problem):
         elif isinstance(given, str):
             kernel = kernels.load(given)
         else:
-            kernel = torch.from_numpy(np.asarray(given, dtype=np.float32))
+            kernel = kernels.normalized(np.asarray(given), "kernel")
         size = (y.shape[-2] * self.factor, y.shape[-1] * self.factor)
         return Blur.of(kernel, size, self.factor)
 

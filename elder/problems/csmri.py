@@ -21,6 +21,9 @@ from elder.problems.base import Problem
 from elder.problems.masks import MASKS
 from elder.shapes import Anything, Argument, KSpace, Measurement, Size
 
+# Shares of samples that are zero, and of the norm of y that no real picture explains, from which y is doubted.
+EMPTY, ODD = 0.1, 0.3
+
 
 @dataclass(frozen=True)
 class CSMRI(Problem):
@@ -83,7 +86,9 @@ class CSMRI(Problem):
         if y.is_complex() and self.centered:
             y = torch.fft.ifftshift(y, (-2, -1))
         if y.is_complex() and y.shape[-2:] == operator.mask.shape[-2:]:
-            self._doubt(operator, y)
+            advice = self._doubt(operator, y)
+            if advice:
+                warnings.warn(advice, DataWarning, stacklevel=2)
         return operator, y
 
     def arguments(self, operator: Operator) -> dict[str, np.ndarray]:
@@ -103,17 +108,29 @@ class CSMRI(Problem):
         sampled = masks.load(mask, key="mask_matrix")
         return torch.fft.ifftshift(sampled, (-2, -1)) if self.centered else sampled
 
-    def _doubt(self, operator: MaskedFourier, y: KSpace) -> None:
+    def _doubt(self, operator: MaskedFourier, y: KSpace) -> str:
+        """Why y may not be what it seems to be, and what to do; empty where nothing tells."""
         where = "in the middle" if self.centered else "at [0, 0]"
         advice = f"is the zero frequency {where}? Else set centered={str(not self.centered).lower()}"
         if not bool(operator.mask[..., 0, 0].all()):
-            warnings.warn(f"the mask leaves out the zero frequency: {advice}", DataWarning, stacklevel=2)
-            return
+            return f"the mask leaves out the zero frequency: {advice}"
         # A picture x >= 0 has |F x| <= (F x)[0, 0], its sum.
         largest, zero = (y.abs().flatten(1).amax(1), y[..., 0, 0].abs().amax(1))
         if bool((largest > 1.2 * zero + 6 * self.noise).any()):
-            warnings.warn(
-                f"a sample of the measurement is larger than that of the zero frequency: {advice}",
-                DataWarning,
-                stacklevel=2,
+            return f"a sample of the measurement is larger than that of the zero frequency: {advice}"
+        mask = operator.mask.expand_as(y) > 0
+        empty = float((y == 0)[mask].float().mean())
+        if empty > EMPTY and bool((y != 0)[~mask].any()):
+            return (
+                f"the measurement is zero at {empty:.0%} of the samples of its mask, and not elsewhere: is it its own?"
             )
+        # A real picture has F x(−k) = conj(F x(k)).
+        mirrored = y.flip((-2, -1)).roll((1, 1), (-2, -1)).conj()
+        pairs = operator.eigenvalues == 1
+        odd, whole = (float((pairs * k).norm()) for k in ((y - mirrored) / 2, y))
+        if odd > ODD * whole + 2 * self.noise * y.numel() ** 0.5:
+            return (
+                f"samples at k and −k are no conjugates, by {odd / whole:.0%}: the picture behind them is not real, as "
+                "csmri takes it to be; combine coils and remove the phase first"
+            )
+        return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar, cast
@@ -10,11 +11,16 @@ from typing import ClassVar, cast
 import numpy as np
 import torch
 
-from elder.errors import UserError
+from elder.errors import DataWarning, UserError
 from elder.operators.base import Operator
 from elder.operators.radon import NEAR, PerAngle, Radon, Sinogram
 from elder.problems.base import Problem
 from elder.shapes import Argument, Images, Measurement, Size
+
+# The widest picture, in detectors. Wider ones are mistakes, which would take all memory.
+WIDEST = 8
+# From this relative deviation on the sums of rows are doubted; from this number on, angles in a narrow range.
+UNEVEN, FEW = 0.3, 8
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,10 @@ class CT(Problem):
         size = np.asarray(arguments.get("size", (side, side))).flatten()
         if len(size) != 2 or not all(n >= 1 and n == int(n) for n in size):
             raise UserError(f"size={size.tolist()}: the size of the picture must be two positive numbers, h and w")
+        if max(size) > WIDEST * y.shape[-1]:
+            raise UserError(
+                f"size={size.tolist()}: a picture more than {WIDEST} times as wide as the {y.shape[-1]} detectors"
+            )
         theta = np.asarray(arguments.get("theta", self._equidistant(y.shape[-2])), dtype=np.float64).flatten()
         if len(theta) != y.shape[-2] or not np.isfinite(theta).all():
             raise UserError(
@@ -77,6 +87,24 @@ class CT(Problem):
         if not math.isfinite(offset):
             raise UserError(f"offset={offset} must be a number of detectors")
         return _radon(tuple(theta.tolist()), (int(size[0]), int(size[1])), y.shape[-1], offset)
+
+    def accept(self, y: Measurement, **arguments: Argument) -> tuple[Operator, Measurement]:
+        """See `Problem.accept`. Warns of a sinogram that seems to be transposed, and of angles in radians."""
+        operator = self.bind(y, **arguments)
+        if not y.is_complex() and _unevenness(y.sum(-1)) > max(UNEVEN, 3 * _unevenness(y.sum(-2))):
+            warnings.warn(
+                "the sums of the sinogram's rows differ far more than those of its columns, but each angle sees the "
+                "whole picture: is it (angles, detectors)? Else transpose it",
+                DataWarning,
+                stacklevel=2,
+            )
+        if (
+            "theta" in arguments
+            and operator.angles >= FEW
+            and float(operator.theta.abs().max().rad2deg()) < 2 * math.pi
+        ):
+            warnings.warn("theta lies within 2π: is it in radians? It must be in degrees", DataWarning, stacklevel=2)
+        return operator, y
 
     def arguments(self, operator: Operator) -> dict[str, np.ndarray]:
         """What a measurement file holds beside y; see `Problem.arguments`."""
@@ -90,6 +118,11 @@ class CT(Problem):
 
     def _equidistant(self, angles: int) -> tuple[float, ...]:
         return tuple(self.arc * k / angles for k in range(angles))
+
+
+def _unevenness(sums: torch.Tensor) -> float:
+    """The largest relative standard deviation along the last axis."""
+    return float((sums.std(-1, correction=0) / sums.mean(-1).abs().clamp(min=1e-12)).max())
 
 
 def filtered_back_projection(operator: Radon, y: Sinogram) -> Images:

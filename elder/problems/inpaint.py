@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, cast
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 
 from elder import io
-from elder.errors import UserError
+from elder.errors import DataWarning, UserError
 from elder.fidelity import Fidelity, HardConstraint
 from elder.operators.base import Operator
 from elder.operators.masking import Masking
@@ -79,6 +80,14 @@ class Inpaint(Problem):
         operator = self.bind(y, **arguments)
         if operator.mask.shape[-2:] != y.shape[-2:]:
             return operator, y
+        there = operator.mask.expand_as(y) > 0
+        if bool((y[there] == 0).all()) and bool((y[~there].nan_to_num() != 0).any()):
+            warnings.warn(
+                "every pixel that the mask says is there is zero, and others are not: is the mask inverted? It must be "
+                "zero where a pixel is missing",
+                DataWarning,
+                stacklevel=2,
+            )
         return operator, torch.where((operator.mask == 0) & y.isnan(), 0.0, y)
 
     def fidelity(self, operator: Operator, y: Measurement) -> Fidelity:

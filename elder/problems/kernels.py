@@ -59,7 +59,15 @@ def load(name: str) -> Kernel:
     found = io.read_stack(path)
     if int(index) >= len(found):
         raise UserError(f"kernel={name}: {path} holds {len(found)} kernels, counted from 0")
-    kernel = torch.from_numpy(np.ascontiguousarray(found[int(index)], dtype=np.float64))
-    if kernel.ndim != 2 or not bool(kernel.isfinite().all()) or float(kernel.min()) < 0 or float(kernel.sum()) <= 0:
-        raise UserError(f"kernel={name}: must be two-dimensional, finite, not negative and not zero")
-    return (kernel / kernel.sum()).float()
+    return normalized(found[int(index)], f"kernel={name}")
+
+
+def normalized(values: np.ndarray, source: str) -> Kernel | Float[Tensor, "b 1 k l"]:
+    """The kernel (k, l), or one for each image (b, 1, k, l), made to sum to 1. `source` names it in messages."""
+    if values.ndim not in (2, 4) or not values.size or values.dtype.kind not in "biuf":
+        raise UserError(f"{source} must be (k, l) and hold real numbers; got {values.dtype} {values.shape}")
+    kernel = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64))
+    sums = kernel.sum((-2, -1), keepdim=True)
+    if not bool(kernel.isfinite().all()) or float(kernel.min()) < 0 or float(sums.min()) <= 0:
+        raise UserError(f"{source} must be finite, not negative and not zero")
+    return (kernel / sums).float()

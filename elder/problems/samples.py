@@ -48,7 +48,7 @@ def save(path: str | Path, problem: Problem, sample: Sample) -> None:
     """Write y, (h, w) or (c, h, w), and the operator's arguments as .npz, whole or not at all."""
     arrays = problem.export(sample.operator, sample.y)
     y = arrays.pop("y")[0]
-    arguments = {name: value.squeeze() for name, value in arrays.items()}
+    arguments = {name: value[0, 0] if value.ndim == 4 else value for name, value in arrays.items()}
     with io.replacing(path) as temporary:
         np.savez(temporary, allow_pickle=False, **{"y": y[0] if len(y) == 1 else y, **arguments})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -305,3 +306,15 @@ def test_the_command_line_scales(bundle, photographs, tmp_path, capsys):
     assert cli.main([*reconstruct, "--out", str(tmp_path / "x.npy"), "--data-range", "255"]) == 0
     assert capsys.readouterr().err == ""
     assert 100 < io.read_arrays(tmp_path / "x.npy")["y"].max() < 400
+
+
+def test_a_picture_that_does_not_explain_its_measurement_is_told(clean):
+    model = model_for("deblur", noise=0.01)
+    given = measured(model.problem, clean)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, info = model.reconstruct(**given)
+    assert info.misfit < 0.1
+    flat = replace(model, hyperparameters=Hyperparameters(1e4, 0.1, 1e-4, 1e-5, 500))
+    with pytest.warns(DataWarning, match="explains the measurement badly"):
+        flat.reconstruct(**given)

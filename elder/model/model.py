@@ -169,8 +169,8 @@ class Model:
         expected = self.problem.noise * math.sqrt(tensor[0].numel()) / norm(tensor / white)
         if bool((misfit > MISFIT + 2 * expected).any()):
             warnings.warn(
-                f"the picture explains the measurement badly, with a misfit of {float(misfit.max()):.2g}: was it made by "
-                "this operator, in these units?",
+                f"the picture explains the measurement badly, with a misfit of {float(misfit.max()):.2g}: was it made "
+                "by this operator, in these units?",
                 DataWarning,
                 stacklevel=2,
             )

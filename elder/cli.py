@@ -164,8 +164,9 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
             f"{arguments.out}: can't write {arguments.out.suffix or 'without a suffix'}; use .png .tif .npy"
         )
     arrays = _measurement(arguments.measurement)
-    # What the user sets by hand goes before what the file holds.
-    given = {name: value for name, value in arrays.items() if name != "y" and name not in chosen}
+    # A file that the user names by hand goes before what the measurement holds.
+    by_hand = chosen.keys() & model.problem.file_arrays().keys()
+    given = {name: value for name, value in arrays.items() if name != "y" and name not in by_hand}
     x, info = model.reconstruct(arrays["y"], data_range=arguments.data_range, **given)
     if arguments.out.suffix.lower() == ".png":  # which shows [0, 1]; the others keep the units of y
         x = x / info.data_range

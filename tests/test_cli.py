@@ -103,3 +103,17 @@ def test_the_installed_command_answers():
     assert subprocess.run([tool, "--help"], capture_output=True, text=True, check=True).stdout.startswith(
         "usage: elder"
     )
+
+
+def test_a_mask_by_hand_is_a_file_and_the_measurement_keeps_its_own(bundle, photographs, mask, tmp_path, capsys):
+    assert main(["simulate", "csmri", "--images", str(photographs), "--out", str(tmp_path), "--set", "ratio=0.5"]) == 0
+    y, x = tmp_path / "camera.npz", tmp_path / "x.npy"
+    reconstruct = ["reconstruct", str(bundle), "--measurement", str(y), "--out", str(x)]
+    found = []
+    for settings in ([], ["mask=radial"], [f"mask={y}"]):  # a kind of drawn mask is no mask; the file holds its own
+        options = [word for setting in settings for word in ("--set", setting)]
+        assert main([*reconstruct, *options]) == 0
+        found.append(io.read_arrays(x)["y"])
+    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], found[2])
+    capsys.readouterr()

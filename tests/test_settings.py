@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 from dvc.stage.cache import _get_cache_hash
 
-from elder import UserError
+from elder import UserError, io
 from elder.backend import Compute
 from elder.errors import DataWarning
 from elder.networks import NETWORKS
@@ -322,3 +323,9 @@ def test_a_mask_that_does_not_fit_the_patches_is_refused_before_training(tmp_pat
     np.save(mask, np.eye(40, dtype=np.uint8))
     with pytest.raises(UserError, match=r"cells\..* trains on patches of .*40x40"):
         check(problems={"csmri": {"mask": str(mask)}})
+
+
+def test_the_check_knows_what_the_library_does():
+    hints = typing.get_type_hints(params.Preparation)
+    assert typing.get_args(hints["axes"]) == ("", *io.AXES)
+    assert typing.get_args(typing.get_args(hints["scaling"])[0]) == io.SCALINGS

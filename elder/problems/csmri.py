@@ -29,7 +29,7 @@ EMPTY, ODD = 0.1, 0.3
 class CSMRI(Problem):
     """y = M F x + e on real pictures x, with an orthonormal FFT F and a mask M; e is complex.
 
-    mask: radial, cartesian or random, drawn for each image; or a file (.mat with `mask_matrix`, .npy, .png).
+    mask: radial, cartesian or random, drawn for each image; or a file (.mat, .npz, .npy, .png).
     ratio: the share of k-space that a drawn mask samples, in (0, 1]. centered: whether masks and measurements of files
     have the zero frequency in the middle, as `fftshift` puts it, and not at [0, 0], where `fft2` does.
     noise: standard deviation of the real and of the imaginary part.
@@ -64,7 +64,7 @@ class CSMRI(Problem):
 
     def file_arrays(self) -> dict[str, np.ndarray]:
         """See `Problem.file_arrays`."""
-        return {} if self.mask in MASKS else {"mask": io.read_array(self.mask, key="mask_matrix")}
+        return {} if self.mask in MASKS else {"mask": masks.read(self.mask)}
 
     def draw_noise(self, operator: Operator, y: Measurement, generator: torch.Generator) -> Measurement:
         """Standard normal noise on the real and on the imaginary part of the samples."""
@@ -105,7 +105,7 @@ class CSMRI(Problem):
 
     def _mask(self, mask: Argument) -> Float[Tensor, "*b h w"]:
         """The mask of a file or an array, 0/1, (h, w) or (b, 1, h, w), the zero frequency at [0, 0]."""
-        sampled = masks.load(mask, key="mask_matrix")
+        sampled = masks.load(mask)
         return torch.fft.ifftshift(sampled, (-2, -1)) if self.centered else sampled
 
     def _doubt(self, operator: MaskedFourier, y: KSpace) -> str:

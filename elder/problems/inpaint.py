@@ -56,7 +56,7 @@ class Inpaint(Problem):
 
     def file_arrays(self) -> dict[str, np.ndarray]:
         """See `Problem.file_arrays`."""
-        return {} if self.mask == "random" else {"mask": io.read_array(self.mask, key="mask")}
+        return {} if self.mask == "random" else {"mask": masks.read(self.mask)}
 
     def draw_noise(self, operator: Operator, y: Measurement, generator: torch.Generator) -> Measurement:
         """Standard normal noise on the pixels that are measured."""
@@ -106,7 +106,7 @@ class Inpaint(Problem):
 
 
 def _masking(mask: Argument) -> Masking:
-    return Masking(masks.load(mask, key="mask"))
+    return Masking(masks.load(mask))
 
 
 def smooth(x: Images, sigma: float = 2.0) -> Images:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from elder import io
+from elder.errors import UserError
 from elder.shapes import Argument, Size
 
 Mask = Float[Tensor, "h w"]
@@ -66,14 +67,20 @@ MASKS: dict[str, Callable[[Size, float, torch.Generator], Mask]] = {
 }
 
 
-def load(mask: Argument, key: str) -> Float[Tensor, "*b h w"]:
-    """The mask of an array or of a file, 0/1, (h, w) or (b, 1, h, w); see `io.binary`.
-
-    key: the name of the mask in a file of several arrays.
-    """
+def load(mask: Argument) -> Float[Tensor, "*b h w"]:
+    """The mask of an array or of a file, 0/1, (h, w) or (b, 1, h, w); see `io.binary`."""
     if isinstance(mask, str | Path):
-        return io.binary(io.read_array(mask, key), f"mask={mask}")
+        return io.binary(read(mask), f"mask={mask}")
     return io.binary(np.asarray(mask), "mask")
+
+
+def read(path: str | Path) -> np.ndarray:
+    """The mask of a file: its array `mask` or `mask_matrix`, or its only one."""
+    arrays = io.read_arrays(path)
+    found = [arrays[key] for key in ("mask", "mask_matrix") if key in arrays] or list(arrays.values())
+    if len(found) > 1:
+        raise UserError(f"{path}: holds {', '.join(sorted(arrays))}; call the mask `mask`")
+    return found[0]
 
 
 def _lines(size: Size, lines: int, offset: float) -> Mask:

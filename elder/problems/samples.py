@@ -60,7 +60,12 @@ def read(path: str | Path, problem: Problem, truth: Picture) -> Sample:
         raise UserError(f"{path}: holds {', '.join(sorted(arrays))} but no y, the measurement")
     array = arrays.pop("y")
     y = torch.from_numpy(array[None, None] if array.ndim == 2 else array[None])
-    return Sample(Path(path).name.removesuffix(".npz"), truth, *problem.accept(y, **arrays))
+    try:
+        operator, y = problem.accept(y, **arrays)
+        operator.check(y)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    return Sample(Path(path).name.removesuffix(".npz"), truth, operator, y)
 
 
 def read_all(folder: str | Path, problem: Problem, names: Sequence[str], truths: Sequence[Picture]) -> list[Sample]:

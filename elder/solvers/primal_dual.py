@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from elder.fidelity import Fidelity
 from elder.operators.differences import gradient, gradient_adjoint
+from elder.shapes import Counts, Flags, Images, Index, PerImage
 from elder.solvers.status import Status
 from elder.tensors import norm, per_image
 
@@ -26,35 +28,38 @@ BALANCE_AT = (10, 20, 40, 80)
 FIRST_STEP = 0.04
 
 
+Dual = Float[Tensor, "b 2 c h w"]
+
+
 @dataclass(frozen=True, eq=False)
 class TVSolution:
     """A total-variation reconstruction; `status` says whether the gap certifies it."""
 
-    x: Tensor  # (b, c, h, w)
+    x: Images
     status: tuple[Status, ...]  # one an image
-    steps: Tensor  # (b,) int: each takes one proximal map of the data term
-    energy: Tensor  # f(x), (b,) float64
-    gap: Tensor  # upper bound on f(x) − min f, (b,) float64; see `certificate`
+    steps: Counts  # each takes one proximal map of the data term
+    energy: PerImage  # f(x)
+    gap: PerImage  # upper bound on f(x) − min f; see `certificate`
 
 
 @dataclass(frozen=True, eq=False)
 class _State:
     """Every field has the batch as its first axis."""
 
-    x: Tensor  # (b, c, h, w)
-    p: Tensor  # the dual variable, (b, 2, c, h, w)
-    anchor_x: Tensor  # x and p when τ was chosen last
-    anchor_p: Tensor
-    tau: Tensor  # (b,) float64
-    index: Tensor  # where the image stands in the whole batch, (b,) int
+    x: Images
+    p: Dual  # the dual variable
+    anchor_x: Images  # x and p when τ was chosen last
+    anchor_p: Dual
+    tau: PerImage
+    index: Counts  # where the image stands in the whole batch
 
-    def select(self, keep: Tensor) -> _State:
+    def select(self, keep: Index) -> _State:
         return _State(**{f.name: getattr(self, f.name)[keep] for f in fields(self)})
 
 
 @torch.no_grad()
 def reconstruct_tv(
-    fidelity: Fidelity, x0: Tensor, lambda_reg: float, *, tol: float = 1e-3, max_steps: int = 1000
+    fidelity: Fidelity, x0: Images, lambda_reg: float, *, tol: float = 1e-3, max_steps: int = 1000
 ) -> TVSolution:
     """Minimize f(x) = g(x; y) + λ Σ ‖(∇x)ᵢ‖₂ by an over-relaxed primal-dual method, until the gap certifies the result.
 
@@ -109,8 +114,8 @@ def reconstruct_tv(
 
 
 def certificate(
-    fidelity: Fidelity, x: Tensor, p: Tensor, tau: Tensor, x_new: Tensor, p_new: Tensor, lambda_reg: float
-) -> tuple[Tensor, Tensor, Tensor]:
+    fidelity: Fidelity, x: Images, p: Dual, tau: PerImage, x_new: Images, p_new: Dual, lambda_reg: float
+) -> tuple[PerImage, PerImage, PerImage]:
     """The energy f(x⁺), an upper bound on f(x⁺) − min f, and a bound on its rounding error; (b,) float64 each.
 
     The dual energy −g*(−∇ᵀp) is minus infinity unless ∇ᵀp lies in the range of Aᵀ, which holds only in the limit where
@@ -145,12 +150,12 @@ def certificate(
     return fidelity.value(x_new) + variation, gap, rounding
 
 
-def total_variation(x: Tensor) -> Tensor:
+def total_variation(x: Images) -> PerImage:
     """Σ ‖(∇x)ᵢ‖₂ of each image, (b, c, h, w) -> (b,) in float64."""
     return gradient(x).square().sum(0).sqrt().flatten(1).sum(1, dtype=torch.float64)
 
 
-def _start(fidelity: Fidelity, x0: Tensor, lambda_reg: float) -> _State:
+def _start(fidelity: Fidelity, x0: Images, lambda_reg: float) -> _State:
     """From the picture near x0 that agrees with the measurement, whose scale gives the first τ."""
     ones = torch.ones(len(x0), dtype=torch.float64, device=x0.device)
     x = fidelity.prox(x0, ones)
@@ -160,7 +165,7 @@ def _start(fidelity: Fidelity, x0: Tensor, lambda_reg: float) -> _State:
     return _State(x, p, x, p, tau, torch.arange(len(x), device=x.device))
 
 
-def _step(fidelity: Fidelity, s: _State, lambda_reg: float) -> tuple[Tensor, Tensor]:
+def _step(fidelity: Fidelity, s: _State, lambda_reg: float) -> tuple[Images, Dual]:
     """x⁺ = prox_{τg}(x − τ∇ᵀp) and p⁺, the projection of p + σ∇(2x⁺ − x) onto ‖pᵢ‖₂ <= λ, with σ = 1/(8τ)."""
     tau = per_image(s.tau, s.x)
     x = fidelity.prox(s.x - tau * _adjoint(s.p), s.tau)
@@ -168,7 +173,7 @@ def _step(fidelity: Fidelity, s: _State, lambda_reg: float) -> tuple[Tensor, Ten
     return x, p / (p.square().sum(1, keepdim=True).sqrt() / lambda_reg).clamp(min=1)
 
 
-def _relaxed(s: _State, x: Tensor, p: Tensor, *, balance: bool) -> _State:
+def _relaxed(s: _State, x: Images, p: Dual, *, balance: bool) -> _State:
     """The next state. If `balance`, τ becomes ‖Δx‖ / (√8 ‖Δp‖), with the moves since it was chosen last."""
     x, p = s.x + RELAXATION * (x - s.x), s.p + RELAXATION * (p - s.p)
     if not balance:
@@ -177,7 +182,7 @@ def _relaxed(s: _State, x: Tensor, p: Tensor, *, balance: bool) -> _State:
     return _State(x, p, x, p, torch.where(tau.isfinite() & (tau > 0), tau, s.tau), s.index)
 
 
-def _stops(energy: Tensor, gap: Tensor, tol: float, exhausted: Tensor) -> list[Status | None]:
+def _stops(energy: PerImage, gap: PerImage, tol: float, exhausted: Flags) -> list[Status | None]:
     """Why each image stops here, or `None` for an image that continues. exhausted: its gap can't fall further."""
 
     def why(energy: float, gap: float, exhausted: bool) -> Status | None:
@@ -190,11 +195,11 @@ def _stops(energy: Tensor, gap: Tensor, tol: float, exhausted: Tensor) -> list[S
     return [why(*row) for row in zip(energy.tolist(), gap.tolist(), exhausted.tolist(), strict=True)]
 
 
-def _differences(x: Tensor) -> Tensor:
+def _differences(x: Images) -> Dual:
     """∇x with the batch as the first axis, (b, c, h, w) -> (b, 2, c, h, w)."""
     return gradient(x).transpose(0, 1)
 
 
-def _adjoint(p: Tensor) -> Tensor:
+def _adjoint(p: Dual) -> Images:
     """∇ᵀp, (b, 2, c, h, w) -> (b, c, h, w)."""
     return gradient_adjoint(p.transpose(0, 1))

@@ -39,7 +39,7 @@ def test_arrays_give_arrays_and_a_single_picture_plain_figures(bundle, measureme
     x, info = elder.load(bundle).reconstruct(y, mask=mask)
     assert isinstance(x, np.ndarray)
     assert x.shape == y.shape
-    assert info.status in ("converged", "precision", "max_steps")
+    assert info.status == "converged"
     assert isinstance(info.steps, int)
     assert info.seconds > 0
 

@@ -140,7 +140,7 @@ def test_a_change_of_code_re_runs_what_it_affects(finished, tmp_path):
         (copy.folder / path).write_text(text)
         return {stage.split("@")[0] for stage, changes in status.items() if "changed deps" in str(changes)}
 
-    assert edit("elder/solvers/loop.py", '"""How the solve of one image ended', '"""The end of a solve') == set()
+    assert edit("elder/solvers/status.py", '"""How the solve of one image ended', '"""The end of a solve') == set()
     solving = {"tune", "finetune", "evaluate", "register"}
     assert edit("elder/solvers/anderson.py", "depth: int = 6", "depth: int = 7") == solving
     assert edit("stages/results.py", 'average["psnr"], 4)', 'average["psnr"], 3)') == {"baseline", "evaluate"}

@@ -180,13 +180,12 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
 def _measurement(path: Path) -> dict[str, Any]:
     """y, (h, w) or (c, h, w), and the operator's arguments; see `io.read_measured` for y of a picture file."""
     from elder import io
+    from elder.problems.samples import read_arrays
 
     if path.suffix.lower() in io.PICTURES:
         picture = io.read_measured(path)
         return {"y": picture if picture.ndim == 2 else picture.transpose(2, 0, 1)}
-    arrays = io.read_arrays(path)
-    if "y" not in arrays:
-        raise UserError(f"{path}: holds {', '.join(sorted(arrays))} but no y, the measurement")
+    arrays = read_arrays(path)
     if arrays["y"].ndim > 3:
         raise UserError(f"{path}: y has {arrays['y'].ndim} axes; give one measurement a file, (h, w) or (c, h, w)")
     return arrays

@@ -126,7 +126,7 @@ def read_images(
         drop_empty: whether slices without content are left out of a volume of which others have some.
 
     Raises:
-        UserError: for a corrupt or unknown file, axes that can't be told, NaN, or values that the scaling refuses.
+        UserError: for a corrupt or unknown file, axes that are ambiguous, NaN, or values that the scaling refuses.
     """
     path = Path(path)
     check_scaling(scaling)

@@ -85,7 +85,7 @@ def _need_decoder(path: Path, data: Any, pixels: Any) -> None:
     except NotImplementedError:
         raise UserError(f"{path}: pydicom can't read its compression, {_spelled(syntax)}") from None
     if not decoder.is_available:
-        # One of them is enough; each is told as "NAME - needs PACKAGES".
+        # One of them is enough; pydicom spells each as "NAME - requires PACKAGES".
         needed = "; or ".join(str(missing) for missing in decoder.missing_dependencies)
         raise UserError(f"{path}: its compression, {_spelled(syntax)}, needs another package: {needed}")
 

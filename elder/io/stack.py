@@ -40,8 +40,8 @@ class Stack:
 def white_of(dtype: np.dtype) -> float | None:
     """The value of white where only the type of the numbers is known.
 
-    True for booleans, the largest value for unsigned integers of 8 and 16 bits, 1 for floating point. Signed and wider
-    integers hold Hounsfield units, counts or labels, or values of a smaller type: nothing tells which.
+    1 for booleans and floating point, the largest value of the type for unsigned integers of 8 and 16 bits. None for
+    signed and wider integers: they hold Hounsfield units, counts, labels, or values of a smaller type.
     """
     if dtype.kind in "bf":
         return 1.0
@@ -51,7 +51,7 @@ def white_of(dtype: np.dtype) -> float | None:
 def stacked(path: Path, array: np.ndarray, axes: str = "") -> Stack:
     """The pictures of an array without metadata. Complex values give their magnitude.
 
-    axes: one of `AXES`; empty: by the rule of `guess_axes`. Raises `UserError` if they can't be told, or do not fit.
+    axes: one of `AXES`; empty: by the rule of `guess_axes`. Raises `UserError` if they are ambiguous, or do not fit.
     """
     if np.iscomplexobj(array):
         array = np.abs(array)

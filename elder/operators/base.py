@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 import torch
 
 from elder.backend import to_device
+from elder.linear.base import Map
 from elder.linear.cg import conjugate_gradients
 from elder.shapes import Anything, Factor, Images, Index, Measurement, Multiplier
 
@@ -60,14 +61,26 @@ class Operator(ABC):
         return self.prox_solve_iteratively(v, step)
 
     def prox_solve_iteratively(
-        self, v: Images, step: Factor, *, tol: float | None = None, max_steps: int = 200
+        self,
+        v: Images,
+        step: Factor,
+        *,
+        tol: float | None = None,
+        max_steps: int = 200,
+        precondition: Map | None = None,
     ) -> Images:
         """(I + τ AᵀA)⁻¹ v by conjugate gradients to a relative residual of `tol`: 1e-6 in float32, 1e-12 in float64.
 
-        v: (b, c, h, w); step τ > 0: (b, 1, 1, 1) or scalar. Raises `ArithmeticError` when `max_steps` do not reach
-        `tol`. An operator that needs more steps calls this from a `prox_solve` of its own.
+        v: (b, c, h, w); step τ > 0: (b, 1, 1, 1) or scalar. precondition: a symmetric positive definite map near the
+        inverse. Raises `ArithmeticError` when `max_steps` do not reach `tol`. An operator that needs more steps or has a
+        preconditioner calls this from a `prox_solve` of its own.
         """
         if tol is None:
             tol = 1e-12 if v.dtype == torch.float64 else 1e-6
+        # With a preconditioner the first step is better than this guess, and zero costs no product.
+        start = v / (1 + step) if precondition is None else None
 
-        return conjugate_gradients(lambda z: z + step * self.normal(z), v, v / (1 + step), tol=tol, max_steps=max_steps)
+        def system(z: Images) -> Images:
+            return z + step * self.normal(z)
+
+        return conjugate_gradients(system, v, start, tol=tol, max_steps=max_steps, precondition=precondition)

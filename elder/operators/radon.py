@@ -12,7 +12,6 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.nn import functional as F
 
-from elder.linear.cg import conjugate_gradients
 from elder.operators import strips
 from elder.operators.base import Operator
 from elder.operators.views import VIEWS, Views
@@ -115,16 +114,12 @@ class Radon(Operator):
         Inside of the picture AᵀA is a convolution with a kernel near 1/|r|. (I + τ AᵀA)⁻¹ is taken to be the
         convolution that inverts it in the plane: it is computed on pictures twice as large, zero around v.
         """
-        tol = 1e-12 if v.dtype == torch.float64 else 1e-6
         (h, w), inverse = self.size, 1 / (1 + step * self.spectrum)
-
-        def system(z: Images) -> Images:
-            return z + step * self.normal(z)
 
         def precondition(r: Images) -> Images:
             return torch.fft.irfft2(inverse * torch.fft.rfft2(r, s=(2 * h, 2 * w)), s=(2 * h, 2 * w))[..., :h, :w]
 
-        return conjugate_gradients(system, v, tol=tol, max_steps=200, precondition=precondition)
+        return self.prox_solve_iteratively(v, step, precondition=precondition)
 
     def select(self, index: Index) -> Radon:
         """The operator of the images `index` of the batch."""

@@ -53,11 +53,17 @@ def save(path: str | Path, problem: Problem, sample: Sample) -> None:
         np.savez(temporary, allow_pickle=False, **{"y": y[0] if len(y) == 1 else y, **arguments})
 
 
-def read(path: str | Path, problem: Problem, truth: Picture) -> Sample:
-    """The sample that `save` wrote, with its clean image, (1, c, h, w). Raises `UserError` if the file does not fit."""
+def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """`y` and the operator's arguments, as a measurement file holds them. Raises `UserError` if there is no `y`."""
     arrays = io.read_arrays(path)
     if "y" not in arrays:
         raise UserError(f"{path}: holds {', '.join(sorted(arrays))} but no y, the measurement")
+    return arrays
+
+
+def read(path: str | Path, problem: Problem, truth: Picture) -> Sample:
+    """The sample that `save` wrote, with its clean image, (1, c, h, w). Raises `UserError` if the file does not fit."""
+    arrays = read_arrays(path)
     array = arrays.pop("y")
     y = torch.from_numpy(array[None, None] if array.ndim == 2 else array[None])
     try:

@@ -150,11 +150,6 @@ def certificate(
     return fidelity.value(x_new) + variation, gap, rounding
 
 
-def total_variation(x: Images) -> PerImage:
-    """Σ ‖(∇x)ᵢ‖₂ of each image, (b, c, h, w) -> (b,) in float64."""
-    return gradient(x).square().sum(0).sqrt().flatten(1).sum(1, dtype=torch.float64)
-
-
 def _start(fidelity: Fidelity, x0: Images, lambda_reg: float) -> _State:
     """From the picture near x0 that agrees with the measurement, whose scale gives the first τ."""
     ones = torch.ones(len(x0), dtype=torch.float64, device=x0.device)

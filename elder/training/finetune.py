@@ -17,7 +17,7 @@ from elder.problems.base import Problem
 from elder.problems.samples import Sample
 from elder.solvers import fixed_point
 from elder.stability import adapted, penalty, spectral_radius
-from elder.tensors import norm
+from elder.tensors import norm, per_image
 from elder.training.checkpoint import Checkpoint
 from elder.training.history import History, Report, Trained, silent
 from elder.training.patches import Patches
@@ -252,7 +252,7 @@ def _solve(
     now.advance(solution, lambda_reg)
     # A diverged solve (NaN compares as false) is linearized at its initial guess: its last iterate teaches nothing.
     kept = norm(solution.x) <= DIVERGED * norm(start)
-    at = Linearization.at(problem, torch.where(_wide(kept), solution.x, start))
+    at = Linearization.at(problem, torch.where(kept.view(-1, 1, 1, 1), solution.x, start))
     # The line search shortens its step where λ∇²h is steep. The nominal step lets the penalty see how steep.
     tau = torch.full_like(solution.step, now.longest / lambda_reg)
     metrics = {
@@ -284,13 +284,9 @@ def _radius(at: Linearization, tau: Tensor, now: Progress, settings: Finetuning)
     noise = torch.randn(at.x.shape, generator=now.generator).to(at.x)
     moving = fixed_point_step(at, tau) - at.x.detach()
     scale = moving.flatten(1).norm(dim=1) / noise.flatten(1).norm(dim=1)
-    return spectral_radius(at, tau, moving + 0.3 * _wide(scale) * noise, settings.power_steps)
+    return spectral_radius(at, tau, moving + 0.3 * per_image(scale, noise) * noise, settings.power_steps)
 
 
 def _certified(problem: Equilibrium) -> bool:
     """Whether the regularizer comes with a bound on its weak convexity."""
     return problem.regularizer.weak_convexity(float(problem.sigma.detach())) is not None
-
-
-def _wide(a: Tensor) -> Tensor:
-    return a.view(-1, 1, 1, 1)

@@ -72,8 +72,8 @@ class Operator(ABC):
         """(I + τ AᵀA)⁻¹ v by conjugate gradients to a relative residual of `tol`: 1e-6 in float32, 1e-12 in float64.
 
         v: (b, c, h, w); step τ > 0: (b, 1, 1, 1) or scalar. precondition: a symmetric positive definite map near the
-        inverse. Raises `ArithmeticError` when `max_steps` do not reach `tol`. An operator that needs more steps or has a
-        preconditioner calls this from a `prox_solve` of its own.
+        inverse. An operator that needs more steps, or has a preconditioner, calls this from its own `prox_solve`.
+        Raises `ArithmeticError` when `max_steps` do not reach `tol`.
         """
         if tol is None:
             tol = 1e-12 if v.dtype == torch.float64 else 1e-6

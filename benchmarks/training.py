@@ -34,7 +34,7 @@ def stepping(chosen: Model, settings: Finetuning) -> Callable[[], None]:
     def steps() -> None:
         now = progress(chosen, settings)
         for now.step in (1, 2):
-            update(now, chosen, patches, settings, chosen.problem)
+            update(now, chosen, patches, settings, [chosen.problem])
 
     return steps
 

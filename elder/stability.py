@@ -4,48 +4,96 @@ from __future__ import annotations
 
 import torch
 
+from elder.fidelity import Fidelity
 from elder.implicit import Linearization
-from elder.shapes import Each, Images, OneOrEach, PerImage, Scalar
+from elder.shapes import Each, Factor, Images, OneOrEach, PerImage, Scalar
 from elder.tensors import dot, norm, per_image
+
+# Products after which the Krylov space is left for its best direction, and starts anew: each holds four pictures.
+KRYLOV = 8
+# The length, in units of the vector that it was, at which what is left after an orthogonalization is rounding.
+ROUNDING = 1e-5
 
 
 def spectral_radius(at: Linearization, step: OneOrEach, start: Images, iterations: int = 2) -> PerImage:
     """|μ| of the largest eigenvalue μ of T'(x), T(x) = prox_{τg}(x − τλR_θ(x)), (b,) float64; differentiable in θ.
 
-    T'(x) = (AᵀA + I/τ)⁻¹(I/τ − λR'_θ(x)) in the feasible directions. Found by `iterations` power iterations from the
-    direction `start`, (b, c, h, w), as an estimate from below that grows with their number.
+    T'(x) = (AᵀA + I/τ)⁻¹(I/τ − λR'_θ(x)) in the feasible directions. Found with `iterations` products with R'(x) from
+    the direction `start`, (b, c, h, w), as an estimate from below that grows with their number.
 
-    For an energy, T' is self-adjoint in ⟨u, (AᵀA + I/τ)w⟩, and with the direction u that is found
+    For an energy, T' is self-adjoint in ⟨u, (AᵀA + I/τ)w⟩. The products span a Krylov space, whose best direction u is
+    found by the method of Rayleigh and Ritz. There
 
         μ = 1 − ⟨u, (AᵀA + λ∇²h) u⟩ / ⟨u, (AᵀA + I/τ) u⟩,
 
-    the Rayleigh quotient, whose error is the square of that of u. So μ > 1 says that f = g + λh has negative curvature
-    along u, and μ < −1 that the step τ is too long. Its derivative in θ, at a constant u, is that of the eigenvalue
-    where u is an eigenvector. For an implicit regularizer ‖T'ᵀu‖ / ‖u‖ takes its place (Bai et al. 2021, who take
-    random directions u).
+    whose error is the square of that of u. So μ > 1 says that f = g + λh has negative curvature along u, and μ < −1
+    that the step τ is too long. Its derivative in θ, at a constant u, is that of the eigenvalue where u is an
+    eigenvector. For an implicit regularizer the products are power iterations, and ‖T'ᵀu‖ / ‖u‖ takes the place of the
+    quotient (Bai et al. 2021, who take random directions u).
 
-    Reuses the record: each iteration is one product with the Jacobian. step τ: (b,) or scalar.
+    Reuses the record for all products but the last one of an energy. step τ: (b,) or scalar.
     """
-    fidelity, precondition = at.problem.fidelity, at.preconditioner(step)
+    fidelity = at.problem.fidelity
     c = per_image(1 / step.expand(len(at.x)), at.x)
-    symmetric = at.problem.symmetric
+    u = _unit(fidelity.project_tangent(start.detach()))
+    if not at.problem.symmetric:
+        return _growth(at, step, c, u, iterations)
+    u = _leading(at, step, c, u, iterations)
+    with torch.no_grad():
+        scale = dot(u, fidelity.hessian(u)) + dot(u, c * u)
+    curvature = dot(u, fidelity.hessian(u)) + dot(u, at.derivative(u))
+    return (1 - curvature / scale).abs()
+
+
+def _growth(at: Linearization, step: OneOrEach, c: Factor, u: Images, iterations: int) -> PerImage:
+    """‖T'ᵀu‖ / ‖u‖ after power iterations with T'ᵀ from u."""
+    precondition = at.preconditioner(step)
 
     def apply(u: Images, *, record: bool = False) -> Images:
-        # T' if R' is symmetric, as (λ∇²h)ᵀ = λ∇²h; its transpose else.
-        if symmetric:
-            return precondition(c * u - at.pullback(u, record=record))
         z = precondition(u)
         return c * z - at.pullback(z, record=record)
 
-    u = _unit(fidelity.project_tangent(start.detach()))
     for _ in range(iterations):
         u = _unit(apply(u).detach())
-    if not symmetric:
-        return norm(apply(u, record=True)) / norm(u)
-    with torch.no_grad():
-        scale = dot(u, fidelity.hessian(u)) + dot(u, c * u)
-    curvature = dot(u, fidelity.hessian(u)) + dot(u, at.pullback(u, record=True))
-    return (1 - curvature / scale).abs()
+    return norm(apply(u, record=True)) / norm(u)
+
+
+@torch.no_grad()
+def _leading(at: Linearization, step: OneOrEach, c: Factor, u: Images, iterations: int) -> Images:
+    """The eigenvector of T' of largest |μ| as far as `iterations` products tell, by Lanczos's method with restarts."""
+    fidelity, precondition = at.problem.fidelity, at.preconditioner(step)
+    done = 0
+    while done < iterations:
+        basis: list[Images] = []  # orthonormal in M = AᵀA + I/τ
+        weighted: list[Images] = []  # M times these
+        images: list[Images] = []  # T' times these
+        coupling: list[Images] = []  # M T' times these
+        for _ in range(min(KRYLOV, iterations - done)):
+            for _ in range(2):  # once leaves the rounding of what was taken away
+                for v, mv in zip(basis, weighted, strict=True):
+                    u = u - per_image(dot(mv, u), u) * v
+            mu = fidelity.hessian(u) + c * u
+            length = dot(u, mu).clamp(min=0).sqrt()
+            # What is left of a direction that the others span is rounding: zero, an eigenvalue 0 of its own.
+            share = torch.where(length > ROUNDING, 1 / length.clamp(min=torch.finfo(u.dtype).tiny), 0.0)
+            basis.append(per_image(share, u) * u)
+            weighted.append(per_image(share, u) * mu)
+            coupling.append(c * basis[-1] - at.pullback(basis[-1]))
+            images.append(precondition(coupling[-1]))
+            u = images[-1] / per_image(_length(images[-1], fidelity, c), u)
+            done += 1
+        ritz = torch.stack([torch.stack([dot(v, w) for w in coupling], 1) for v in basis], 1)
+        values, vectors = torch.linalg.eigh((ritz + ritz.transpose(1, 2)) / 2)
+        largest = values.abs().argmax(1)
+        weights = vectors.gather(2, largest.view(-1, 1, 1).expand(-1, vectors.shape[1], 1)).squeeze(2)
+        # One more step of the power iteration costs no product.
+        u = sum((per_image(weights[:, k], v) * v for k, v in enumerate(images)), torch.zeros_like(u))
+        u = u / per_image(_length(u, fidelity, c), u)
+    return u
+
+
+def _length(u: Images, fidelity: Fidelity, c: Factor) -> PerImage:
+    return (dot(u, fidelity.hessian(u)) + dot(u, c * u)).clamp(min=torch.finfo(u.dtype).tiny).sqrt()
 
 
 def penalty(radius: Each, target: float) -> Scalar:

@@ -6,6 +6,7 @@ This module only reads and checks. How settings make a result is in the stages, 
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import typing
 import warnings
@@ -53,13 +54,19 @@ class Cell(Section):
     """What is trained and compared.
 
     finetune: settings that take the place of those in `finetune`. training_problem: settings of the problem that change
-    where training draws its measurements, on patches.
+    where training draws its measurements, on patches; of a list, each step draws one.
     """
 
     problem: str
     regularizer: str
     finetune: Changes = {}
     training_problem: Changes = {}
+
+    @property
+    def training_problems(self) -> list[Changes]:
+        """The changes among which each step of training draws: every choice from the lists of `training_problem`."""
+        choices = [value if isinstance(value, list) else [value] for value in self.training_problem.values()]
+        return [dict(zip(self.training_problem, chosen, strict=True)) for chosen in itertools.product(*choices)]
 
 
 class Parameterization(Section):
@@ -176,7 +183,8 @@ class Params(Section):
     @property
     def problem_files(self) -> list[Path]:
         """The files that settings of problems name: masks and kernels, without the :INDEX of a kernel."""
-        changes = [*self.problems.values(), *(cell.training_problem for cell in self.cells.values())]
+        changes = [*self.problems.values()]
+        changes += [change for cell in self.cells.values() for change in cell.training_problems]
         changes += [change for group in self.evaluate.robustness.values() for change in group]
         names = [value for settings in changes for value in settings.values() if isinstance(value, str)]
         paths = [Path(name) if Path(name).is_file() else Path(name.rpartition(":")[0]) for name in names]
@@ -260,9 +268,12 @@ def load(path: Path) -> Params:
         params.problem(cell.problem)
         params.description(cell.regularizer, 1)
         params.finetuning(name)
-        trained = {**params.problems[cell.problem], **cell.training_problem}
-        _check_problem(cell.problem, trained, f"cells.{name}.training_problem")
-        _check_patch(name, problems.make(cell.problem, trained), params.finetuning(name).patch)
+        if not cell.training_problems:
+            raise UserError(f"params.yaml: cells.{name}.training_problem: an empty list leaves nothing to draw")
+        for change in cell.training_problems:
+            trained = {**params.problems[cell.problem], **change}
+            _check_problem(cell.problem, trained, f"cells.{name}.training_problem")
+            _check_patch(name, problems.make(cell.problem, trained), params.finetuning(name).patch)
     return params
 
 

@@ -24,8 +24,9 @@ def main(arguments: argparse.Namespace) -> None:
     patches = Patches(images, chosen.patch, names)
     validation = read_samples(arguments.images, arguments.measurements, "validation", before.problem)
     side = min(min(sample.truth.shape[-2:]) for sample in validation)
-    problem = before.problem.on_patches(chosen.patch / side).override(cell.training_problem)
-    logged = {"finetune": vars(chosen), "problem": problem.settings}
+    measured = before.problem.on_patches(chosen.patch / side)
+    drawn = [measured.override(change) for change in cell.training_problems]
+    logged = {"finetune": vars(chosen), "problem": {**measured.settings, **cell.training_problem}}
     if cell.finetune:
         print(params.overrides("finetune", f"cells.{arguments.cell}", cell.finetune, whole.finetune))
     title, every = f"finetune {arguments.cell}", safe.finetune_checkpoint
@@ -37,7 +38,7 @@ def main(arguments: argparse.Namespace) -> None:
             validation,
             chosen,
             report,
-            problem=problem,
+            drawn=drawn,
             patience=safe.patience,
             checkpoint=checkpoint,
         )

@@ -10,7 +10,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import checked
 import numpy as np
 import pytest
 import skimage
@@ -24,17 +23,27 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 sys.path.insert(0, str(ROOT))
-checked.install()
+try:
+    import checked
+except ImportError:  # a machine with the library's own packages alone, such as one with a GPU
+    checked = None
+else:
+    checked.install()
 
 from elder import io, problems, regularizers  # noqa: E402
 from elder.model.model import Hyperparameters, Model  # noqa: E402
-from pipeline import params, preset  # noqa: E402
+
+
+def pytest_report_header() -> str:
+    """Whether this run checks types and shapes."""
+    return "types and shapes: " + ("checked" if checked else "NOT checked, for want of beartype")
 
 
 @pytest.fixture(autouse=True)
 def _check_the_first_calls() -> None:
     """Of every function, in each test; see `checked`."""
-    checked.restart()
+    if checked:
+        checked.restart()
 
 
 @pytest.fixture
@@ -111,6 +120,8 @@ class Project:
 
 
 def copy_project(folder: Path) -> Project:
+    from pipeline import preset  # needs more than the library does
+
     for name in ("elder", "stages", "pipeline", "presets", "data/raw"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.png"))
     for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
@@ -143,6 +154,8 @@ def mask(tmp_path: Path) -> Path:
 
 def stage(monkeypatch, folder: Path, change: dict, name: str, *arguments: str) -> int:
     """Run a stage in this process on the tiny settings with a change. Returns its exit code."""
+    from pipeline import params, preset  # needs more than the library does
+
     path = folder / "params.yaml"
     tiny = (ROOT / "presets" / "tiny.yaml").read_text()
     settings = yaml.safe_load(preset.overlaid((ROOT / "params.yaml").read_text(), tiny, "tiny"))

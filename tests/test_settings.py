@@ -191,6 +191,12 @@ BAD = [
     ("cells", {"a": IMPLICIT | {"finetune": {"step": 4}}}, "unknown setting cells.a.finetune.step; known"),
     ("cells", {"a": IMPLICIT | {"finetune": {"steps": 0}}}, "cells.a.finetune.steps=0 must be positive"),
     ("cells", {"a": IMPLICIT | {"training_problem": {"mode": 1}}}, "unknown setting cells.a.training_problem.mode"),
+    (
+        "cells",
+        {"a": IMPLICIT | {"training_problem": {"ratio": [0.2, 2.0]}}},
+        "cells.a.training_problem.ratio=2.0: the share of k-space",
+    ),
+    ("cells", {"a": IMPLICIT | {"training_problem": {"ratio": []}}}, "training_problem: an empty list leaves nothing"),
     ("cells", {"a": {"problem": "csmri"}}, "cells.a lacks regularizer"),
     ("cells", {"a": IMPLICIT | {"regularizer": "red"}}, "needs a section regularizers.red"),
     ("cells", {"a": IMPLICIT | {"problem": "ct"}}, "needs a section problems.ct"),

@@ -12,6 +12,7 @@ from torch import Tensor
 from elder.fidelity import Fidelity, HardConstraint, LeastSquares
 from elder.implicit import Linearization
 from elder.objective import make_objective
+from elder.operators import Masking
 from elder.stability import adapted, penalty, spectral_radius
 
 SHAPE = (2, 1, 8, 6)
@@ -83,6 +84,32 @@ def test_for_an_implicit_regularizer_it_is_the_growth_of_the_transposed_jacobian
     grown = (setup.jacobian().transpose(1, 2) @ setup.start.flatten(1).unsqueeze(2)).flatten(1).norm(dim=1)
     found = spectral_radius(setup.at(), STEP, setup.start, iterations=0)
     torch.testing.assert_close(found.detach(), grown / setup.start.flatten(1).norm(dim=1))
+
+
+def test_the_best_direction_of_the_products_tells_more_than_the_last_one():
+    """A radius whose eigenvalues lie close together, where power iterations are slow."""
+    setup = Setup("least_squares", "dncnn", "csmri")
+    true, at = setup.dense(), setup.at()
+    found = spectral_radius(at, STEP, setup.start, iterations=6).detach()
+    c, u = 1 / STEP.view(-1, 1, 1, 1), setup.start
+    for _ in range(6):
+        u = at.preconditioner(STEP)(c * u - at.pullback(u))
+    powers = spectral_radius(at, STEP, u, iterations=0).detach()
+    assert bool((true - found < 0.5 * (true - powers)).all())
+
+
+def test_products_beyond_the_space_of_the_pictures_add_nothing():
+    """One pixel moves: after one product nothing is left to find, and what rounding leaves must not count."""
+    mask = torch.ones(1, 1, 4, 4, dtype=torch.float64)
+    mask[..., 2, 2] = 0
+    operator = Masking(mask)
+    x = torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    problem = make_objective(
+        HardConstraint.of(operator, operator.A(x)), cases.regularizer("least_squares", "dncnn"), WEIGHT, SIGMA
+    )
+    at, start = Linearization.at(problem, x), torch.ones_like(x)
+    once, often = (spectral_radius(at, STEP[:1], start, k).detach() for k in (1, 7))
+    torch.testing.assert_close(once, often)
 
 
 def test_few_iterations_tell_it_from_below(rng):

@@ -55,7 +55,7 @@ class Finetuning:
     stability: float = 0.95  # what the spectral radius of the fixed-point map is kept below; 0: no penalty
     stability_weight: float = 30.0  # of the penalty at the start; it is adapted
     stability_every: int = 2  # steps between two penalties
-    power_steps: int = 2  # power iterations of the spectral radius
+    power_steps: int = 2  # products with the Jacobian that find the spectral radius
     average: float = 0.98  # decay of the moving average of the weights, which is validated; 0: the weights themselves
     validate_every: int = 20
     go_back: float = 6.0  # dB of merit that a state may lose before training goes back to the best one
@@ -129,7 +129,7 @@ def finetune(
     settings: Finetuning,
     report: Report = silent,
     *,
-    problem: Problem | None = None,
+    drawn: Sequence[Problem] = (),
     patience: int = 10,
     checkpoint: Checkpoint | None = None,
 ) -> Trained[Model]:
@@ -144,10 +144,10 @@ def finetune(
 
     Validation is of the moving average of θ, and begins with `before`, so the result is never worse on it. A state
     that has lost `settings.go_back` dB of merit after the warm-up sends training back to the best. `report` gets
-    each step's number and its metrics while training runs. problem: what training measurements are drawn from, that of
-    `before` if `None`; the same measurement on smaller pictures, say. With a checkpoint training resumes where the last
-    run stopped, and returns the history of all steps. Raises `FloatingPointError` after `patience` steps in a row
-    without a finite gradient.
+    each step's number and its metrics while training runs. drawn: the problems that make the training measurements, one
+    of them drawn at each step, that of `before` if there is none; the same measurement on smaller pictures, say, or at
+    several ratios. With a checkpoint training resumes where the last run stopped, and returns the history of all steps.
+    Raises `FloatingPointError` after `patience` steps in a row without a finite gradient.
     """
     now, history = progress(before, settings), History()
 
@@ -164,7 +164,7 @@ def finetune(
         record(0, {"val_psnr": now.best_score.psnr, "val_converged": now.best_score.converged})
     for step in range(now.step + 1, settings.steps + 1):
         now.step = step
-        metrics = update(now, before, patches, settings, problem or before.problem)
+        metrics = update(now, before, patches, settings, drawn or [before.problem])
         now.failures = now.failures + 1 if "loss" not in metrics else 0
         if now.failures >= patience:
             raise FloatingPointError(
@@ -203,17 +203,20 @@ def progress(before: Model, settings: Finetuning) -> Progress:
     )
 
 
-def update(now: Progress, before: Model, patches: Patches, settings: Finetuning, drawn: Problem) -> dict[str, float]:
+def update(
+    now: Progress, before: Model, patches: Patches, settings: Finetuning, drawn: Sequence[Problem]
+) -> dict[str, float]:
     """Take one step of the optimizer and return its metrics; they hold a loss only if the gradient was finite.
 
-    drawn: the problem that makes the measurements.
+    drawn: the problems one of which makes the measurements of this step.
     """
+    measured = drawn[0] if len(drawn) == 1 else drawn[int(torch.randint(len(drawn), (), generator=now.generator))]
     x = patches.draw(settings.batch, now.generator)
-    operator, y = drawn.simulate(x, now.generator)
+    operator, y = measured.simulate(x, now.generator)
     operator, y, x = operator.to(before.device), y.to(before.device), x.to(before.device)
-    problem = now.theta.objective(drawn.fidelity(operator, y))
+    problem = now.theta.objective(measured.fidelity(operator, y))
     effort = Effort.at(settings, now.step)
-    at, tau, solved, metrics = _solve(now, problem, drawn.initial(operator, y), effort, before.precision)
+    at, tau, solved, metrics = _solve(now, problem, measured.initial(operator, y), effort, before.precision)
     adjoint = ADJOINTS[settings.adjoint](problem, effort.adjoint_tol, settings.adjoint_steps)
     attached, backward = ImplicitGradient(adjoint, FALLBACKS[settings.fallback]).attach_to(at, tau, solved=solved)
     error = (attached - x).square().flatten(1).mean(1)

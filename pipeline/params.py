@@ -138,6 +138,7 @@ class Registration(Section):
     """Settings of `register`."""
 
     margin: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    experiments: bool
 
 
 class Params(Section):

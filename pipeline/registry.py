@@ -41,11 +41,18 @@ class Verdict:
     """What the gate decided, and why."""
 
     name: str
-    version: int
+    version: int | None  # None: nothing was registered
     psnr: float
     champion_psnr: float | None  # of the champion before, on the same data; None if there was none that could be loaded
     promoted: bool
     reason: str
+
+    @property
+    def told(self) -> str:
+        """One line for people."""
+        if self.version is None:
+            return f"{self.name}: {self.reason}"
+        return f"{self.name} version {self.version} is {'champion' if self.promoted else 'challenger'}: {self.reason}"
 
 
 @dataclass(frozen=True, eq=False)

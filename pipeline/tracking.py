@@ -7,20 +7,21 @@ import hashlib
 import json
 import os
 import shutil
+import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from tqdm import tqdm
 
+from elder.model import store
 from elder.training.checkpoint import Checkpoint
 from pipeline.fingerprints import Reads
 
 # MLflow takes as long to import as torch. Only a stage that logs imports it, and only once its settings are checked.
 EXPERIMENT = "elder"
-STORE = Path("mlflow.db")
 
 
 class Log:
@@ -91,32 +92,52 @@ def resumable(log: Log, title: str, every: int) -> Iterator[Checkpoint]:
 
 
 def connect() -> None:
-    """Use the store of MLFLOW_TRACKING_URI, or SQLite in the project's folder."""
+    """Use the store that `elder.model.store` finds, or a new one: SQLite in the project's folder.
+
+    Raises `UserError` for a server that does not answer.
+    """
     import mlflow
 
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
-        if not STORE.exists():
-            _create_store()
-        mlflow.set_tracking_uri(f"sqlite:///{STORE}")
+    # A server that goes away in between is given up after some ten seconds, not after four minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    uri = store.address() or store.here()
+    file = store.database(uri)
+    if file is not None:
+        with locked():
+            if not file.exists():
+                # Beside its place and then renamed: killed while MLflow makes the tables, it could not be opened again.
+                fresh = file.with_name(f"{file.name}.new")
+                fresh.unlink(missing_ok=True)
+                _add_experiment(fresh)
+                fresh.rename(file)
+            elif not _has_experiment(file):
+                _add_experiment(file)
+    store.check(uri)
+    mlflow.set_tracking_uri(uri)
 
 
-def _create_store() -> None:
+def _has_experiment(file: Path) -> bool:
+    with closing(sqlite3.connect(file)) as connection:
+        return connection.execute("SELECT 1 FROM experiments WHERE name = ?", (EXPERIMENT,)).fetchone() is not None
+
+
+def _add_experiment(file: Path) -> None:
+    """Add our experiment to a SQLite store, its artifacts beside it; make the store if there is none.
+
+    By default, MLflow takes the folder that the process works in, which is that of the store by chance only.
+    """
     import mlflow
 
-    # Beside its place and then renamed: killed while MLflow makes the tables, it could not be opened again.
-    fresh = Path(f"{STORE}.new")
-    with locked():
-        if not STORE.exists():
-            fresh.unlink(missing_ok=True)
-            mlflow.MlflowClient(f"sqlite:///{fresh}").search_experiments()
-            fresh.rename(STORE)
+    location = store.noted(file.resolve().parent / "mlruns" / EXPERIMENT)
+    mlflow.MlflowClient(f"sqlite:///{file}").create_experiment(EXPERIMENT, artifact_location=location)
 
 
 @contextmanager
 def locked(name: str = "") -> Iterator[None]:
-    """Wait until no other process of this machine is in a block of this name in this folder."""
-    with Path(f"{STORE}.{name}.lock" if name else f"{STORE}.lock").open("w") as lock:
+    """Wait until no other process of this machine is in a block of this name of this store."""
+    file = store.database(store.address() or "") or store.FILE
+    with file.with_name(f"{file.name}.{name}.lock" if name else f"{file.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

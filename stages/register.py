@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 from dataclasses import asdict
+from pathlib import Path
 
 from elder import io
 from pipeline import params, registry, tracking
@@ -14,29 +15,37 @@ from stages.samples import find_problem, read_samples
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Make a version of `elder-<problem>`, challenger at once, champion if it passes the gate.
+    """Make a version of `elder-<problem>`, challenger at once, champion if it passes the gate; nothing without a store.
 
     The gate compares validation PSNR. The test images are reported and choose nothing.
     """
     chosen = params.read().registration
     problem = find_problem(arguments.problem)
-    validation = read_samples(arguments.images, arguments.measurements, "validation", problem)
     psnr = io.read_json(arguments.metrics)["validation_psnr"]
+    if arguments.store.read_text().startswith("none"):
+        reason = "not registered, since this is a DVC experiment; register.experiments: true does it"
+        write(registry.Verdict(f"elder-{problem.name}", None, psnr, None, False, reason), arguments.out)
+        return
+    validation = read_samples(arguments.images, arguments.measurements, "validation", problem)
     parts = [content_hash(folder / "validation") for folder in (arguments.images, arguments.measurements)]
     data = hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
     with tracking.run(f"register {arguments.cell}", {"register": chosen.model_dump()}, arguments.reads) as log:
         candidate = registry.Candidate(problem, arguments.model, psnr, data, validation)
         verdict = registry.register(candidate, chosen.margin)
         log.metrics({"psnr": psnr, "promoted": float(verdict.promoted)})
-    alias = "champion" if verdict.promoted else "challenger"
-    print(f"{verdict.name} version {verdict.version} is {alias}: {verdict.reason}")
-    io.write_json(arguments.out, asdict(verdict))
+    write(verdict, arguments.out)
+
+
+def write(verdict: registry.Verdict, path: Path) -> None:
+    """Tell the verdict, and write it for the report."""
+    print(verdict.told)
+    io.write_json(path, asdict(verdict) | {"told": verdict.told})
 
 
 if __name__ == "__main__":
     command.run(
         main,
-        reads=("images", "measurements", "model", "metrics"),
+        reads=("images", "measurements", "model", "metrics", "store"),
         writes=("out",),
         problem="the inverse problem",
         cell="what is registered",

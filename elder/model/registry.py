@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from elder.errors import UserError
+from elder.model import store
+
+# Folders with what came from a server. A model may read its mask there as long as the process runs; then they go.
+_downloads: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def download(uri: str) -> Path:
-    """The bundle folder behind an MLflow URI. Raises `UserError` when MLflow or the model is missing."""
-    mlflow = _mlflow()
-    try:
-        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
-    except (mlflow.exceptions.MlflowException, OSError) as error:
-        raise UserError(
-            f"{uri}: not found in {mlflow.get_tracking_uri()} ({str(error).splitlines()[0]}); "
-            "set MLFLOW_TRACKING_URI, or see what there is with: elder models"
-        ) from None
+    """The bundle folder behind an MLflow URI. Raises `UserError` when MLflow, the store or the model is missing."""
+    with _opened() as mlflow:
+        if store.database(mlflow.get_tracking_uri()) is None:
+            _downloads.append(tempfile.TemporaryDirectory(prefix="elder-"))
+        target = None if store.database(mlflow.get_tracking_uri()) else _downloads[-1].name
+        try:
+            folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=target))
+        except (mlflow.exceptions.MlflowException, OSError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"{uri}: not found in {mlflow.get_tracking_uri()} ({reason}); elder models lists what there is"
+            ) from None
     # MLflow keeps the name that the folder had when it was logged.
     bundles = list(folder.glob("artifacts/*/config.json"))
     if len(bundles) != 1:
@@ -28,11 +40,17 @@ def download(uri: str) -> Path:
 def listing() -> list[dict[str, Any]]:
     """Every version of every elder model, newest first.
 
-    Each has name, version, alias, psnr (on validation, in dB) and when (ISO 8601, UTC).
+    Each has name, version, alias, psnr (on validation, in dB) and when (ISO 8601, UTC). Raises `UserError` without a
+    store, or for one that can't be read.
     """
-    from datetime import UTC, datetime
+    with _opened() as mlflow:
+        try:
+            return _listing(mlflow.MlflowClient())
+        except mlflow.exceptions.MlflowException as error:
+            raise UserError(f"{mlflow.get_tracking_uri()}: {str(error).splitlines()[0]}") from None
 
-    client = _mlflow().MlflowClient()
+
+def _listing(client: Any) -> list[dict[str, Any]]:
     rows = []
     for model in client.search_registered_models("name LIKE 'elder-%'"):
         aliases: dict[str, list[str]] = {}
@@ -51,10 +69,38 @@ def listing() -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["name"], -row["version"]))
 
 
+@contextmanager
+def _opened() -> Iterator[Any]:
+    """The module `mlflow`, set to the store that `store.address` finds while the block runs.
+
+    Raises `UserError` without MLflow, without a store, or for a server that does not answer.
+    """
+    mlflow = _mlflow()
+    uri = store.address()
+    if uri is None:
+        raise UserError(
+            f"no model registry here: there is no {store.FILE} in this folder, and {store.VARIABLE} is not set; run "
+            "dvc repro in the project's folder, or set it"
+        )
+    file = store.database(uri)
+    if file is not None and not file.exists():
+        raise UserError(f"{uri}: no such store; correct {store.VARIABLE}")
+    store.check(uri)
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    variable = os.environ.get(store.VARIABLE)
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield mlflow
+    finally:
+        mlflow.set_tracking_uri(before)
+        if variable is not None:
+            os.environ[store.VARIABLE] = variable
+
+
 def _mlflow() -> Any:
     try:
         import mlflow
         import mlflow.exceptions
     except ImportError:
-        raise UserError("the model registry needs MLflow; install elder[pipeline]") from None
+        raise UserError("the model registry needs MLflow: pip install mlflow") from None
     return mlflow

@@ -62,9 +62,7 @@ def publish(folder: Path) -> None:
         metrics = json.loads((cell / "metrics.json").read_text())
         verdict = json.loads(registered.read_text())
         create_table_artifact([{"method": name, **row} for name, row in metrics.items()], key=f"{key}-table")
-        alias = "champion" if verdict["promoted"] else "challenger"
-        text = f"`{verdict['name']}` version {verdict['version']} is **{alias}**: {verdict['reason']}"
-        create_markdown_artifact(text, key=f"{key}-verdict")
+        create_markdown_artifact(verdict["told"], key=f"{key}-verdict")
     for picture in sorted((reports / "figures").glob("*.png")):
         data = base64.b64encode(picture.read_bytes()).decode()
         create_image_artifact(f"data:image/png;base64,{data}", key=picture.stem.replace("_", "-"))

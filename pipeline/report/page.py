@@ -77,7 +77,7 @@ def chapter(problem: str, cells: Mapping[str, str], sources: Sources, out: Path)
         "early": any(method.stopped_early for method in methods),
         "best": max(methods, key=lambda method: method.metrics["psnr"]),
         "against": against(methods),
-        "registered": [f"{v['name']} version {v['version']} ({v['reason']})" for v in verdicts],
+        "registered": [verdict["told"] for verdict in verdicts],
         "first": truths[0].stem,
         "robustness": tables.robustness(dict(cells), sources.baselines / problem, sources.cells),
         **{part: embedded(out / f"{problem}-{part}.png") for part in ("panel", "convergence", "training")},

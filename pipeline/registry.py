@@ -104,7 +104,9 @@ def register(candidate: Candidate, margin: float) -> Verdict:
         while True:
             before = champion(client, name)
             verdict = _judged(candidate, version, before, refusal, margin)
-            if not verdict.promoted or (before is not None and int(before.version) == version):
+            # A registration that was killed may have moved the alias, and not noted it.
+            already = before is not None and int(before.version) == version
+            if not verdict.promoted or (already and past_champions(client, name)[-1:] == [version]):
                 return verdict
             now = champion(client, name)
             if (now and now.version) == (before and before.version):
@@ -125,9 +127,10 @@ def champion(client: MlflowClient, name: str) -> ModelVersion | None:
 
 def promote(client: MlflowClient, name: str, version: int, reason: str, history: Sequence[int] | None = None) -> None:
     """Make a version champion, and note when and why. history: the champions so far; those noted if `None`."""
-    noted = past_champions(client, name) if history is None else history
+    noted = past_champions(client, name) if history is None else list(history)
     client.set_registered_model_alias(name, "champion", str(version))
-    client.set_registered_model_tag(name, HISTORY, ",".join(map(str, [*noted, version])))
+    champions = [*noted, version] if noted[-1:] != [version] else noted
+    client.set_registered_model_tag(name, HISTORY, ",".join(map(str, champions)))
     client.set_model_version_tag(name, str(version), "promoted", _now())
     client.set_model_version_tag(name, str(version), "reason", reason)
 

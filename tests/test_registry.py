@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import copy
+import os
 import shutil
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
@@ -171,6 +177,60 @@ def test_a_champion_that_another_machine_moves_is_judged_again(store, register, 
     assert not register(35.0).promoted
     assert [int(version) for version in calls] == [1, best.version]
     assert alias(store, "champion") == best.version
+
+
+@pytest.mark.slow
+def test_a_registration_that_is_killed_is_completed_by_the_next(tmp_path, small_model):
+    """Ten kills at moments drawn at random, then one that is left alone: no version twice, the best one champion."""
+    code = (
+        "import sys, mlflow, torch\n"
+        "from pathlib import Path\n"
+        "import elder\n"
+        "from elder.problems.samples import measure\n"
+        "from pipeline import registry, tracking\n"
+        "print('started', flush=True)\n"
+        "bundle, psnr = Path(sys.argv[1]), float(sys.argv[2])\n"
+        "problem = elder.load(bundle).problem\n"
+        "picture = torch.rand((1, 1, 20, 24), generator=torch.Generator().manual_seed(0))\n"
+        "candidate = registry.Candidate(problem, bundle, psnr, 'a', measure(problem, ['x'], [picture]))\n"
+        "tracking.connect()\n"
+        "mlflow.set_experiment('elder')\n"
+        "with mlflow.start_run():\n"
+        "    registry.register(candidate, 0.1)\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")} | {"PYTHONPATH": str(ROOT)}
+    draw, killed = np.random.default_rng(3), 0
+
+    def register(bundle: Path, psnr: float, seconds: float | None) -> float:
+        """Kill the process so many seconds after its imports. Returns those that it had."""
+        nonlocal killed
+        command = [sys.executable, "-c", code, str(bundle), str(psnr)]
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        process.stdout.readline()
+        begin = time.monotonic()
+        try:
+            assert process.wait(seconds) == 0
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            killed += 1
+        process.stdout.close()
+        return time.monotonic() - begin
+
+    for name in ("first", "better"):
+        replace(small_model, metadata={"label": name}).save(tmp_path / name)
+    whole = register(tmp_path / "first", 30.0, None)
+    for _ in range(10):
+        register(tmp_path / "better", 31.0, draw.uniform(0, whole))
+    register(tmp_path / "better", 31.0, None)
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    assert killed >= 5
+    found = client.search_model_versions(f"name = '{NAME}'")
+    assert sorted((v.version, v.tags["psnr"]) for v in found) == [(1, "30.0000"), (2, "31.0000")]
+    assert alias(client, "champion") == alias(client, "challenger") == 2
+    assert registry.past_champions(client, NAME) == [1, 2]
 
 
 def test_rolling_back(store, register, monkeypatch, capsys):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,6 +146,7 @@ def _simulate(arguments: argparse.Namespace) -> None:
 
     problem = problems.make(arguments.problem, dict(arguments.set))
     names, images = _clean(arguments, 3 if arguments.color else 1)
+    _spare_files(dict(arguments.set), [arguments.out / f"{name}.npz" for name in names])
     for m in samples.measure(problem, names, images):
         samples.save(arguments.out / f"{m.name}.npz", problem, m)
         print(f"{m.name}: {problem.name} measurement {tuple(m.y.shape[1:])}")
@@ -163,6 +164,9 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
         raise UserError(
             f"{arguments.out}: can't write {arguments.out.suffix or 'without a suffix'}; use .png .tif .npy"
         )
+    io.check_apart(arguments.measurement, arguments.out)
+    io.check_apart(arguments.model, arguments.out)
+    _spare_files(chosen, [arguments.out])
     arrays = _measurement(arguments.measurement)
     # A file that the user names by hand goes before what the measurement holds.
     by_hand = chosen.keys() & model.problem.file_arrays().keys()
@@ -203,6 +207,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         raise UserError(f"--limit {arguments.limit}: must be at least 1")
     model = load(arguments.model, dict(arguments.set))
     names, images = _clean(arguments, model.channels, arguments.limit)
+    _spare_files(dict(arguments.set), [arguments.out / f"{name}.png" for name in names])
 
     def show(result: Result) -> None:
         io.write_image(arguments.out / f"{result.sample.name}.png", to_array(result.x[0]))
@@ -232,10 +237,17 @@ def _models(arguments: argparse.Namespace) -> None:
 
 
 def _clean(arguments: argparse.Namespace, channels: int, limit: int | None = None) -> tuple[list[str], list[Tensor]]:
-    """Names, unique below the folder, and pictures as tensors; every slice of a volume that shows something."""
+    """Names, unique below the folder, and pictures as tensors; every slice of a volume that shows something.
+
+    Raises `UserError` if what goes to `--out` would replace pictures, or be taken for some the next time.
+    """
     from elder import io
 
+    io.check_apart(arguments.images, arguments.out)
     paths = io.list_sources(arguments.images)
+    linked = {path for path in paths if path.is_symlink()}
+    for place in sorted({path.parent for path in paths} | linked):  # a link may lead to another folder
+        io.check_apart(place, arguments.out)
     given, names, pictures = io.Names(), [], []
     for path, name in zip(paths, io.file_names(paths, arguments.images), strict=True):
         images = io.read_images(path, scaling=arguments.scaling, axes=arguments.axes, drop_empty=True)
@@ -244,3 +256,14 @@ def _clean(arguments: argparse.Namespace, channels: int, limit: int | None = Non
         if limit is not None and len(names) >= limit:
             break
     return names[:limit], pictures[:limit]
+
+
+def _spare_files(settings: Mapping[str, str], written: Sequence[Path]) -> None:
+    """Raise `UserError` if a file that a setting names, such as a mask, is one of those that are written."""
+    from elder import io
+
+    for value in settings.values():
+        named = Path(value) if Path(value).is_file() else Path(value.rpartition(":")[0])  # of a kernel, FILE:INDEX
+        if named.is_file():
+            for path in written:
+                io.check_apart(named, path)

@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, required=True, metavar="FILE", help="the picture: .png, 8 bits; .tif or .npy, as it is"
     )
     text = "the value of white in the picture behind the measurement, 1 by default; or auto, from the initial guess"
-    sub.add_argument("--data-range", type=_data_range, default=1.0, metavar="VALUE", help=text)
+    sub.add_argument("--data-range", type=_data_range, metavar="VALUE", help=text)
     settings(sub)
 
     sub = command("evaluate", _evaluate, "measure a model's quality on clean pictures")
@@ -167,27 +167,34 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     io.check_apart(arguments.measurement, arguments.out)
     io.check_apart(arguments.model, arguments.out)
     _spare_files(chosen, [arguments.out])
-    arrays = _measurement(arguments.measurement)
+    # With a value of white of the user's own, a picture is in the units of its file.
+    arrays = _measurement(arguments.measurement, as_stored=isinstance(arguments.data_range, float))
     # A file that the user names by hand goes before what the measurement holds.
     by_hand = chosen.keys() & model.problem.file_arrays().keys()
     given = {name: value for name, value in arrays.items() if name != "y" and name not in by_hand}
-    x, info = model.reconstruct(arrays["y"], data_range=arguments.data_range, **given)
+    white = 1.0 if arguments.data_range is None else arguments.data_range
+    x, info = model.reconstruct(arrays["y"], data_range=white, **given)
+    status = Status(info.status)
+    # No fixed point, and a picture that explains the measurement worse than a black one, whose misfit is 1.
+    if status is Status.NOT_FINITE or not (status.succeeded or info.misfit <= 1):
+        raise UserError(
+            f"{arguments.measurement}: diverged after {info.steps} steps, so nothing is written; {status.advice}"
+        )
     if arguments.out.suffix.lower() == ".png":  # which shows [0, 1]; the others keep the units of y
         x = x / info.data_range
     io.write_image(arguments.out, x if x.ndim == 2 else x[0] if len(x) == 1 else x.transpose(1, 2, 0))
     print(f"{arguments.out}: {info.status} after {info.steps} steps, {info.seconds:.1f} s, misfit {info.misfit:.2g}")
-    status = Status(info.status)
     if not status.succeeded:
         warnings.warn(f"{arguments.out}: {status.advice}", DataWarning, stacklevel=2)
 
 
-def _measurement(path: Path) -> dict[str, Any]:
+def _measurement(path: Path, as_stored: bool) -> dict[str, Any]:
     """y, (h, w) or (c, h, w), and the operator's arguments; see `io.read_measured` for y of a picture file."""
     from elder import io
     from elder.problems.samples import read_arrays
 
     if path.suffix.lower() in io.PICTURES:
-        picture = io.read_measured(path)
+        picture = io.read_measured(path, as_stored=as_stored)
         return {"y": picture if picture.ndim == 2 else picture.transpose(2, 0, 1)}
     arrays = read_arrays(path)
     if arrays["y"].ndim > 3:

@@ -52,7 +52,6 @@ PLACES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a link to it": (lambda d: linked(d.parent / "link", d), "would replace"),
     "below it": (lambda d: d / "report" / "new", "lies in"),
     "below a link to it": (lambda d: linked(d.parent / "link", d) / "report", "lies in"),
-    "above it": (lambda d: d.parent, "holds"),
     "a folder of it": (lambda d: d / "deep", "lies in"),
 }
 
@@ -125,6 +124,16 @@ def test_a_measurement_does_not_replace_the_mask_that_makes_it(measurement, phot
     folder = tmp_path / "measured"
     given = ("--images", photographs, "--out", folder, "--set", f"mask={folder / 'camera.npz'}")
     refused(capfd, "would replace", "simulate", "csmri", *given)
+
+
+def test_results_may_go_above_the_pictures(pictures, capfd):
+    """They lie beside the folder of the pictures, and are not read the next time."""
+    before = contents(pictures)
+    for _ in range(2):
+        assert main(["simulate", "csmri", "--images", str(pictures), "--out", str(pictures.parent)]) == 0
+    assert contents(pictures) == before
+    assert len(list(pictures.parent.glob("*.npz"))) == 6
+    capfd.readouterr()
 
 
 def test_capital_letters_make_a_difference_where_they_do(pictures):

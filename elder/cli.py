@@ -154,6 +154,8 @@ def _simulate(arguments: argparse.Namespace) -> None:
 
 
 def _reconstruct(arguments: argparse.Namespace) -> None:
+    import numpy as np
+
     from elder import io
     from elder.model.address import load
     from elder.solvers import Status
@@ -176,7 +178,7 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     x, info = model.reconstruct(arrays["y"], data_range=white, **given)
     status = Status(info.status)
     # No fixed point, and a picture that explains the measurement worse than a black one, whose misfit is 1.
-    if status is Status.NOT_FINITE or not (status.succeeded or info.misfit <= 1):
+    if status is Status.NOT_FINITE or not (status.succeeded or np.max(info.misfit) <= 1):
         raise UserError(
             f"{arguments.measurement}: diverged after {info.steps} steps, so nothing is written; {status.advice}"
         )

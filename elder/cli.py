@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, required=True, metavar="FILE", help="the picture: .png, 8 bits; .tif or .npy, as it is"
     )
     text = "the value of white in the picture behind the measurement, 1 by default; or auto, from the initial guess"
-    sub.add_argument("--data-range", type=_data_range, default=1.0, metavar="VALUE", help=text)
+    sub.add_argument("--data-range", type=_data_range, metavar="VALUE", help=text)
     settings(sub)
 
     sub = command("evaluate", _evaluate, "measure a model's quality on clean pictures")
@@ -146,6 +146,7 @@ def _simulate(arguments: argparse.Namespace) -> None:
 
     problem = problems.make(arguments.problem, dict(arguments.set))
     names, images = _clean(arguments, 3 if arguments.color else 1)
+    _spare_files(dict(arguments.set), [arguments.out / f"{name}.npz" for name in names])
     for m in samples.measure(problem, names, images):
         samples.save(arguments.out / f"{m.name}.npz", problem, m)
         print(f"{m.name}: {problem.name} measurement {tuple(m.y.shape[1:])}")
@@ -153,6 +154,8 @@ def _simulate(arguments: argparse.Namespace) -> None:
 
 
 def _reconstruct(arguments: argparse.Namespace) -> None:
+    import numpy as np
+
     from elder import io
     from elder.model.address import load
     from elder.solvers import Status
@@ -163,27 +166,37 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
         raise UserError(
             f"{arguments.out}: can't write {arguments.out.suffix or 'without a suffix'}; use .png .tif .npy"
         )
-    arrays = _measurement(arguments.measurement)
+    io.check_apart(arguments.measurement, arguments.out)
+    io.check_apart(arguments.model, arguments.out)
+    _spare_files(chosen, [arguments.out])
+    # With a value of white of the user's own, a picture is in the units of its file.
+    arrays = _measurement(arguments.measurement, as_stored=isinstance(arguments.data_range, float))
     # A file that the user names by hand goes before what the measurement holds.
     by_hand = chosen.keys() & model.problem.file_arrays().keys()
     given = {name: value for name, value in arrays.items() if name != "y" and name not in by_hand}
-    x, info = model.reconstruct(arrays["y"], data_range=arguments.data_range, **given)
+    white = 1.0 if arguments.data_range is None else arguments.data_range
+    x, info = model.reconstruct(arrays["y"], data_range=white, **given)
+    status = Status(info.status)
+    # No fixed point, and a picture that explains the measurement worse than a black one, whose misfit is 1.
+    if status is Status.NOT_FINITE or not (status.succeeded or np.max(info.misfit) <= 1):
+        raise UserError(
+            f"{arguments.measurement}: diverged after {info.steps} steps, so nothing is written; {status.advice}"
+        )
     if arguments.out.suffix.lower() == ".png":  # which shows [0, 1]; the others keep the units of y
         x = x / info.data_range
     io.write_image(arguments.out, x if x.ndim == 2 else x[0] if len(x) == 1 else x.transpose(1, 2, 0))
     print(f"{arguments.out}: {info.status} after {info.steps} steps, {info.seconds:.1f} s, misfit {info.misfit:.2g}")
-    status = Status(info.status)
     if not status.succeeded:
         warnings.warn(f"{arguments.out}: {status.advice}", DataWarning, stacklevel=2)
 
 
-def _measurement(path: Path) -> dict[str, Any]:
+def _measurement(path: Path, as_stored: bool) -> dict[str, Any]:
     """y, (h, w) or (c, h, w), and the operator's arguments; see `io.read_measured` for y of a picture file."""
     from elder import io
     from elder.problems.samples import read_arrays
 
     if path.suffix.lower() in io.PICTURES:
-        picture = io.read_measured(path)
+        picture = io.read_measured(path, as_stored=as_stored)
         return {"y": picture if picture.ndim == 2 else picture.transpose(2, 0, 1)}
     arrays = read_arrays(path)
     if arrays["y"].ndim > 3:
@@ -203,6 +216,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         raise UserError(f"--limit {arguments.limit}: must be at least 1")
     model = load(arguments.model, dict(arguments.set))
     names, images = _clean(arguments, model.channels, arguments.limit)
+    _spare_files(dict(arguments.set), [arguments.out / f"{name}.png" for name in names])
 
     def show(result: Result) -> None:
         io.write_image(arguments.out / f"{result.sample.name}.png", to_array(result.x[0]))
@@ -232,10 +246,17 @@ def _models(arguments: argparse.Namespace) -> None:
 
 
 def _clean(arguments: argparse.Namespace, channels: int, limit: int | None = None) -> tuple[list[str], list[Tensor]]:
-    """Names, unique below the folder, and pictures as tensors; every slice of a volume that shows something."""
+    """Names, unique below the folder, and pictures as tensors; every slice of a volume that shows something.
+
+    Raises `UserError` if what goes to `--out` would replace pictures, or be taken for some the next time.
+    """
     from elder import io
 
+    io.check_apart(arguments.images, arguments.out)
     paths = io.list_sources(arguments.images)
+    linked = {path for path in paths if path.is_symlink()}
+    for place in sorted({path.parent for path in paths} | linked):  # a link may lead to another folder
+        io.check_apart(place, arguments.out)
     given, names, pictures = io.Names(), [], []
     for path, name in zip(paths, io.file_names(paths, arguments.images), strict=True):
         images = io.read_images(path, scaling=arguments.scaling, axes=arguments.axes, drop_empty=True)
@@ -244,3 +265,14 @@ def _clean(arguments: argparse.Namespace, channels: int, limit: int | None = Non
         if limit is not None and len(names) >= limit:
             break
     return names[:limit], pictures[:limit]
+
+
+def _spare_files(settings: Mapping[str, str], written: Sequence[Path]) -> None:
+    """Raise `UserError` if a file that a setting names, such as a mask, is one of those that are written."""
+    from elder import io
+
+    for value in settings.values():
+        named = Path(value) if Path(value).is_file() else Path(value.rpartition(":")[0])  # of a kernel, FILE:INDEX
+        if named.is_file():
+            for path in written:
+                io.check_apart(named, path)

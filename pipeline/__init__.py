@@ -5,6 +5,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# The environment variable that names the repro to which stages belong, where one command does not start all of them.
+REPRO = "ELDER_REPRO"
+
 # Both tools read these when they are first imported. State stays in the project's folder, and nothing reports home.
 os.environ.setdefault("PREFECT_HOME", str(ROOT / ".prefect"))
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")

@@ -23,12 +23,18 @@ class Reads:
     stage: str
     paths: tuple[Path, ...]
     manifest: Path | None  # the file with the manifest of the code; if `None`, the manifest is found out
+    data: tuple[Path, ...] = ()  # those of the paths that are data sets
+
+    @cached_property
+    def hashes(self) -> dict[Path, str]:
+        """The `content_hash` of every path."""
+        return {path: content_hash(path) for path in self.paths}
 
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the code and of the content of every file. Where the paths lie does not affect it."""
         code = self.manifest.read_text() if self.manifest else manifests(params.read())[self.stage]
-        parts = [hashlib.sha256(code.encode()).hexdigest(), *map(content_hash, self.paths)]
+        parts = [hashlib.sha256(code.encode()).hexdigest(), *(self.hashes[path] for path in self.paths)]
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""MLflow runs: one a result, keyed by the stage and a fingerprint of its params, its inputs and its code."""
+"""MLflow runs: one a result, keyed by a fingerprint of its params, inputs and code, below one for each `dvc repro`."""
 
 from __future__ import annotations
 
@@ -12,16 +12,27 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from tqdm import tqdm
 
+from elder.errors import UserError
 from elder.model import store
 from elder.training.checkpoint import Checkpoint
+from pipeline import repros
 from pipeline.fingerprints import Reads
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.data.meta_dataset import MetaDataset
 
 # MLflow takes as long to import as torch. Only a stage that logs imports it, and only once its settings are checked.
 EXPERIMENT = "elder"
+CHECKPOINTS = Path(".checkpoints")
+# Bytes of a file up to which a run keeps a copy of it.
+LARGEST = 20_000_000
+# Hexadecimal digits of the hash of a data set; MLflow takes 36 characters.
+DIGEST = 32
 
 
 class Log:
@@ -37,32 +48,113 @@ class Log:
 
         mlflow.log_metrics(dict(metrics), step=step, run_id=self.run_id)
 
+    def artifacts(self, *paths: Path) -> None:
+        """Keep a copy of files, or of those in a folder, with the run: tables and figures, not models or pictures.
+
+        A file of more than `LARGEST` bytes is left out.
+        """
+        import mlflow
+
+        for path in paths:
+            files = sorted(entry for entry in path.iterdir() if entry.is_file()) if path.is_dir() else [path]
+            for file in files:
+                if file.stat().st_size <= LARGEST:
+                    mlflow.log_artifact(str(file), path.name if path.is_dir() else None, run_id=self.run_id)
+
 
 @contextmanager
 def run(title: str, params: Mapping[str, Any], reads: Reads) -> Iterator[Log]:
     """Resume the MLflow run of this title, these params and the content of what the stage reads, or create one.
 
-    So a stage that DVC skips creates no run, and a killed stage that is repeated resumes its own.
+    So a stage that DVC skips creates no run, and a killed stage that is repeated resumes its own. The run is nested
+    under that of the `dvc repro` that made the result last.
     """
     import mlflow
 
-    connect()
+    client, experiment = _open()
     flat = dict(_flatten(params))
     identity = json.dumps([title, flat, reads.fingerprint], sort_keys=True)
     fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    experiment = mlflow.set_experiment(EXPERIMENT).experiment_id
-    found = mlflow.search_runs(
-        [experiment],
-        f"tags.cell = '{title}' and tags.fingerprint = '{fingerprint}'",
-        max_results=1,
-        output_format="list",
+    found = client.search_runs(
+        [experiment], f"tags.cell = '{title}' and tags.fingerprint = '{fingerprint}'", max_results=1
     )
     existing = found[0].info.run_id if found else None
-    tags = None if existing else {"cell": title, "stage": title.split()[0], "fingerprint": fingerprint}
-    with mlflow.start_run(run_id=existing, run_name=None if existing else title, tags=tags) as active:
-        if not existing:
+    tags = {"cell": title, "stage": title.split()[0], "fingerprint": fingerprint, **repros.owner()}
+    with _repro(client, experiment) as above:
+        tags |= {repros.PARENT: above} if above else {}
+        name = None if existing else title
+        with mlflow.start_run(run_id=existing, run_name=name, tags=None if existing else tags) as active:
+            mlflow.set_tags(tags)
             mlflow.log_params(flat)
-        yield Log(active.info.run_id, fingerprint)
+            for path in reads.data:
+                mlflow.log_input(_dataset(path, reads.hashes[path]), tags["stage"])
+            yield Log(active.info.run_id, fingerprint)
+
+
+def log_repro(metrics: Mapping[str, float], *paths: Path) -> None:
+    """Log what a whole `dvc repro` made to its run. Does nothing in a stage that was started by hand."""
+    if repros.current() is None:
+        return
+    with _repro(*_open()) as run_id:
+        assert run_id is not None
+        log = Log(run_id, "")
+        log.metrics(metrics)
+        log.artifacts(*paths)
+
+
+def _open() -> tuple[MlflowClient, str]:
+    """A client of the store, and the id of the experiment there. Runs whose process died are ended first."""
+    import mlflow
+
+    connect()
+    client, experiment = mlflow.MlflowClient(), mlflow.set_experiment(EXPERIMENT).experiment_id
+    repros.end_dead_runs(client, experiment)
+    return client, experiment
+
+
+def open_existing() -> tuple[MlflowClient, str]:
+    """A client of the store, and the id of the experiment there. Raises `UserError` if there is none; it makes none."""
+    import mlflow
+
+    uri = store.address()
+    file = None if uri is None else store.database(uri)
+    if uri is None or (file is not None and not file.exists()):
+        raise UserError(f"{file or store.FILE}: no such store; run dvc repro, or this command in the project's folder")
+    connect()
+    client = mlflow.MlflowClient()
+    found = client.get_experiment_by_name(EXPERIMENT)
+    if found is None:
+        raise UserError(f"{mlflow.get_tracking_uri()}: holds no run of elder; run dvc repro")
+    return client, found.experiment_id
+
+
+@contextmanager
+def _repro(client: MlflowClient, experiment: str) -> Iterator[str | None]:
+    """The id of the run of the `dvc repro` of this stage; None if it was started by hand.
+
+    Its status is that of the latest stage, since no stage knows whether it is the last.
+    """
+    name = repros.current()
+    if name is None:
+        yield None
+        return
+    with locked("repro"):
+        run_id = repros.begin(client, experiment, name)
+    try:
+        yield run_id
+    except BaseException:
+        client.set_terminated(run_id, "FAILED")
+        raise
+    client.set_terminated(run_id, "FINISHED")
+
+
+def _dataset(path: Path, digest: str) -> MetaDataset:
+    """A folder of data as MLflow names it: by its hash. MLflow does not read it."""
+    from mlflow.data.dataset_source_registry import get_dataset_source_from_json
+    from mlflow.data.meta_dataset import MetaDataset
+
+    source = get_dataset_source_from_json(json.dumps({"uri": str(path)}), "local")
+    return MetaDataset(source, path.name, digest[:DIGEST])
 
 
 @contextmanager
@@ -85,7 +177,7 @@ def training(
 @contextmanager
 def resumable(log: Log, title: str, every: int) -> Iterator[Checkpoint]:
     """The checkpoint of the work of this run. When the block ends without an error, it is deleted."""
-    checkpoint = Checkpoint(Path(".checkpoints") / f"{title.replace(' ', '-')}-{log.fingerprint}", every)
+    checkpoint = Checkpoint(CHECKPOINTS / f"{title.replace(' ', '-')}-{log.fingerprint}", every)
     with checkpoint.held():
         yield checkpoint
     shutil.rmtree(checkpoint.folder)

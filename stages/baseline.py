@@ -9,7 +9,7 @@ from elder.evaluation import baselines
 from elder.problems.samples import is_constrained
 from pipeline import params, tracking
 from stages import command
-from stages.results import means, remeasured, robustness_row, write_results
+from stages.results import TABLES, means, remeasured, robustness_row, write_results
 from stages.samples import find_problem, read_samples
 
 
@@ -37,6 +37,7 @@ def main(arguments: argparse.Namespace) -> None:
             rows.append(robustness_row("total_variation", change, changed))
         io.write_csv(arguments.out / "robustness.csv", rows)
         log.metrics(means(results) | {f"total_variation.{key}": value for key, value in used.items()})
+        log.artifacts(*(arguments.out / name for name in TABLES))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,9 @@ from pathlib import Path
 from elder import errors
 from pipeline import fingerprints, params
 
+# The paths that are data sets, by their names.
+DATA = ("images", "measurements")
+
 
 def run(
     main: Callable[[argparse.Namespace], None],
@@ -42,7 +45,8 @@ def run(
         chosen = params.read()
         if reads:
             paths = tuple(getattr(arguments, name) for name in reads)
-            arguments.reads = fingerprints.Reads(stage, paths, arguments.code)
+            data = tuple(getattr(arguments, name) for name in reads if name in DATA)
+            arguments.reads = fingerprints.Reads(stage, paths, arguments.code, data)
         for kind in set(choices) & {"problem", "regularizer"}:
             if getattr(arguments, kind) in chosen.unused(kind):
                 print(f"{stage}: no cell uses the {kind} {getattr(arguments, kind)}; leave it out to save this time")

@@ -14,7 +14,7 @@ from elder.problems.samples import Sample
 from pipeline import params, tracking
 from pipeline.params import Evaluation
 from stages import command
-from stages.results import means, remeasured, robustness_row, write_results
+from stages.results import TABLES, means, remeasured, robustness_row, write_results
 from stages.samples import find_problem, read_samples
 
 
@@ -41,6 +41,7 @@ def main(arguments: argparse.Namespace) -> None:
         rows = [long_row(name, model, results[name], chosen) for name, model in models.items()]
         io.write_csv(arguments.out / "long.csv", rows)
         log.metrics(means(results) | {f"{row['method']}.long_change": row["change"] for row in rows})
+        log.artifacts(*(arguments.out / name for name in (*TABLES, "convergence.csv", "long.csv")))
 
 
 def robustness(models: Mapping[str, Model], test: Sequence[Sample], change: Mapping[str, Any]) -> list[dict[str, Any]]:

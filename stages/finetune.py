@@ -57,6 +57,7 @@ def main(arguments: argparse.Namespace) -> None:
         replace(model, metadata={"stage": "finetune", **gained}).save(arguments.out)
         io.write_json(arguments.metrics, gained)
         io.write_csv(arguments.curve, history.rows)
+        log.artifacts(arguments.metrics, arguments.curve)
 
 
 if __name__ == "__main__":

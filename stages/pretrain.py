@@ -53,6 +53,7 @@ def main(arguments: argparse.Namespace) -> None:
         bundle.write(arguments.out, trained.result, config)
         io.write_json(arguments.metrics, {"denoising_psnr": scores})
         io.write_csv(arguments.curve, trained.history.rows)
+        log.artifacts(arguments.metrics, arguments.curve)
 
 
 if __name__ == "__main__":

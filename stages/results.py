@@ -12,6 +12,8 @@ from elder.evaluation.results import Result, deviation, mean, succeeded
 from elder.problems.base import Problem
 from elder.problems.samples import Sample, measure
 
+# The tables that both stages write.
+TABLES = ("metrics.json", "images.csv", "robustness.csv")
 # The results of each method, by its name.
 Results = Mapping[str, Sequence[Result]]
 

@@ -49,6 +49,7 @@ def main(arguments: argparse.Namespace) -> None:
         replace(model, metadata={"stage": "tune", **metrics}).save(arguments.out)
         log.metrics(metrics)
         io.write_csv(arguments.trials, [row(trial) for trial in trials])
+        log.artifacts(arguments.trials)
 
 
 def row(trial: Trial) -> dict[str, float]:

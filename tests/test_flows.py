@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline.flows import process
 
@@ -133,6 +135,17 @@ def test_a_stage_that_fails_fails_the_flow_with_its_reason(project):
     done = project.run(sys.executable, "-m", "pipeline.flows", check=False)
     assert done.returncode != 0
     assert "pretrain.steps='many' must be a whole number" in done.stderr + done.stdout
+
+
+def test_all_stages_of_a_flow_belong_to_one_repro(project):
+    """DVC is started anew for each stage, so the flow names itself."""
+    show = f"{sys.executable} -c 'from pipeline import repros; print(repros.current())'"
+    stages = {name: {"cmd": f"{show} > {name}.txt"} for name in ("one", "two")}
+    (project.folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    project.run(sys.executable, "-m", "pipeline.flows")
+    one, two = ((project.folder / f"{name}.txt").read_text() for name in stages)
+    assert one == two
+    assert re.fullmatch(r"flow [0-9a-f-]{36}\n", one)
 
 
 def test_a_taken_port_is_named():

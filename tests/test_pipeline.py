@@ -32,10 +32,11 @@ def figures(project, cell: str = CELL) -> dict:
 
 
 def runs(project) -> list[str]:
+    """The runs of results; those of repros are above them."""
     out = project.python(
         "from pipeline import tracking; import mlflow; tracking.connect()\n"
-        "print(*[r.data.tags['cell'] for r in mlflow.search_runs("
-        "experiment_names=['elder'], output_format='list')], sep='\\n')"
+        "found = mlflow.search_runs(experiment_names=['elder'], output_format='list')\n"
+        "print(*[r.data.tags['cell'] for r in found if 'repro' not in r.data.tags], sep='\\n')"
     )
     return sorted(out.splitlines())
 
@@ -83,6 +84,36 @@ def test_the_summary_shows_every_method_and_what_to_try_next(finished):
         assert text in printed
     assert f"{figures(finished)['finetuned']['psnr']:.2f} dB" in printed
     assert "models:/elder-csmri@champion" in printed
+
+
+def test_the_runs_of_a_repro_are_below_one_that_keeps_the_report(finished):
+    out = finished.python(
+        "from pipeline import tracking; import json, mlflow; tracking.connect()\n"
+        "client = mlflow.MlflowClient()\n"
+        "found = mlflow.search_runs(experiment_names=['elder'], output_format='list')\n"
+        "def files(run, path=None):\n"
+        "    return [f.path for f in client.list_artifacts(run.info.run_id, path)]\n"
+        "(repro,) = [r for r in found if 'repro' in r.data.tags]\n"
+        "(evaluate,) = [r for r in found if r.data.tags.get('cell') == 'evaluate csmri-implicit']\n"
+        "print(json.dumps([repro.info.run_id, [r.data.tags['mlflow.parentRunId'] for r in found if r is not repro],\n"
+        "    files(repro), files(repro, 'figures'), files(evaluate), repro.data.metrics,\n"
+        "    [i.dataset.name for i in evaluate.inputs.dataset_inputs]]))"
+    )
+    repro, parents, top, figures_, tables, metrics, data = json.loads(out.splitlines()[-1])
+    assert parents == [repro] * len(EVERY_RUN)
+    assert top == ["figures", "index.html"]
+    assert figures_ == [f"figures/csmri-{name}.png" for name in ("convergence", "panel", "training")]
+    assert tables == ["convergence.csv", "images.csv", "long.csv", "metrics.json", "robustness.csv"]
+    assert metrics == {
+        f"{cell}.{method}.psnr": figures(finished, cell)[method]["psnr"]
+        for cell in CELLS
+        for method in ("pretrained", "finetuned")
+    }
+    assert data == ["prepared", "csmri"]
+    shown = finished.run(sys.executable, "-m", "pipeline.runs").stdout
+    for cell in CELLS:
+        after = figures(finished, cell)["finetuned"]["psnr"]
+        assert re.search(rf"{cell} .* {after:.2f}\n", shown)
 
 
 def test_the_champion_is_found_by_name_in_another_process(finished):

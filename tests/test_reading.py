@@ -283,6 +283,9 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], dict, str]] = {
     "five axes": (lambda d: array(d / "a.npy", np.zeros((2, 2, 2, 2, 2))), {}, "must hold pictures"),
     "axes that do not fit": (lambda d: array(d / "a.npy", RAMP), {"axes": "nhw"}, "axes=nhw needs 3 axes"),
     "masked k-space": (lambda d: masked_kspace(d / "a.h5"), {}, "holds no clean picture"),
+    "dicom, bits at the top of a word": (
+        lambda d: dicom(d / "a.dcm", RAMP.astype(np.uint16) << 8, bits=8, HighBit=15), {}, "8 bits end at HighBit 15"
+    ),
     "dicom without pixels": (
         lambda d: (dicom(d / "a.dcm", RAMP, bits=8), strip(d / "a.dcm"))[0], {}, "holds no pixels"
     ),

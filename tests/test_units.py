@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.io
 import torch
 from PIL import Image
 from skimage.data import camera
@@ -16,6 +17,7 @@ from elder import UserError, cli, io, problems, regularizers
 from elder.errors import DataWarning
 from elder.model.model import Hyperparameters, Model
 from elder.problems import kernels, masks, samples
+from elder.solvers import Status
 
 SIZE = (32, 36)
 
@@ -318,3 +320,78 @@ def test_a_picture_that_does_not_explain_its_measurement_is_told(clean):
     flat = replace(model, hyperparameters=Hyperparameters(1e4, 0.1, 1e-4, 1e-5, 500))
     with pytest.warns(DataWarning, match="explains the measurement badly"):
         flat.reconstruct(**given)
+
+
+@pytest.mark.parametrize(("dtype", "white"), [(np.uint8, 255), (np.uint16, 4095)])
+def test_integers_of_a_picture_are_in_the_units_that_are_given(dtype, white, clean, tmp_path, capsys):
+    """Eight bits, and twelve in sixteen: as 0 to `white`, and not divided a second time."""
+    model = model_for("denoise", noise=0.05)
+    model.save(tmp_path / "model")
+    y = np.round(clean[0, 0].numpy() * white).astype(dtype)
+    Image.fromarray(y).save(tmp_path / "y.png")
+    reconstruct = ["reconstruct", str(tmp_path / "model"), "--measurement", str(tmp_path / "y.png"), "--out"]
+    assert cli.main([*reconstruct, str(tmp_path / "x.npy"), "--data-range", str(white)]) == 0
+    right, _ = model.reconstruct(y, data_range=white)
+    assert np.array_equal(io.read_arrays(tmp_path / "x.npy")["y"], right)
+    assert right.max() > 0.7 * white
+    assert capsys.readouterr().err == ""
+    if dtype is np.uint8:  # without the option, 255 is 1
+        assert cli.main([*reconstruct, str(tmp_path / "unit.npy")]) == 0
+        assert white * io.read_arrays(tmp_path / "unit.npy")["y"] == pytest.approx(right, abs=0.1)
+    capsys.readouterr()
+
+
+def test_a_transposed_mask_is_refused(clean):
+    """By its size; of a square picture, by the pixels that it says are missing."""
+    model = model_for("inpaint", missing=0.5)
+    given = measured(model.problem, clean)
+    with pytest.raises(UserError, match="the mask, 36x32, is transposed against the measurement"):
+        model.reconstruct(given["y"], mask=given["mask"].T)
+    y, mask = given["y"][:, :32], given["mask"][:, :32]
+    for absent in (y, np.where(mask > 0, y, np.nan)):
+        with pytest.raises(UserError, match="the mask, 32x32, is transposed against the measurement"):
+            model.reconstruct(absent, mask=mask.T)
+        model.reconstruct(absent, mask=mask)
+    # A picture that is there as a whole fits neither way, and every mask may leave pixels out.
+    model.reconstruct(clean[0, 0, :, :32].numpy(), mask=mask.T)
+
+
+def test_a_mask_of_matlab(tmp_path):
+    """Logical arrays: format 5 gives them as numbers of eight bits."""
+    mask = np.arange(30).reshape(5, 6) % 3 == 0
+    scipy.io.savemat(tmp_path / "mask.mat", {"mask": mask})
+    assert io.read_arrays(tmp_path / "mask.mat")["mask"].dtype == np.uint8
+    assert torch.equal(masks.load(tmp_path / "mask.mat"), torch.from_numpy(mask).float())
+
+
+def test_the_offset_of_a_sinogram_is_one_number(clean):
+    problem = problems.make("ct", {"angles": 8, "noise": 0.0})
+    given = measured(problem, clean)
+    y = torch.from_numpy(given.pop("y"))[None, None]
+    for offset in (0.5, np.array([0.5]), np.array([[0.5]])):
+        assert problem.bind(y, **given | {"offset": offset}).check(y) is None
+    for offset in ([0.5, 0.7], [], np.nan):
+        with pytest.raises(UserError, match=r"offset=\[.*\] must be one finite number of detectors"):
+            problem.bind(y, **given | {"offset": np.array(offset)})
+
+
+@pytest.mark.parametrize("how", ["not finite", "worse than black"])
+def test_a_reconstruction_that_diverges_writes_no_file(how, clean, tmp_path, capsys, monkeypatch):
+    model = model_for("denoise", noise=0.05)
+    model.save(tmp_path / "model")
+    np.save(tmp_path / "y.npy", clean[0, 0].numpy())
+    _, right = model.reconstruct(clean[0, 0].numpy())
+    status, misfit = (Status.NOT_FINITE, 0.1) if how == "not finite" else (Status.MAX_STEPS, 40.0)
+    ended = replace(right, status=status, misfit=misfit)
+    monkeypatch.setattr(Model, "reconstruct", lambda self, y, **given: (y, ended))
+    arguments = ["reconstruct", str(tmp_path / "model"), "--measurement", str(tmp_path / "y.npy"), "--out"]
+    assert cli.main([*arguments, str(tmp_path / "x.png")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "y.npy: diverged" in line
+    assert "nothing is written" in line
+    assert not (tmp_path / "x.png").exists()
+    # One that was only stopped early is written, and told.
+    ended = replace(right, status=Status.MAX_STEPS, misfit=0.5)
+    assert cli.main([*arguments, str(tmp_path / "x.png")]) == 0
+    assert "raise max_steps" in capsys.readouterr().err
+    assert (tmp_path / "x.png").exists()

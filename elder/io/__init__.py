@@ -1,5 +1,6 @@
 """Files: arrays, pictures and scans are read, and whatever is written is written whole or not at all."""
 
+from elder.io.apart import check_apart
 from elder.io.arrays import binary, check_mask_size, read_array, read_arrays, read_stack
 from elder.io.atomic import read_json, replacing, write_csv, write_json
 from elder.io.images import Names, file_names, kind_of, list_sources, read_image, read_images, read_measured
@@ -13,6 +14,7 @@ __all__ = [
     "Names",
     "Scaling",
     "binary",
+    "check_apart",
     "check_mask_size",
     "check_scaling",
     "file_names",

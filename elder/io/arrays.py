@@ -46,7 +46,8 @@ def reading(path: Path, kind: str) -> Iterator[None]:
     except (UserError, Warning, MemoryError, PermissionError):
         raise
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        empty = path.is_file() and path.stat().st_size == 0
+        reason = "it is empty" if empty else (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: corrupt or not a {kind} file ({reason})") from None
 
 
@@ -152,7 +153,7 @@ def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
 
     def collect(name: str, item: Any) -> None:
-        if not isinstance(item, h5py.Dataset) or name.startswith("#"):
+        if not isinstance(item, h5py.Dataset) or name.startswith("#") or item.shape is None:  # which is HDF5's nothing
             return
         if h5py.check_ref_dtype(item.dtype) is not None:  # a MATLAB cell array holds references
             cells = np.empty(item.size or 0, dtype=object)

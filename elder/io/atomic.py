@@ -1,4 +1,4 @@
-"""Writing text whole or not at all, and reading it."""
+"""Writing files whole or not at all; text, and reading it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import csv
 import json
 import math
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,19 +15,34 @@ from typing import Any
 
 from elder.errors import UserError
 
+# Of a temporary name, in characters; longer ones tell no format.
+LONGEST_SUFFIX = 16
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside `path` that takes its place when the block ends well, and vanishes when it does not."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    """A temporary name beside `path` that takes its place when the block ends well, and vanishes when it does not.
+
+    The file gets the mode of the umask. A link stays a link: the file that it leads to is replaced. Raises `UserError`
+    if a link leads to a write-protected file, or if there is a folder or a device at `path`.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_symlink() or (target.exists() and not target.is_file()):  # links that lead to each other stay links
+        raise UserError(f"{path}: is there already, and is no file")
+    # DVC can link results to its cache, whose files it protects from writing.
+    if Path(path).is_symlink() and target.exists() and not target.stat().st_mode & stat.S_IWUSR:
+        raise UserError(f"{path}: is a link to {target}, which is write-protected; remove the link, or choose another")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # The name of `target` may be as long as names may be. The suffix tells writers the format.
+    suffix = target.suffix if len(target.suffix) <= LONGEST_SUFFIX else ""
+    temporary = target.with_name(f".{secrets.token_hex(8)}{suffix}")
+    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    mode = stat.S_IMODE(os.fstat(handle).st_mode)
     os.close(handle)
-    temporary = Path(name)
-    temporary.chmod(0o644)
     try:
         yield temporary
-        temporary.replace(path)
+        temporary.chmod(mode)  # a writer may have made the file again, with a mode of its own
+        temporary.replace(target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -98,17 +98,18 @@ def read_image(path: str | Path, *, scaling: Scaling = "range") -> np.ndarray:
     return images[0]
 
 
-def read_measured(path: str | Path) -> np.ndarray:
+def read_measured(path: str | Path, *, as_stored: bool = False) -> np.ndarray:
     """The one picture of a file as a measurement, (h, w) or (h, w, 3): integers in [0, 1], floating point as it is.
 
-    Floating point may be negative, by noise, and NaN where pixels are missing.
+    Floating point may be negative, by noise, and NaN where pixels are missing. as_stored: whether integers stay in the
+    units of the file, for a caller who knows the value of white.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     with reading(path, path.suffix.lower()):
         values = read_unchecked(path).values
-    return values[0] if values.dtype.kind == "f" and len(values) == 1 else read_image(path)
+    return values[0] if (as_stored or values.dtype.kind == "f") and len(values) == 1 else read_image(path)
 
 
 def read_images(

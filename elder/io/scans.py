@@ -56,6 +56,7 @@ def read_dicom(path: Path) -> Stack:
     if not any(name in data for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise UserError(f"{path}: holds no pixels ({_spelled(data.get('SOPClassUID'))})")
     _need_decoder(path, data, pixels)
+    _refuse_high_bits(path, data)
     values = _decoded(path, data, pixels)
     frames = int(data.get("NumberOfFrames") or 1)
     values = values if frames > 1 else values[None]
@@ -88,6 +89,20 @@ def _need_decoder(path: Path, data: Any, pixels: Any) -> None:
         # One of them is enough; pydicom spells each as "NAME - requires PACKAGES".
         needed = "; or ".join(str(missing) for missing in decoder.missing_dependencies)
         raise UserError(f"{path}: its compression, {_spelled(syntax)}, needs another package: {needed}")
+
+
+def _refuse_high_bits(path: Path, data: Any) -> None:
+    """Raise `UserError` if stored bits do not begin at the lowest, as files before DICOM's edition of 2014 may have it.
+
+    pydicom takes the lowest ones. A compressed file holds values, and not the bits of a word.
+    """
+    high, bits, syntax = data.get("HighBit"), data.get("BitsStored"), data.file_meta.get("TransferSyntaxUID")
+    compressed = syntax is not None and syntax.is_compressed and not syntax.is_deflated
+    if None not in (high, bits) and high != bits - 1 and not compressed:
+        raise UserError(
+            f"{path}: its {bits} bits end at HighBit {high}, and not at {bits - 1} as DICOM asks: convert the file, by "
+            "dcmconv or gdcmconv for example"
+        )
 
 
 def _decoded(path: Path, data: Any, pixels: Any) -> np.ndarray:

@@ -78,6 +78,9 @@ class Inpaint(Problem):
         if bool(missing.any()) and "mask" not in arguments and self.mask == "random":
             return Masking((~missing).float()), y.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
         operator = self.bind(y, **arguments)
+        if _is_transposed(operator.mask, y):
+            h, w = operator.mask.shape[-2:]
+            raise UserError(f"the mask, {h}x{w}, is transposed against the measurement: exchange its axes")
         if operator.mask.shape[-2:] != y.shape[-2:]:
             return operator, y
         there = operator.mask.expand_as(y) > 0
@@ -103,6 +106,19 @@ class Inpaint(Problem):
         mask = cast(Masking, operator).mask.to(y.dtype)
         weight = smooth(mask.expand(y.shape[0], 1, *y.shape[-2:])).clamp(min=1e-6)
         return torch.where(mask > 0, y, smooth(y) / weight)
+
+
+def _is_transposed(mask: torch.Tensor, y: Measurement) -> bool:
+    """Whether the mask, (h, w) or (b, 1, h, w), fits y with its axes exchanged, and not as it is.
+
+    A mask fits if it has the size of y, and y is zero or NaN where it says that a pixel is missing.
+    """
+
+    def fits(one: torch.Tensor) -> bool:
+        return one.shape[-2:] == y.shape[-2:] and not bool((y.nan_to_num() * (one == 0)).any())
+
+    sizes = mask.shape[-2:], y.shape[-2:]
+    return not fits(mask) and (fits(mask.mT) or sizes[0] == sizes[1][::-1] != sizes[1])
 
 
 def _masking(mask: Argument) -> Masking:

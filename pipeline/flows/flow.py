@@ -16,9 +16,10 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.runtime import flow_run
 from prefect.tasks import Task
 
-from pipeline import ROOT
+from pipeline import REPRO, ROOT
 from pipeline.flows import process
 
 
@@ -45,7 +46,10 @@ async def _is_busy(task: Task, run: TaskRun, state: State) -> bool:
 def reproduce(stage: str, folder: Path, timeout: float) -> None:
     """`dvc repro --single-item STAGE`, in a process that ends with this task; again later if the repository is busy."""
     logger = get_run_logger()
-    code, lines = process.run(["dvc", "repro", "--single-item", stage], logger.info, folder=folder, timeout=timeout)
+    # All stages of a flow belong to one repro, which is named after it.
+    named = {REPRO: f"flow {flow_run.id}"}
+    command = ["dvc", "repro", "--single-item", stage]
+    code, lines = process.run(command, logger.info, folder=folder, timeout=timeout, variables=named)
     if code == 0:
         return
     if any("is busy, it is being blocked by" in line or "Unable to acquire lock" in line for line in lines):

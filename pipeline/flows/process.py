@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pipeline import ROOT
@@ -27,8 +27,17 @@ def start(command: Sequence[str], **options) -> subprocess.Popen[str]:
     )
 
 
-def run(command: Sequence[str], log: Callable[[str], None], *, folder: Path, timeout: float) -> tuple[int, list[str]]:
+def run(
+    command: Sequence[str],
+    log: Callable[[str], None],
+    *,
+    folder: Path,
+    timeout: float,
+    variables: Mapping[str, str] | None = None,
+) -> tuple[int, list[str]]:
     """Run the command in `folder`, each line of its output to `log`; its exit code and its lines.
+
+    variables: of the environment, beside those of this process.
 
     Raises `TimedOut` after `timeout` seconds. On any exception here, cancellation among them, the command is killed.
     """
@@ -38,7 +47,7 @@ def run(command: Sequence[str], log: Callable[[str], None], *, folder: Path, tim
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         errors="replace",
-        env=environment(),
+        env=environment() | dict(variables or {}),
     )
     expired = threading.Event()
 

@@ -1,7 +1,8 @@
 """Files: arrays, pictures and scans are read, and whatever is written is written whole or not at all."""
 
 from elder.io.arrays import binary, check_mask_size, read_array, read_arrays, read_stack
-from elder.io.atomic import read_json, replacing, write_csv, write_json
+from elder.io.atomic import replacing, write_csv, write_json
+from elder.io.bounded import check_npy, opened, parse_json, read_json
 from elder.io.images import Names, file_names, kind_of, list_sources, read_image, read_images, read_measured
 from elder.io.pictures import PICTURES, to_array, to_tensor, with_channels, write_image
 from elder.io.stack import AXES, SCALINGS, Scaling, check_scaling
@@ -14,10 +15,13 @@ __all__ = [
     "Scaling",
     "binary",
     "check_mask_size",
+    "check_npy",
     "check_scaling",
     "file_names",
     "kind_of",
     "list_sources",
+    "opened",
+    "parse_json",
     "read_array",
     "read_arrays",
     "read_image",

@@ -9,11 +9,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from elder.networks.base import WIDEST
 from elder.regularizers.base import Energy
 from elder.shapes import Anything, Images, OneOrEach, PerImage
 
 # Responses of the filters: (b, filters, pixels).
 Responses = Float[Tensor, "b f n"]
+LARGEST = 255  # knees, and the side of a filter
 
 
 class Ridge(Energy):
@@ -32,6 +34,11 @@ class Ridge(Energy):
         if min(channels, filters, knees) < 1 or filter_size < 3 or filter_size % 2 == 0:
             raise ValueError(
                 "ridge needs channels, filters, knees >= 1 and an odd filter_size >= 3; "
+                f"got {channels}, {filters}, {knees}, {filter_size}"
+            )
+        if max(channels, filters) > WIDEST or max(knees, filter_size) > LARGEST:
+            raise ValueError(
+                f"ridge takes channels, filters up to {WIDEST} and knees, filter_size up to {LARGEST}; "
                 f"got {channels}, {filters}, {knees}, {filter_size}"
             )
         self.channels = channels

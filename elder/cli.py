@@ -166,7 +166,16 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     arrays = _measurement(arguments.measurement)
     # A file that the user names by hand goes before what the measurement holds.
     by_hand = chosen.keys() & model.problem.file_arrays().keys()
-    given = {name: value for name, value in arrays.items() if name != "y" and name not in by_hand}
+    known = set(model.problem.operator_arguments)
+    given = {name: value for name, value in arrays.items() if name in known - by_hand}
+    ignored = arrays.keys() - {"y"} - known
+    if ignored:
+        warnings.warn(
+            f"{arguments.measurement}: {', '.join(sorted(ignored))} is no argument of the operator of "
+            f"{model.problem.name}, and ignored",
+            DataWarning,
+            stacklevel=2,
+        )
     x, info = model.reconstruct(arrays["y"], data_range=arguments.data_range, **given)
     if arguments.out.suffix.lower() == ".png":  # which shows [0, 1]; the others keep the units of y
         x = x / info.data_range

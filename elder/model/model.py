@@ -136,14 +136,15 @@ class Model:
             y: an array or tensor (h, w), (c, h, w) or (b, c, h, w) in the problem's measurement space.
             data_range: the value of white in the picture behind y. y is divided by it, and the picture multiplied, so
                 that models see pictures in [0, 1], as in training. auto: the value that `level` finds for each image.
-            operator_arguments: what the problem needs besides, `mask` for csmri.
+            operator_arguments: what the problem needs besides, `mask` for csmri; see `Problem.operator_arguments`.
 
         Returns:
             The picture, as an array for an array, with the rank of y; and an `Info`. Warns if the initial guess lies
             far from [0, data_range].
 
         Raises:
-            UserError: if y does not fit the problem, or the regularizer's number of colors.
+            UserError: if y does not fit the problem, or the regularizer's number of colors, or if the problem knows no
+                operator argument of that name.
         """
         tensor = y if isinstance(y, Tensor) else torch.from_numpy(_single_precision(y))
         if tensor.ndim not in (2, 3, 4):
@@ -152,6 +153,7 @@ class Model:
         tensor = tensor[(None,) * added]
         tensor = tensor.to(torch.complex64 if tensor.is_complex() else torch.float32)
         start = time.perf_counter()
+        self.problem.check_arguments(operator_arguments)
         try:
             operator, tensor = self.problem.accept(tensor, **operator_arguments)
             operator.check(tensor)

@@ -40,11 +40,18 @@ for folder in sorted(path for path in Path("bundles").iterdir() if path.is_dir()
     except BaseException as error:
         outcomes[folder.name] = (type(error).__name__, str(error), time.perf_counter() - start)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps({"outcomes": outcomes, "peak": peak, "modules": [m for m in sys.modules if "evil" in m]}))
+print(json.dumps({"outcomes": outcomes, "peak": peak, "modules": list(sys.modules)}))
 """
 EVIL = "from pathlib import Path\nPath({marker!r}).touch()\nfrom elder.problems import Denoise as Evil\n"
 NETWORK = "regularizer", "network"
 SETTINGS = "problem", "settings"
+
+# One of each kind, over each network.
+REGULARIZERS: dict[str, dict[str, Any]] = {
+    **{name: {"name": name, "network": {"name": "dncnn", "width": 4}} for name in regularizers.OVER_A_NETWORK},
+    **{name: {"name": name} for name in regularizers.OF_FILTERS},
+    "drunet": {"name": "red", "network": {"name": "drunet", "widths": [3, 4, 3, 4], "activation": "softplus"}},
+}
 
 Harm = Callable[[Path], object]
 
@@ -346,13 +353,15 @@ BUNDLES: dict[str, tuple[Harm, str]] = {
 
 
 @pytest.fixture(scope="module")
-def loaded(bundle, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
-    """The folder with all of them, and what came of loading each in one process; and of a sound one."""
+def loaded(bundle, small_model, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
+    """The folder with all of them, and what came of loading each in one process; and sound ones."""
     folder = tmp_path_factory.mktemp("hostile")
     for name, (harm, _) in BUNDLES.items():
         shutil.copytree(bundle, folder / "bundles" / name)
         harm(folder / "bundles" / name)
-    shutil.copytree(bundle, folder / "bundles" / "sound")
+    for name, described in REGULARIZERS.items():
+        made = regularizers.make(**described)
+        replace(small_model, regularizer=made, description=described).save(folder / "bundles" / f"sound {name}")
     shutil.copytree(bundle, folder / "linked")
     for name in ("config.json", "weights.safetensors"):
         (folder / "linked" / name).rename(folder / name)
@@ -381,7 +390,7 @@ def test_a_hostile_bundle_ends_in_one_line(name, loaded):
 
 def test_nothing_is_executed_and_memory_stays_below_1_gb(loaded):
     folder, found = loaded
-    assert found["modules"] == []
+    assert not [module for module in found["modules"] if "evil" in module]
     assert not (folder / "executed").exists()
     assert not (folder / "unpickled").exists()
     slowest = max(found["outcomes"].items(), key=lambda item: item[1][2])
@@ -393,9 +402,13 @@ def test_nothing_is_executed_and_memory_stays_below_1_gb(loaded):
     assert len(BUNDLES) >= 30
 
 
-def test_a_sound_bundle_is_loaded_there_and_links_are_followed(loaded):
+def test_sound_bundles_are_loaded_there_and_links_are_followed(loaded):
+    """Without the symbolic tools of PyTorch, which take longer to import than all bundles to read."""
     _, found = loaded
-    assert found["outcomes"]["sound"][0] == found["outcomes"]["linked"][0] == "loaded"
+    sound = {name: outcome for name, outcome in found["outcomes"].items() if name not in BUNDLES}
+    assert len(sound) == len(REGULARIZERS) + 1
+    assert {outcome[0] for outcome in sound.values()} == {"loaded"}, sound
+    assert "sympy" not in found["modules"]
 
 
 def test_code_is_executed_once_the_caller_names_it(bundle, tmp_path, monkeypatch):
@@ -430,19 +443,11 @@ def test_the_command_asks_for_the_class_too(bundle, photographs, tmp_path, monke
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(
-    "regularizer",
-    [
-        *({"name": name, "network": {"name": "dncnn", "width": 4}} for name in regularizers.OVER_A_NETWORK),
-        *({"name": name} for name in regularizers.OF_FILTERS),
-        {"name": "red", "network": {"name": "drunet", "widths": [3, 4, 3, 4], "activation": "softplus"}},
-    ],
-    ids=lambda described: " ".join([described["name"], described.get("network", {}).get("name", "")]),
-)
-def test_loading_draws_nothing_and_gives_the_weights(regularizer, dtype, small_model, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", REGULARIZERS)
+def test_loading_draws_nothing_and_gives_the_weights(name, dtype, small_model, tmp_path):
     """Every regularizer, under every default dtype, bit by bit and with the layout in memory that it had."""
-    made = regularizers.make(**regularizer)
-    replace(small_model, regularizer=made, description=regularizer).save(tmp_path)
+    made = regularizers.make(**REGULARIZERS[name])
+    replace(small_model, regularizer=made, description=REGULARIZERS[name]).save(tmp_path)
     before = torch.get_rng_state()
     torch.set_default_dtype(dtype)
     try:
@@ -452,9 +457,9 @@ def test_loading_draws_nothing_and_gives_the_weights(regularizer, dtype, small_m
     assert torch.equal(torch.get_rng_state(), before)
     expected, found = made.state_dict(), model.regularizer.state_dict()
     assert found.keys() == expected.keys()
-    for name, value in found.items():
-        assert (value.dtype, value.stride()) == (torch.float32, expected[name].stride())
-        assert torch.equal(value, expected[name])
+    for key, value in found.items():
+        assert (value.dtype, value.stride()) == (torch.float32, expected[key].stride())
+        assert torch.equal(value, expected[key])
     assert not any(parameter.requires_grad for parameter in model.regularizer.parameters())
 
 

@@ -7,6 +7,7 @@ shape and place; and the values. https://huggingface.co/docs/safetensors
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,21 +29,22 @@ T = TypeVar("T", bound=nn.Module)
 
 @torch.no_grad()
 def read(path: str | Path, skeleton: T) -> T:
-    """The weights of a file in float32, in the place of those of `skeleton`.
+    """`skeleton` with the weights of a file, in float32, laid out in memory as its own.
 
     skeleton: a module on the meta device, so that memory is taken once names, shapes and dtypes have been compared.
     Raises `UserError` where they differ, and for a file that is cut, has more than its header says, or holds NaN or
     infinity.
     """
-    expected = {name: tuple(value.shape) for name, value in skeleton.state_dict().items()}
+    expected, values = skeleton.state_dict(), {}
     with io.opened(path) as file:
         stored, start = _header(file)
         _compare(stored, expected, Path(path).stat().st_size - start)
-        filled = skeleton.float().to_empty(device="cpu")
-        for name, target in filled.state_dict().items():
+        for name, value in expected.items():
+            values[name] = torch.empty_strided(value.shape, value.stride(), dtype=torch.float32, device="cpu")
             file.seek(start + stored[name]["data_offsets"][0])
-            _fill(target, file, DTYPES[stored[name]["dtype"]], name)
-    return filled
+            _fill(values[name], file, DTYPES[stored[name]["dtype"]], name)
+    skeleton.load_state_dict(values, assign=True)
+    return skeleton
 
 
 def _header(file: BufferedReader) -> tuple[dict[str, Any], int]:
@@ -60,7 +62,7 @@ def _header(file: BufferedReader) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
-def _compare(stored: dict[str, Any], expected: dict[str, tuple[int, ...]], there: int) -> None:
+def _compare(stored: dict[str, Any], expected: Mapping[str, Tensor], there: int) -> None:
     """Raise `UserError` unless the file holds the expected tensors in `there` bytes of values, and nothing else."""
     for name in [*expected, *stored]:
         if (name in stored) != (name in expected):
@@ -68,7 +70,8 @@ def _compare(stored: dict[str, Any], expected: dict[str, tuple[int, ...]], there
                 f"weights.safetensors: {name} is {'missing' if name in expected else 'unknown to config.json'}"
             )
     end = 0
-    for name, shape in expected.items():
+    for name, value in expected.items():
+        shape = list(value.shape)
         match stored[name]:
             case {"dtype": str(dtype), "shape": list(given), "data_offsets": [int(first), int(last)]}:
                 pass
@@ -76,8 +79,8 @@ def _compare(stored: dict[str, Any], expected: dict[str, tuple[int, ...]], there
                 raise UserError(f"weights.safetensors: {name} needs dtype, shape and data_offsets")
         if dtype not in DTYPES:
             raise UserError(f"weights.safetensors: {name} is {dtype}; weights are one of {', '.join(DTYPES)}")
-        if given != list(shape):
-            raise UserError(f"weights.safetensors: {name} is {given}, but config.json describes {list(shape)}")
+        if given != shape:
+            raise UserError(f"weights.safetensors: {name} is {given}, but config.json describes {shape}")
         if first < 0 or last - first != math.prod(shape) * DTYPES[dtype].itemsize:
             raise UserError(f"weights.safetensors: the data_offsets of {name} do not fit its shape")
         end = max(end, last)

@@ -48,7 +48,8 @@ def with_noise_map(x: Images, sigma: OneOrEach) -> Float[Tensor, "b c+1 h w"]:
 def normal_init(weight: Tensor, std: float) -> None:
     """Normal values of the standard deviation `std`, and nothing for a weight without memory, on the meta device.
 
-    PyTorch would import its symbolic tools for the latter, which takes 1.5 s and 80 MB.
+    There, PyTorch imports its symbolic tools for random numbers, division and logarithms. That takes 1.5 s and 80 MB,
+    so constructors of networks and regularizers do without them.
     """
     if not weight.is_meta:
         nn.init.normal_(weight, std=std)

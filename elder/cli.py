@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from elder.io import Scaling
+    from elder.model.model import Model
 
 EPILOG = {
     "simulate": """examples:
@@ -46,8 +47,6 @@ Simulates a measurement of every picture, reconstructs it, and writes OUT/metric
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. 0: done; 1: an error, in one line on stderr; 2: wrong usage."""
     arguments = _parser().parse_args(argv)
-    # A problem of the user's own may lie where they work, as `python -m` would find it.
-    sys.path.append(str(Path.cwd()))
     return errors.run("elder", lambda: arguments.run(arguments))
 
 
@@ -83,6 +82,10 @@ def _parser() -> argparse.ArgumentParser:
         text = "order of the axes of arrays whose shape leaves it open: hw hwc chw nhw hwn nhwc nchw"
         sub.add_argument("--axes", default="", help=text)
 
+    def own_code(sub: argparse.ArgumentParser) -> None:
+        text = "the class of the model's problem if it is one of your own: its module is executed, so it must be named"
+        sub.add_argument("--own-code", metavar="MODULE.CLASS", help=text)
+
     sub = command("simulate", _simulate, "make measurements from clean pictures")
     sub.add_argument(
         "problem",
@@ -103,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "the value of white in the picture behind the measurement, 1 by default; or auto, from the initial guess"
     sub.add_argument("--data-range", type=_data_range, metavar="VALUE", help=text)
     settings(sub)
+    own_code(sub)
 
     sub = command("evaluate", _evaluate, "measure a model's quality on clean pictures")
     sub.add_argument("model", metavar="MODEL", help="a bundle folder or a registry URI")
@@ -110,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="where metrics.json and pictures go")
     sub.add_argument("--limit", type=int, metavar="N", help="the first N pictures only")
     settings(sub)
+    own_code(sub)
 
     command("models", _models, "list the models in the registry")
     return parser
@@ -140,11 +145,19 @@ def _data_range(text: str) -> float | str:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor auto") from None
 
 
+def _find_own_code(path: str | None) -> None:
+    """Let a class of the user's own be found where they work, as `python -m` would find it; only if there is one."""
+    if path is not None:
+        sys.path.append(str(Path.cwd()))
+
+
 def _simulate(arguments: argparse.Namespace) -> None:
     from elder import problems
     from elder.problems import samples
 
-    problem = problems.make(arguments.problem, dict(arguments.set))
+    chosen = dict(arguments.set)
+    _find_own_code(chosen.get("class"))
+    problem = problems.make(arguments.problem, chosen)
     names, images = _clean(arguments, 3 if arguments.color else 1)
     _spare_files(dict(arguments.set), [arguments.out / f"{name}.npz" for name in names])
     for m in samples.measure(problem, names, images):
@@ -161,7 +174,8 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     from elder.solvers import Status
 
     chosen = dict(arguments.set)
-    model = load(arguments.model, chosen)
+    _find_own_code(arguments.own_code)
+    model = load(arguments.model, chosen, arguments.own_code)
     if arguments.out.suffix.lower() not in (".png", ".tif", ".tiff", ".npy"):
         raise UserError(
             f"{arguments.out}: can't write {arguments.out.suffix or 'without a suffix'}; use .png .tif .npy"
@@ -173,7 +187,8 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     arrays = _measurement(arguments.measurement, as_stored=isinstance(arguments.data_range, float))
     # A file that the user names by hand goes before what the measurement holds.
     by_hand = chosen.keys() & model.problem.file_arrays().keys()
-    given = {name: value for name, value in arrays.items() if name != "y" and name not in by_hand}
+    given = _known(model, arrays, arguments.measurement)
+    given = {name: value for name, value in given.items() if name not in by_hand}
     white = 1.0 if arguments.data_range is None else arguments.data_range
     x, info = model.reconstruct(arrays["y"], data_range=white, **given)
     status = Status(info.status)
@@ -188,6 +203,18 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     print(f"{arguments.out}: {info.status} after {info.steps} steps, {info.seconds:.1f} s, misfit {info.misfit:.2g}")
     if not status.succeeded:
         warnings.warn(f"{arguments.out}: {status.advice}", DataWarning, stacklevel=2)
+
+
+def _known(model: Model, arrays: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The arguments of the operator among the arrays of a measurement file. Warns of others, which are ignored."""
+    known = set(model.problem.operator_arguments)
+    if ignored := arrays.keys() - {"y"} - known:
+        warnings.warn(
+            f"{path}: {', '.join(sorted(ignored))} is no argument of the operator of {model.problem.name}, and ignored",
+            DataWarning,
+            stacklevel=2,
+        )
+    return {name: value for name, value in arrays.items() if name in known}
 
 
 def _measurement(path: Path, as_stored: bool) -> dict[str, Any]:
@@ -214,7 +241,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     if arguments.limit is not None and arguments.limit < 1:
         raise UserError(f"--limit {arguments.limit}: must be at least 1")
-    model = load(arguments.model, dict(arguments.set))
+    _find_own_code(arguments.own_code)
+    model = load(arguments.model, dict(arguments.set), arguments.own_code)
     names, images = _clean(arguments, model.channels, arguments.limit)
     _spare_files(dict(arguments.set), [arguments.out / f"{name}.png" for name in names])
 

@@ -164,6 +164,10 @@ class Params(Section):
             raise UserError(f"params.yaml: needs a section problems.{name}")
         return self.problems[name]
 
+    def own_class(self, problem: str) -> str | None:
+        """The dotted path of the problem's class if it is one of the user's own: bundles may name it as theirs."""
+        return self.problem(problem).get("class")
+
     def finetuning(self, cell: str) -> Finetuning:
         """The settings of `finetune`, with those of the cell in their places."""
         if cell not in self.cells:
@@ -228,6 +232,13 @@ def raw(path: Path = Path("params.yaml")) -> dict[str, Any]:
     if not isinstance(whole, dict):
         raise UserError("params.yaml: must be sections of settings")
     return whole
+
+
+def own_class(problem: str) -> str | None:
+    """As `Params.own_class`, from a params.yaml that may lack the problem, may be missing, and is not checked."""
+    sections = raw().get("problems") if Path("params.yaml").exists() else None
+    settings = sections.get(problem) if isinstance(sections, dict) else None
+    return settings.get("class") if isinstance(settings, dict) else None
 
 
 def load(path: Path) -> Params:

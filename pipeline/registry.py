@@ -71,6 +71,11 @@ class Candidate:
         return f"elder-{self.problem.name}"
 
     @property
+    def own_code(self) -> str | None:
+        """The class of the problem if it is one of the user's own; see `elder.load`."""
+        return self.problem.settings.get("class")
+
+    @property
     def tags(self) -> dict[str, str]:
         """What a version says of itself."""
         settings = {key: value for key, value in self.problem.settings.items() if key != "seed"}
@@ -135,9 +140,10 @@ def promote(client: MlflowClient, name: str, version: int, reason: str, history:
     client.set_model_version_tag(name, str(version), "reason", reason)
 
 
-def roll_back(client: MlflowClient, name: str, to: int | None = None) -> tuple[int, int]:
+def roll_back(client: MlflowClient, name: str, to: int | None = None, own_code: str | None = None) -> tuple[int, int]:
     """Make the champion before the present one champion again, or the version `to`. Returns both numbers: from, to.
 
+    own_code: the class of its problem if it is one of the user's own; see `elder.load`.
     Raises `UserError` if there is none, or if it can't be loaded.
     """
     with tracking.locked(name):
@@ -150,7 +156,7 @@ def roll_back(client: MlflowClient, name: str, to: int | None = None) -> tuple[i
             if not history:
                 raise UserError(f"{name}: there was no champion before version {left}; choose a version by --to")
         target = history.pop() if to is None else to
-        load(f"models:/{name}/{target}")
+        load(f"models:/{name}/{target}", own_code=own_code)
         client.set_model_version_tag(name, str(left), "rolled_back", _now())
         promote(client, name, target, f"in place of version {left}, by hand", history)
     return left, target
@@ -182,9 +188,10 @@ def _refusal(candidate: Candidate, version: int) -> str | None:
     """Why this version can't be champion, whatever the present one is."""
     if not math.isfinite(candidate.psnr):
         return "its validation PSNR is not finite"
-    model, sample = load(candidate.bundle), candidate.validation[0]
-    if not all(bool(weights.isfinite().all()) for weights in model.regularizer.state_dict().values()):
-        return "its weights are not finite"
+    try:
+        model, sample = load(candidate.bundle, own_code=candidate.own_code), candidate.validation[0]
+    except UserError as error:  # weights that are not finite, for one
+        return f"can't be loaded ({error})"
     if model.solve(sample.operator, sample.y).status[0] is Status.NOT_FINITE:
         return "not finite on the smoke input"
     inputs = served_inputs(candidate.problem, sample)
@@ -229,7 +236,7 @@ def _psnr(candidate: Candidate, version: ModelVersion) -> float:
     noted = float(version.tags.get("psnr", "nan"))
     if version.tags.get("data") == candidate.data_hash and math.isfinite(noted):
         return noted
-    model = load(f"models:/{candidate.name}/{version.version}")
+    model = load(f"models:/{candidate.name}/{version.version}", own_code=candidate.own_code)
     return mean(evaluate(model, candidate.validation))["psnr"]
 
 
@@ -265,5 +272,6 @@ def _log_version(candidate: Candidate) -> int:
         artifacts={"bundle": str(candidate.bundle)},
         signature=ModelSignature(Schema(specs), Schema([TensorSpec(np.dtype("float32"), pictures)])),
         pip_requirements=["elder"],
+        model_config={"own_code": candidate.own_code},
     )
     return int(mlflow.register_model(info.model_uri, candidate.name, tags=candidate.tags).version)

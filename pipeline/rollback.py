@@ -25,11 +25,12 @@ def main() -> None:
     def work() -> None:
         from mlflow import MlflowClient
 
-        from pipeline import registry, tracking
+        from pipeline import params, registry, tracking
 
         tracking.connect()
         name = f"elder-{arguments.problem}"
-        left, taken = registry.roll_back(MlflowClient(), name, arguments.to)
+        own_code = params.own_class(arguments.problem)
+        left, taken = registry.roll_back(MlflowClient(), name, arguments.to, own_code)
         print(f"{name}: version {taken} is champion, in place of version {left}")
 
     sys.exit(errors.run("rollback", work))

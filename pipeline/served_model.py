@@ -20,8 +20,12 @@ class Reconstruction(PythonModel):
     """
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the bundle of the version."""
-        self.model = elder.load(context.artifacts["bundle"])
+        """Load the bundle of the version, and import the class that its registration named for a problem of one's own.
+
+        Whoever loads a version in this way executes code of it, this file, anyway; `elder.load` executes none.
+        """
+        own_code = (context.model_config or {}).get("own_code")
+        self.model = elder.load(context.artifacts["bundle"], own_code=own_code)
 
     def predict(self, context, model_input, params=None):  # MLflow reads type hints here as a schema of its own
         """Reconstruct a batch of measurements; see `elder.model.model.Model.reconstruct`."""

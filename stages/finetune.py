@@ -19,7 +19,7 @@ def main(arguments: argparse.Namespace) -> None:
     """Minimize the squared error of the fixed points; write the bundle that is best on validation, and the curve."""
     whole = params.read()
     chosen, cell, safe = whole.finetuning(arguments.cell), whole.cells[arguments.cell], whole.safeguards
-    before = load(arguments.tuned).on(whole.compute)
+    before = load(arguments.tuned, own_code=whole.own_class(cell.problem)).on(whole.compute)
     names, images = inputs.clean_images(arguments.images, "train")
     patches = Patches(images, chosen.patch, names)
     validation = read_samples(arguments.images, arguments.measurements, "validation", before.problem)

@@ -117,3 +117,11 @@ def test_a_mask_by_hand_is_a_file_and_the_measurement_keeps_its_own(bundle, phot
     assert np.array_equal(found[0], found[1])
     assert np.array_equal(found[0], found[2])
     capsys.readouterr()
+
+
+def test_a_file_may_hold_more_than_the_operator_needs(bundle, tmp_path, capsys):
+    """In a file, a further array is told and ignored: it may be the picture itself, or notes."""
+    y, out = np.ones((16, 16), np.complex64), tmp_path / "x.npy"
+    np.savez(tmp_path / "y.npz", y=y, mask=np.ones((16, 16)), truth=y.real)
+    assert main(["reconstruct", str(bundle), "--measurement", str(tmp_path / "y.npz"), "--out", str(out)]) == 0
+    assert "truth is no argument of the operator of csmri, and ignored" in capsys.readouterr().err

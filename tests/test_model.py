@@ -115,3 +115,20 @@ def test_a_bundle_loads_where_the_files_of_its_problem_are_not(name, setting, sm
     )
     x, _ = moved.reconstruct(measured[1])
     assert x.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "known"),
+    [
+        ("csmri", "maks", "mask"),
+        ("inpaint", "masks", "mask"),
+        ("deblur", "kernels", "kernel"),
+        ("superres", "psf", "kernel"),
+        ("ct", "angles", "size, theta, offset"),
+        ("denoise", "sigma", "none"),
+    ],
+)
+def test_a_typo_in_an_operator_argument_is_refused(name, given, known, small_model):
+    model = replace(small_model, problem=problems.make(name))
+    with pytest.raises(UserError, match=f"unknown operator argument '{given}' of {name}: known are {known}$"):
+        model.reconstruct(np.ones((16, 16), np.float32), **{given: np.ones((16, 16))})

@@ -440,7 +440,11 @@ def test_the_documented_problem_of_ones_own_is_trained_and_found_by_name(project
     (project.folder / "data" / "raw" / "test").mkdir()
     for path in (project.folder / "data" / "prepared" / "test").iterdir():
         shutil.copy(path, project.folder / "data" / "raw" / "test")
-    project.run("elder", "evaluate", "models:/elder-wide@champion", "--images", "data/raw/test", "--out", "again")
+    again = ("elder", "evaluate", "models:/elder-wide@champion", "--images", "data/raw/test", "--out", "again")
+    refused = project.run(*again, check=False)
+    assert refused.returncode == 1
+    assert "name it by own_code='wide.Wide', or --own-code wide.Wide" in refused.stderr
+    project.run(*again, "--own-code", "wide.Wide")
     again = io.read_json(project.folder / "again" / "metrics.json")
     assert again["problem"] == "wide"
     assert again["mean"]["psnr"] == pytest.approx(figures(project, "wide-least_squares")["finetuned"]["psnr"], abs=0.5)

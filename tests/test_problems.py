@@ -133,7 +133,9 @@ class TestAProblemOfOnesOwn:
         m = measure(problem, ["a"], [torch.rand((1, 1, 12, 16), generator=rng)])[0]
         assert m.y.shape == (1, 1, 12, 8)
         replace(small_model, problem=problem).save(tmp_path / "bundle")
-        again = load(tmp_path / "bundle")
+        with pytest.raises(UserError, match=r"name it by own_code='wide\.Wide', or --own-code wide\.Wide"):
+            load(tmp_path / "bundle")
+        again = load(tmp_path / "bundle", own_code="wide.Wide")
         assert again.problem == problem
         x, _ = again.reconstruct(m.y.numpy())
         assert x.shape == m.truth.shape

@@ -19,6 +19,7 @@ from conftest import ROOT
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+import elder
 from elder import UserError, problems
 from elder.problems.samples import measure
 from pipeline import registry, rollback
@@ -261,6 +262,31 @@ def test_rolling_back(store, register, monkeypatch, capsys):
     assert alias(store, "champion") == 3
     with pytest.raises(UserError, match="has no champion"):
         registry.roll_back(store, "elder-other")
+
+
+def test_a_problem_of_ones_own_is_imported_where_params_name_it(store, small_model, tmp_path, monkeypatch, rng, capsys):
+    """The gate and the served model take its class from the registration, a rollback from params.yaml."""
+    (tmp_path / "mine_alone.py").write_text(
+        "from elder.problems import CSMRI\n\n\nclass Mine(CSMRI):\n    name = 'mine'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    problem = problems.make("mine", {"class": "mine_alone.Mine", "ratio": 0.4})
+    samples = measure(problem, ["x"], [torch.rand((1, 1, 20, 24), generator=rng)])
+    for psnr in (30.0, 31.0):
+        bundle = tmp_path / f"bundle-{psnr}"
+        replace(small_model, problem=problem, metadata={"psnr": psnr}).save(bundle)
+        assert registry.register(registry.Candidate(problem, bundle, psnr, "a", samples), margin=0.1).promoted
+    with pytest.raises(UserError, match=r"name it by own_code='mine_alone\.Mine'"):
+        elder.load("models:/elder-mine@champion")
+    assert elder.load("models:/elder-mine@champion", own_code="mine_alone.Mine").problem == problem
+    monkeypatch.setattr("sys.argv", ["rollback", "mine"])
+    for content, code in (("problems: {csmri: {}}", 1), ("problems: {mine: {class: mine_alone.Mine}}", 0)):
+        (tmp_path / "params.yaml").write_text(content)
+        with pytest.raises(SystemExit) as ended:
+            rollback.main()
+        assert ended.value.code == code
+    assert "--own-code mine_alone.Mine" in capsys.readouterr().err
+    assert int(store.get_model_version_by_alias("elder-mine", "champion").version) == 1
 
 
 def test_a_served_model_gets_a_measurement_in_the_convention_of_its_problem(rng):

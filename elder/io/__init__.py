@@ -2,7 +2,8 @@
 
 from elder.io.apart import check_apart
 from elder.io.arrays import binary, check_mask_size, read_array, read_arrays, read_stack
-from elder.io.atomic import read_json, replacing, write_csv, write_json
+from elder.io.atomic import replacing, write_csv, write_json
+from elder.io.bounded import check_npy, opened, parse_json, read_json
 from elder.io.images import Names, file_names, kind_of, list_sources, read_image, read_images, read_measured
 from elder.io.pictures import PICTURES, to_array, to_tensor, with_channels, write_image
 from elder.io.stack import AXES, SCALINGS, Scaling, check_scaling
@@ -16,10 +17,13 @@ __all__ = [
     "binary",
     "check_apart",
     "check_mask_size",
+    "check_npy",
     "check_scaling",
     "file_names",
     "kind_of",
     "list_sources",
+    "opened",
+    "parse_json",
     "read_array",
     "read_arrays",
     "read_image",

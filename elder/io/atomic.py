@@ -1,4 +1,4 @@
-"""Writing files whole or not at all; text, and reading it."""
+"""Writing files whole or not at all."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from elder.errors import UserError
+from elder.io.bounded import field, walk
 
 # Of a temporary name, in characters; longer ones tell no format.
 LONGEST_SUFFIX = 16
@@ -53,9 +54,9 @@ def write_json(path: str | Path, content: Any) -> None:
 
     Raises `ValueError`, which names the field, for NaN and infinity: JSON has neither.
     """
-    for field, value in _numbers(content):
-        if not math.isfinite(value):
-            raise ValueError(f"{path}: {field or 'the content'} is {value}, which JSON can't hold")
+    for names, value in walk(content):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{path}: {field(names)} is {value}, which JSON can't hold")
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
@@ -71,25 +72,3 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writeheader()
         for row in rows:
             writer.writerow({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()})
-
-
-def _numbers(content: Any, field: str = "") -> Iterator[tuple[str, float]]:
-    """Every float of nested mappings and sequences, with the field that holds it, like `images.0.psnr`."""
-    if isinstance(content, float):
-        yield field, content
-    elif isinstance(content, Mapping):
-        for key, value in content.items():
-            yield from _numbers(value, f"{field}.{key}" if field else str(key))
-    elif isinstance(content, list | tuple):
-        for index, value in enumerate(content):
-            yield from _numbers(value, f"{field}.{index}" if field else str(index))
-
-
-def read_json(path: str | Path) -> Any:
-    """The content of a JSON file. Raises `UserError` when it is missing or broken."""
-    try:
-        return json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None

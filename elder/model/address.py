@@ -10,16 +10,20 @@ from elder import released
 from elder.model import model, registry
 
 
-def load(uri_or_path: str | Path, settings: Mapping[str, Any] | None = None) -> model.Model:
+def load(
+    uri_or_path: str | Path, settings: Mapping[str, Any] | None = None, own_code: str | None = None
+) -> model.Model:
     """The model of a bundle folder, one that comes with the package, or one of an MLflow model registry.
 
     uri_or_path: a folder; `released:NAME`, see `elder.released`; or an MLflow URI such as
     `models:/elder-csmri@champion`. settings: of its problem, in the place of those that it was trained for.
-    Raises `UserError` if there is no such model, or if it is broken.
+    own_code: the dotted path of the problem's class, such as `mine.Problem`, if it is one of your own. Importing it
+    executes its module, so a class that a model names is imported only if you name the same one.
+    Raises `UserError` if there is no such model, if it is broken, or if it needs a class that you have not named.
     """
     address = str(uri_or_path)
     if address.startswith("released:"):
-        return model.load(released.folder(address.removeprefix("released:")), settings)
+        return model.load(released.folder(address.removeprefix("released:")), settings, own_code)
     if address.startswith(("models:/", "runs:/")):
-        return model.load(registry.download(address), settings)
-    return model.load(uri_or_path, settings)
+        return model.load(registry.download(address), settings, own_code)
+    return model.load(uri_or_path, settings, own_code)

@@ -1,8 +1,13 @@
-"""The bundle on disk: a folder of `config.json` and `weights.safetensors`, no pickle."""
+"""The bundle on disk: a folder of `config.json` and `weights.safetensors`, no pickle.
+
+A bundle may come from anywhere. Reading one executes nothing that it brings, takes seconds and less than 1 GB, whatever
+it holds: what it describes is checked before memory is taken.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +17,12 @@ import torch
 
 from elder import io, regularizers
 from elder.errors import UserError
+from elder.model import config as configs
+from elder.model import weights
 from elder.regularizers.base import Regularizer
 
-FORMAT = 1
+# Characters of the line that says what is wrong with a bundle, whose names may be long.
+LONGEST = 300
 
 
 def write(
@@ -35,33 +43,46 @@ def write(
         with io.replacing(Path(folder) / f"{name}.npy") as temporary:
             np.save(temporary, array, allow_pickle=False)
     with io.replacing(Path(folder) / "weights.safetensors") as temporary:
-        weights = {k: value.detach().cpu().to(dtype).contiguous() for k, value in regularizer.state_dict().items()}
-        safetensors.torch.save_file(weights, temporary)
+        values = {k: value.detach().cpu().to(dtype).contiguous() for k, value in regularizer.state_dict().items()}
+        safetensors.torch.save_file(values, temporary)
     kept = {"files": sorted(files)} if files else {}
-    io.write_json(Path(folder) / "config.json", {"format": FORMAT, **config, **kept})
+    io.write_json(Path(folder) / "config.json", {"format": configs.FORMAT, **config, **kept})
 
 
-def own_files(folder: str | Path, config: Mapping[str, Any]) -> dict[str, str]:
-    """The settings of the problem whose files the bundle holds, with the paths of these."""
-    return {name: str(Path(folder) / f"{Path(name).name}.npy") for name in config.get("files", [])}
+def own_files(folder: str | Path, names: Iterable[str]) -> dict[str, str]:
+    """The paths of the files in the bundle by the settings that they belong to, checked by `io.check_npy`."""
+    paths = {name: str(Path(folder) / f"{name}.npy") for name in names}
+    for path in paths.values():
+        io.check_npy(path)
+    return paths
 
 
 def read(folder: str | Path) -> tuple[Regularizer, dict[str, Any]]:
-    """The frozen regularizer and the configuration of a bundle. Raises `UserError` when it is missing or broken."""
+    """The frozen regularizer, in float32, and the checked configuration of a bundle.
+
+    Raises `UserError` when it is missing or broken.
+    """
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
+    with reading(folder):
+        found = (folder / "config.json").exists()
+    if not found:
         raise UserError(f"{folder}: no model here (a bundle holds config.json and weights.safetensors)")
-    config = io.read_json(folder / "config.json")
-    if not isinstance(config, dict):
-        raise UserError(f"{folder}: the bundle is broken (config.json holds no object with names)")
-    if config.get("format") != FORMAT:
-        raise UserError(f"{folder}: bundle format {config.get('format')}, but this version of elder reads {FORMAT}")
-    try:
-        regularizer = regularizers.make(**config["regularizer"])
-        regularizer.load_state_dict(safetensors.torch.load_file(folder / "weights.safetensors"))
-    except UserError:
-        raise
-    except Exception as error:  # a truncated weights file, a missing key, a shape that does not fit
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{folder}: the bundle is broken ({reason})") from None
+    with reading(folder):
+        config = configs.read(folder / "config.json")
+        # There, a tensor has a shape and a dtype, and takes no memory.
+        with torch.device("meta"):
+            skeleton = regularizers.make(**config["regularizer"])
+        regularizer = weights.read(folder / "weights.safetensors", skeleton)
     return regularizer.eval().requires_grad_(False), config
+
+
+@contextmanager
+def reading(folder: str | Path) -> Iterator[None]:
+    """Turn whatever is wrong with a bundle into one `UserError` of one line, which names the folder."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).replace(f"{folder}/", "") or type(error).__name__
+        line = "".join(c if c.isprintable() else "?" for c in reason)
+        short = line if len(line) <= LONGEST else f"{line[:LONGEST]}..."
+        raise UserError(f"{folder}: the bundle is broken ({short})") from None

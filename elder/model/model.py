@@ -18,7 +18,7 @@ from torch import Tensor
 from elder import problems
 from elder.backend import Compute
 from elder.errors import DataWarning, UserError
-from elder.model import bundle
+from elder.model import bundle, config
 from elder.objective import Equilibrium, make_objective
 from elder.operators import relative_misfit
 from elder.operators.base import Operator
@@ -32,11 +32,19 @@ from elder.tensors import norm
 DARK, BRIGHT = 0.1, 1.5
 # The data misfit beyond which a picture does not belong to its measurement, with twice that of the noise.
 MISFIT = 0.3
+# Least and largest hyperparameters. Beyond, float32 rounds everything away, or a solve does not end.
+RANGES = {
+    "lambda_reg": (1e-12, 1e12),
+    "sigma": (1e-12, 1e3),
+    "step": (1e-12, 1e12),
+    "tol": (1e-16, 1e3),
+    "max_steps": (1, 100_000),
+}
 
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """The numbers beside the network. All are positive."""
+    """The numbers beside the network, each in the range that `RANGES` gives."""
 
     lambda_reg: float  # λ, the regularization parameter
     sigma: float  # σ, the noise level that conditions the regularizer, in the units of the images
@@ -45,18 +53,23 @@ class Hyperparameters:
     max_steps: int = 300  # at which a solve stops in any case
 
     def __post_init__(self) -> None:
-        for name in ("lambda_reg", "sigma", "step", "tol", "max_steps"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name}={getattr(self, name)} must be positive")
+        for name, (low, high) in RANGES.items():
+            if not low <= getattr(self, name) <= high:
+                raise UserError(f"{name}={getattr(self, name)} must be in [{low:g}, {high:g}]")
 
     def to_config(self) -> dict[str, Any]:
         """The section `tuning` of a bundle's config.json, where λ is called `weight`."""
         return {"weight" if name == "lambda_reg" else name: value for name, value in asdict(self).items()}
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Hyperparameters:
-        """What `to_config` made. Raises `TypeError` for an unknown or missing entry."""
-        return cls(**{"lambda_reg" if name == "weight" else name: value for name, value in config.items()})
+    def from_config(cls, section: Mapping[str, Any]) -> Hyperparameters:
+        """What `to_config` made. Raises `UserError`, which names the entry, if one is unknown, missing or wrong."""
+        given = {"lambda_reg" if name == "weight" else name: value for name, value in section.items()}
+        try:
+            config.check_settings("tuning", given, cls)
+            return cls(**given)
+        except UserError as error:
+            raise UserError(str(error).replace("lambda_reg", "weight")) from None
 
 
 @dataclass(frozen=True)
@@ -136,14 +149,15 @@ class Model:
             y: an array or tensor (h, w), (c, h, w) or (b, c, h, w) in the problem's measurement space.
             data_range: the value of white in the picture behind y. y is divided by it, and the picture multiplied, so
                 that models see pictures in [0, 1], as in training. auto: the value that `level` finds for each image.
-            operator_arguments: what the problem needs besides, `mask` for csmri.
+            operator_arguments: what the problem needs besides, `mask` for csmri; see `Problem.operator_arguments`.
 
         Returns:
             The picture, as an array for an array, with the rank of y; and an `Info`. Warns if the initial guess lies
             far from [0, data_range].
 
         Raises:
-            UserError: if y does not fit the problem, or the regularizer's number of colors.
+            UserError: if y does not fit the problem, or the regularizer's number of colors, or if the problem knows no
+                operator argument of that name.
         """
         tensor = y if isinstance(y, Tensor) else torch.from_numpy(_single_precision(y))
         if tensor.ndim not in (2, 3, 4):
@@ -152,6 +166,7 @@ class Model:
         tensor = tensor[(None,) * added]
         tensor = tensor.to(torch.complex64 if tensor.is_complex() else torch.float32)
         start = time.perf_counter()
+        self.problem.check_arguments(operator_arguments)
         try:
             operator, tensor = self.problem.accept(tensor, **operator_arguments)
             operator.check(tensor)
@@ -213,13 +228,13 @@ class Model:
 
         A mask or kernel that a setting takes from a file is copied into the bundle, which then loads anywhere.
         """
-        config = {
+        written = {
             "problem": {"name": self.problem.name, "settings": self.problem.settings},
             "regularizer": dict(self.description),
             "tuning": self.hyperparameters.to_config(),
             "metadata": dict(self.metadata),
         }
-        bundle.write(folder, self.regularizer, config, files=self.problem.file_arrays())
+        bundle.write(folder, self.regularizer, written, files=self.problem.file_arrays())
 
 
 def _single_precision(y: Any) -> np.ndarray:
@@ -237,18 +252,30 @@ def level(x: Tensor) -> Tensor:
     return magnitudes.kthvalue(max(1, math.ceil(0.999 * magnitudes.shape[1])), 1).values
 
 
-def load(folder: str | Path, settings: Mapping[str, Any] | None = None) -> Model:
+def load(folder: str | Path, settings: Mapping[str, Any] | None = None, own_code: str | None = None) -> Model:
     """The model of a bundle folder, some settings of its problem changed.
 
-    Raises `UserError` if there is none, or if it is broken.
+    own_code: the dotted path of the problem's class if it is one of your own: importing it executes its module, so a
+    class that a bundle names is imported only if the caller names the same one.
+    Raises `UserError` if there is no model, if it is broken, or if it needs a class that the caller has not named.
     """
-    regularizer, config = bundle.read(folder)
-    if "problem" not in config:
+    regularizer, written = bundle.read(folder)
+    if "problem" not in written:
         raise UserError(f"{folder}: a pre-trained regularizer, which has no problem yet; it is no model")
-    try:
-        kept = {**config["problem"]["settings"], **bundle.own_files(folder, config)}
-        problem = problems.make(config["problem"]["name"], {**kept, **(settings or {})})
-        hyperparameters = Hyperparameters.from_config(config["tuning"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder}: the bundle is broken (config.json: {error})") from None
-    return Model(problem, regularizer, hyperparameters, config["regularizer"], config.get("metadata", {}))
+    own, changed = written["problem"]["settings"].pop("class", None), settings or {}
+    if own not in (None, own_code):
+        raise UserError(
+            f"{folder}: its problem is a class that does not come with elder, {own}, and importing it executes its "
+            f"module: if you trust that code, name it by own_code={own!r}, or --own-code {own} on the command line"
+        )
+    with bundle.reading(folder):
+        kind = problems.find(written["problem"]["name"], own)
+        kept = {name: value for name, value in written["problem"]["settings"].items() if name not in changed}
+        config.check_settings("problem.settings", kept, kind)
+        files = bundle.own_files(folder, [name for name in written.get("files", []) if name in kept])
+        if own is None:
+            config.check_words("problem.settings", {name: kept[name] for name in kept if name not in files})
+        problem = kind().override(kept | files)
+        hyperparameters = Hyperparameters.from_config(written["tuning"])
+    model = Model(problem, regularizer, hyperparameters, written["regularizer"], written.get("metadata", {}))
+    return model.override(changed)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from elder.shapes import Anything, Features, Images, OneOrEach
 
 Pullback = Callable[[Features], Features]
+# Features of a layer, and layers in a row. Larger ones are mistakes, and building them takes long.
+WIDEST, DEEPEST = 4096, 256
 
 
 class Network(nn.Module, ABC):
@@ -43,9 +45,20 @@ def with_noise_map(x: Images, sigma: OneOrEach) -> Float[Tensor, "b c+1 h w"]:
 
 
 @torch.no_grad()
+def normal_init(weight: Tensor, std: float) -> None:
+    """Normal values of the standard deviation `std`, and nothing for a weight without memory, on the meta device.
+
+    There, PyTorch imports its symbolic tools for random numbers, division and logarithms. That takes 1.5 s and 80 MB,
+    so constructors of networks and regularizers do without them.
+    """
+    if not weight.is_meta:
+        nn.init.normal_(weight, std=std)
+
+
+@torch.no_grad()
 def scaled_init(conv: nn.Conv2d, gain: float = 1.0) -> None:
     """Normal weights of variance gain² / fan-in, zero bias."""
-    nn.init.normal_(conv.weight, std=gain / conv.weight[0].numel() ** 0.5)
+    normal_init(conv.weight, std=gain / conv.weight[0].numel() ** 0.5)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
 

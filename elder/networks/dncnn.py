@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from elder.networks import activations
-from elder.networks.base import Network, Pullback, channels_last, scaled_init, with_noise_map
+from elder.networks.base import DEEPEST, WIDEST, Network, Pullback, channels_last, scaled_init, with_noise_map
 from elder.shapes import Features, Images, OneOrEach
 
 
@@ -23,8 +23,11 @@ class DnCNN(Network):
 
     def __init__(self, channels: int = 1, width: int = 32, depth: int = 6, activation: str = "elu") -> None:
         super().__init__()
-        if channels < 1 or width < 1 or depth < 2:
-            raise ValueError(f"DnCNN needs channels, width >= 1 and depth >= 2; got {channels}, {width}, {depth}")
+        if not (1 <= channels <= WIDEST and 1 <= width <= WIDEST and 2 <= depth <= DEEPEST):
+            raise ValueError(
+                f"DnCNN needs channels, width >= 1 and depth >= 2, up to {WIDEST} and {DEEPEST}; "
+                f"got {channels}, {width}, {depth}"
+            )
         self.channels = channels
         self.activation = activations.named(activation)
         widths = [channels + 1, *[width] * (depth - 1), channels]

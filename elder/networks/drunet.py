@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from elder.networks import activations
-from elder.networks.base import Network, Pullback, channels_last, scaled_init, with_noise_map
+from elder.networks.base import WIDEST, Network, Pullback, channels_last, normal_init, scaled_init, with_noise_map
 from elder.networks.layers import ResidualBlock, Stack, convolve, upsample
 from elder.shapes import Features, Images, OneOrEach
 
 SCALES = 4
+MOST_BLOCKS = 32  # at each scale, of two layers
 
 
 class DRUNet(Network):
@@ -37,8 +38,13 @@ class DRUNet(Network):
         activation: str = "elu",
     ) -> None:
         super().__init__()
-        if channels < 1 or blocks < 1 or len(widths) != SCALES or min(widths) < 1:
+        if len(widths) != SCALES or min(channels, blocks, *widths) < 1:
             raise ValueError(f"DRUNet needs channels, blocks >= 1 and four widths; got {channels}, {blocks}, {widths}")
+        if max(channels, *widths) > WIDEST or blocks > MOST_BLOCKS:
+            raise ValueError(
+                f"DRUNet takes channels, widths up to {WIDEST} and blocks up to {MOST_BLOCKS}; "
+                f"got {channels}, {widths}, {blocks}"
+            )
         self.channels = channels
         phi = activations.named(activation)
         pairs = list(pairwise(widths))
@@ -53,7 +59,7 @@ class DRUNet(Network):
             if isinstance(module, nn.Conv2d):
                 scaled_init(module)
             elif isinstance(module, nn.ConvTranspose2d):
-                nn.init.normal_(module.weight, std=module.weight.shape[0] ** -0.5)
+                normal_init(module.weight, std=module.weight.shape[0] ** -0.5)
         # Near N(x, σ) = x: each block near the identity, and a small tail. Training saves the steps that an untrained
         # residual would cost to unlearn.
         for module in self.modules():

@@ -26,13 +26,20 @@ def make(name: str, settings: Mapping[str, object] | None = None) -> Problem:
     `name` is `name`, in a module that can be imported. Raises `UserError` for an unknown name or setting.
     """
     given = dict(settings or {})
-    path = given.pop("class", None)
+    return find(name, given.pop("class", None))().override(given)
+
+
+def find(name: str, path: object = None) -> type[Problem]:
+    """The class of the problem `name`: one of elder's, or that at the dotted path, whose module is imported.
+
+    Raises `UserError` if there is none, or if its name is another.
+    """
     if path is None and name not in PROBLEMS:
         raise UserError(
             f"unknown problem {name!r}: there are {', '.join(sorted(PROBLEMS))}; one of your own needs the setting "
             "class: the dotted path of its class"
         )
-    return (PROBLEMS[name] if path is None else _own(name, path))().override(given)
+    return PROBLEMS[name] if path is None else _own(name, path)
 
 
 def _own(name: str, path: object) -> type[Problem]:
@@ -48,4 +55,4 @@ def _own(name: str, path: object) -> type[Problem]:
     return found
 
 
-__all__ = ["CSMRI", "CT", "PROBLEMS", "Deblur", "Denoise", "Inpaint", "Problem", "SuperResolution", "make"]
+__all__ = ["CSMRI", "CT", "PROBLEMS", "Deblur", "Denoise", "Inpaint", "Problem", "SuperResolution", "find", "make"]

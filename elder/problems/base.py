@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
@@ -31,6 +31,7 @@ class Problem(ABC):
 
     name: ClassVar[str]
     initial_name: ClassVar[str] = "adjoint"  # what `initial` gives, in a table
+    operator_arguments: ClassVar[tuple[str, ...]] = ()  # the names of the arguments that `bind` takes
 
     def __post_init__(self) -> None:
         if not 0 <= self.noise <= 1:
@@ -62,6 +63,13 @@ class Problem(ABC):
     def file_arrays(self) -> dict[str, np.ndarray]:
         """What the files hold that settings name, by the setting. A bundle keeps them, so that it loads anywhere."""
         return {}
+
+    def check_arguments(self, names: Iterable[str]) -> None:
+        """Raise `UserError` for the first name that is none of `operator_arguments`: a typo must not be ignored."""
+        for name in names:
+            if name not in self.operator_arguments:
+                known = ", ".join(self.operator_arguments) or "none"
+                raise UserError(f"unknown operator argument {name!r} of {self.name}: known are {known}")
 
     def accept(self, y: Measurement, **arguments: Argument) -> tuple[Operator, Measurement]:
         """The operator and the measurement, (b, c, ...), from what a measurement file holds: y, and `bind`'s arguments.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ class BlurProblem(Problem):
     kernel: gaussian; motion, a camera shake drawn for each image; or FILE or FILE:INDEX (.mat, .npy, .png).
     """
 
+    operator_arguments: ClassVar[tuple[str, ...]] = ("kernel",)
     kernel: str = "gaussian"
 
     def __post_init__(self) -> None:

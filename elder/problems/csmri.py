@@ -37,6 +37,7 @@ class CSMRI(Problem):
 
     name: ClassVar[str] = "csmri"
     initial_name: ClassVar[str] = "zero-filled"
+    operator_arguments: ClassVar[tuple[str, ...]] = ("mask",)
     ratio: float = 0.2
     mask: str = "radial"
     centered: bool = False

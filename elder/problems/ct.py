@@ -19,6 +19,8 @@ from elder.shapes import Argument, Images, Measurement, Size
 
 # The widest picture, in detectors. Wider ones are mistakes, which would take all memory.
 WIDEST = 8
+# Angles, and detectors: more than any scanner has.
+MOST = 100_000
 # From this relative deviation on the sums of rows are doubted; from this number on, angles in a narrow range.
 UNEVEN, FEW = 0.3, 8
 
@@ -34,6 +36,7 @@ class CT(Problem):
 
     name: ClassVar[str] = "ct"
     initial_name: ClassVar[str] = "filtered back-projection"
+    operator_arguments: ClassVar[tuple[str, ...]] = ("size", "theta", "offset")
     angles: int = 60
     arc: float = 180.0
     detectors: int = 0
@@ -41,12 +44,15 @@ class CT(Problem):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.angles < 1:
-            raise UserError(f"angles={self.angles} must be at least 1")
+        if not 1 <= self.angles <= MOST:
+            raise UserError(f"angles={self.angles} must be at least 1, and at most {MOST}")
         if not 0 < self.arc <= 360:
             raise UserError(f"arc={self.arc}: the range of the angles must be in (0, 360] degrees")
-        if self.detectors < 0:
-            raise UserError(f"detectors={self.detectors} must be at least 1, or 0 for as many as the diagonal is long")
+        if not 0 <= self.detectors <= MOST:
+            raise UserError(
+                f"detectors={self.detectors} must be at least 1, and at most {MOST}, or 0 for as many as the diagonal "
+                "is long"
+            )
         if not math.isfinite(self.offset):
             raise UserError(f"offset={self.offset} must be a number of detectors")
 

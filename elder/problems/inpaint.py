@@ -31,6 +31,7 @@ class Inpaint(Problem):
 
     name: ClassVar[str] = "inpaint"
     initial_name: ClassVar[str] = "local mean"
+    operator_arguments: ClassVar[tuple[str, ...]] = ("mask",)
     missing: float = 0.5
     mask: str = "random"
 

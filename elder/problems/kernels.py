@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from elder import io
 from elder.errors import UserError
 
 Kernel = Float[Tensor, "k l"]
+# Pixels of a kernel.
+LARGEST = 2**22
 
 
 def gaussian(size: int = 25, sigma: float = 1.6) -> Kernel:
@@ -64,6 +67,8 @@ def load(name: str) -> Kernel:
 
 def normalized(values: np.ndarray, source: str) -> Kernel | Float[Tensor, "b 1 k l"]:
     """The kernel (k, l), or one for each image (b, 1, k, l), made to sum to 1. `source` names it in messages."""
+    if math.prod(values.shape[-2:]) > LARGEST:
+        raise UserError(f"{source} has {values.shape[-2:]} pixels: more than {LARGEST} are no kernel")
     if values.ndim not in (2, 4) or not values.size or values.dtype.kind not in "biuf":
         raise UserError(f"{source} must be (k, l) and hold real numbers; got {values.dtype} {values.shape}")
     kernel = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+
 from elder import networks
 from elder.errors import UserError
 from elder.networks.base import Network
@@ -27,6 +29,8 @@ OF_FILTERS: dict[str, Callable[..., Regularizer]] = {
     "total_variation": SmoothedTotalVariation,
     "weakly_convex_ridge": WeaklyConvexRidge,
 }
+# Parameters: 256 MiB in float32, twice those of the DRUNet of Zhang et al. 2021.
+LARGEST = 2**26
 EXPLICIT = sorted({*OVER_A_NETWORK, *OF_FILTERS} - {"implicit"})
 
 
@@ -43,8 +47,16 @@ def describe(name: str, channels: int, network: Mapping[str, Any], settings: Map
 def make(name: str, network: dict[str, Any] | None = None, **settings: Any) -> Regularizer:
     """The regularizer `name`: over the network described by its `name` and settings, or of filters with `settings`.
 
-    Raises `UserError` for an unknown name or setting.
+    Raises `UserError` for an unknown name or setting, and before it takes memory for more than `LARGEST` parameters.
     """
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in _make(name, network, settings).parameters())
+    if size > LARGEST:
+        raise UserError(f"regularizer {name}: {size} parameters; at most {LARGEST} are supported")
+    return _make(name, network, settings)
+
+
+def _make(name: str, network: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> Regularizer:
     if name in OVER_A_NETWORK:
         if not network or "name" not in network:
             raise UserError(f"regularizer {name}: needs a network with a name")

@@ -9,11 +9,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from elder.networks.base import WIDEST, normal_init
 from elder.regularizers.base import Energy
 from elder.shapes import Anything, Images, OneOrEach, PerImage
 
 # Responses of the filters: (b, filters, pixels).
 Responses = Float[Tensor, "b f n"]
+LARGEST = 255  # knees, and the side of a filter
 
 
 class Ridge(Energy):
@@ -34,9 +36,16 @@ class Ridge(Energy):
                 "ridge needs channels, filters, knees >= 1 and an odd filter_size >= 3; "
                 f"got {channels}, {filters}, {knees}, {filter_size}"
             )
+        if max(channels, filters) > WIDEST or max(knees, filter_size) > LARGEST:
+            raise ValueError(
+                f"ridge takes channels, filters up to {WIDEST} and knees, filter_size up to {LARGEST}; "
+                f"got {channels}, {filters}, {knees}, {filter_size}"
+            )
         self.channels = channels
-        self.register_buffer("scales", torch.logspace(-3, 0, knees).view(-1, 1, 1))
-        self.filters = nn.Parameter(torch.randn(filters, channels, filter_size, filter_size) / filter_size)
+        scales = [10 ** (3 * k / max(1, knees - 1) - 3) for k in range(knees)]
+        self.register_buffer("scales", torch.tensor(scales).view(-1, 1, 1))
+        self.filters = nn.Parameter(torch.empty(filters, channels, filter_size, filter_size))
+        normal_init(self.filters, std=1 / filter_size)
         # Near total variation: most of the weight on a knee well below the contrast of an edge.
         start = torch.full((knees, filters, 1), -4.0)
         start[knees // 3] = 1.0

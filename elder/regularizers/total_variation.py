@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -23,7 +25,7 @@ class SmoothedTotalVariation(Energy):
         if epsilon <= 0:
             raise ValueError(f"total_variation needs epsilon > 0; got {epsilon}")
         self.channels = channels
-        self.log_epsilon = nn.Parameter(torch.tensor(float(epsilon)).log())
+        self.log_epsilon = nn.Parameter(torch.tensor(math.log(epsilon)))
 
     def weak_convexity(self, sigma: float) -> float:
         """0: convex."""

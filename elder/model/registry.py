@@ -56,5 +56,5 @@ def _mlflow() -> Any:
         import mlflow
         import mlflow.exceptions
     except ImportError:
-        raise UserError("the model registry needs MLflow; install elder[pipeline]") from None
+        raise UserError("the model registry needs MLflow: pip install mlflow") from None
     return mlflow

@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from elder import UserError, problems
 from elder.problems.samples import measure
-from pipeline import registry, rollback
+from pipeline import packaging, registry, rollback
 
 NAME = "elder-csmri"
 
@@ -207,7 +207,7 @@ def test_a_served_model_gets_a_measurement_in_the_convention_of_its_problem(rng)
     """With `centered`, y has the zero frequency in the middle, as the mask does."""
     problem = problems.make("csmri", {"centered": True})
     (sample,) = measure(problem, ["x"], [torch.rand((1, 1, 20, 24), generator=rng)])
-    inputs = registry.served_inputs(problem, sample)
+    inputs = packaging.served_inputs(problem, sample)
     y = torch.view_as_complex(torch.from_numpy(inputs.pop("measurement")))[:, None]
     operator, measured = problem.accept(y, **inputs)
     assert torch.equal(measured, sample.y)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from elder import io
 from elder.model.model import Model
+from elder.regularizers.base import Energy
 
 # Of the pictures that come with scikit-image.
 BUILTIN = "of each photograph as data/README.txt of scikit-image states it"
+ENERGY = "at a minimum of the energy ½‖A x − y‖² + λ h(x)"
+FIXED_POINT = "at a fixed point of a plug-and-play iteration, which has no energy"
 METHODS = {"pretrained": "before DEQ training", "finetuned": "**this model**"}
 
 
@@ -32,9 +35,10 @@ def write(model: Model, evidence: Evidence) -> str:
     name = f"elder-{model.problem.name}"
     part = model.description.get("network")
     network = f" over {json.dumps(part)}" if part else ""
-    numbers = ", ".join(f"{key} {value:.4g}" for key, value in model.hyperparameters.to_config().items())
+    numbers = ", ".join(f"{key} {value:.4g}" for key, value in asdict(model.hyperparameters).items())
     return CARD.format(
         problem=model.problem.name,
+        how=ENERGY if isinstance(model.regularizer, Energy) else FIXED_POINT,
         regularizer=model.description["name"].replace("_", " "),
         network=network,
         parameters=sum(p.numel() for p in model.regularizer.parameters()),
@@ -73,10 +77,10 @@ def _table(model: Model, evidence: Evidence) -> str:
 
 CARD = """# {name}
 
-Recovers {color} pictures in [0, 1] from measurements of `{problem}`, by the energy ½‖A x − y‖² + λ h(x).
+Recovers {color} pictures in [0, 1] from measurements of `{problem}`, {how}.
 
 - Problem: {settings}. Measurements of other settings are out of its range.
-- Regularizer h: {regularizer}{network}, {parameters} parameters.
+- Regularizer: {regularizer}{network}, {parameters} parameters.
 - Hyperparameters: {numbers}.
 - Data: {data}.
 - License of the data: {license}.

@@ -78,6 +78,8 @@ class Reconstruction(PythonModel):
 
     def _batch(self, y: np.ndarray) -> tuple[np.ndarray, bool]:
         """The measurement as (b, c, ...), and whether it was that of a single picture."""
+        if y.size == 0:
+            raise UserError("measurement is empty")
         shape, plain = y.shape, 2 if self.model.channels == 1 else 3
         if self.complex and not np.iscomplexobj(y):
             if y.ndim not in (plain + 1, plain + 2) or y.shape[-1] != 2:
@@ -85,7 +87,7 @@ class Reconstruction(PythonModel):
                     f"measurement is complex for this model: give a last axis of real and imaginary part; got {shape}"
                 )
             y = y[..., 0] + 1j * y[..., 1]
-        if y.ndim not in (plain, plain + 1) or y.size == 0:
+        if y.ndim not in (plain, plain + 1):
             one = "(h, w)" if plain == 2 else "(3, h, w)"
             raise UserError(f"measurement must be {one}, or a batch of such; got {shape}")
         single = y.ndim == plain

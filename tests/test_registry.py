@@ -52,7 +52,8 @@ def register(store, small_model, tmp_path, rng):
             model = replace(model, regularizer=spoiled(model.regularizer, weight))
         model.save(bundle)
         samples = measure(model.problem, ["x"], [pictures[1]])
-        return registry.register(registry.Candidate(model.problem, bundle, psnr, data, samples), margin=0.1)
+        candidate = registry.Candidate(model.problem, bundle, psnr, data, samples, f"the card of {label or psnr}")
+        return registry.register(candidate, margin=0.1)
 
     return registered
 
@@ -99,6 +100,8 @@ def test_a_registration_can_be_repeated(store, register):
     register(29.0)
     register(29.0)
     assert versions(store) == [1, 2]
+    cards = [store.get_model_version(NAME, number).description for number in ("1", "2")]
+    assert cards == ["the card of 30.0", "the card of 29.0"]
     assert alias(store, "champion") == 1
     assert registry.past_champions(store, NAME) == [1]
 

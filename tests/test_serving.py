@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import urllib.error
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pytest
 import torch
 from mlflow.exceptions import MlflowException
 
+from benchmarks.serving import ask, serving
 from elder import io, problems, regularizers
 from elder.model.model import Hyperparameters, Model
 from elder.problems.samples import measure
@@ -126,7 +129,7 @@ BAD = [
     ({"measurement": lambda y: y[..., 0]}, {}, "measurement is complex for this model"),
     ({"measurement": lambda y: y[..., [0, 0, 0]]}, {}, "a last axis of real and imaginary part"),
     ({"measurement": lambda y: y[None]}, {}, "measurement is complex for this model"),
-    ({"measurement": lambda y: y[:0]}, {}, "measurement must be (h, w), or a batch of such; got (0, 20, 24, 2)"),
+    ({"measurement": lambda y: y[:0]}, {}, "measurement is empty"),
     ({"measurement": lambda y: y[:, :10]}, {}, "mask is 20x24 but the measurement is 10x24"),
     ({"measurement": lambda y: np.full_like(y, np.nan)}, {}, "holds NaN or infinite values"),
     ({"measurement": lambda y: np.full_like(y, np.inf)}, {}, "holds NaN or infinite values"),
@@ -290,3 +293,40 @@ def test_the_card_says_what_a_consumer_needs(small_model):
         assert line in text.splitlines()
     assert '"ratio": 0.4' in text
     assert "License of the data: unknown" in card.write(small_model, replace(evidence, license=""))
+
+
+@pytest.mark.slow
+def test_a_server_answers_many_and_names_what_is_bad(version, served, small_model, pair, tmp_path):
+    """200 requests of 8 clients, all right, none lost; then bad ones, each named; then SIGTERM."""
+    generator = torch.Generator().manual_seed(6)
+    images = [torch.rand((1, 1, *SIZE), generator=generator) for _ in range(10)]
+    samples = measure(small_model.problem, [str(index) for index in range(10)], images)
+    requests = [packaging.served_inputs(small_model.problem, sample) for sample in samples]
+    expected = [served.predict(request, params=SHORT) for request in requests]
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "OMP_NUM_THREADS")}
+    with serving(str(version), {**environment, "OMP_NUM_THREADS": "1"}, tmp_path) as (address, _):
+        with ThreadPoolExecutor(8) as clients:
+            answers = list(clients.map(lambda index: ask(address, requests[index % 10], SHORT), range(200)))
+        for index, (status, picture) in enumerate(answers):
+            assert status == 200
+            assert np.abs(np.array(picture) - expected[index % 10]).max() < 1e-4
+        assert len(answers) == 200
+        assert len(BAD) >= 20
+        for changes, params, message in BAD:
+            status, named = ask(address, spoiled(pair, changes), {**SHORT, **params})
+            assert status == 400
+            assert message in named
+        assert ask(address, requests[0], SHORT)[0] == 200
+    with pytest.raises(urllib.error.URLError):
+        ask(address, requests[0], SHORT)
+
+
+@pytest.mark.slow
+def test_a_server_that_gives_up_on_a_request_goes_on(version, pair, tmp_path):
+    """The solve would take for ever. It ends with the request, so the server is free when it is told to stop."""
+    request = spoiled(pair, {})
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    with serving(str(version), {**environment, "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": "1"}, tmp_path) as (address, _):
+        status, answer = ask(address, request, {"tol": 1e-300, "max_steps": 10**12, "details": True})
+        assert status in (200, 504)
+        assert status == 504 or answer["status"] == ["time_limit"] * 2

@@ -64,6 +64,12 @@ def serving(
         finally:
             server.terminate()
             server.wait(seconds)
+            # MLflow's command ends at once; uvicorn, its child, when it has answered what it has begun.
+            until = time.monotonic() + seconds
+            while _answers(address):
+                if time.monotonic() > until:
+                    raise RuntimeError(f"{address} still answers after SIGTERM")
+                time.sleep(0.1)
 
 
 def _answers(address: str) -> bool:

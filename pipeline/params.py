@@ -135,10 +135,11 @@ class Evaluation(Section):
 
 
 class Registration(Section):
-    """Settings of `register`."""
+    """Settings of `register`. license: of the pictures, for the model card; empty if unknown."""
 
     margin: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     experiments: bool
+    license: str
 
 
 class Params(Section):

@@ -14,8 +14,6 @@ import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, Schema, TensorSpec
 
 from elder.errors import UserError
 from elder.evaluation.evaluate import evaluate
@@ -24,11 +22,8 @@ from elder.model.address import load
 from elder.problems import Problem
 from elder.problems.samples import Sample
 from elder.solvers import Status
-from pipeline import tracking
+from pipeline import packaging, tracking
 from pipeline.fingerprints import content_hash
-
-CODE = Path(__file__).with_name("served_model.py")
-
 
 # What a consumer of a name relies on, as tags of each version; the gate compares them.
 FAMILY = ("channels", "settings")
@@ -64,6 +59,7 @@ class Candidate:
     psnr: float  # on validation, in dB
     data_hash: str  # of the validation images and measurements
     validation: Sequence[Sample]
+    card: str = ""  # Markdown: what a consumer should know of the model
 
     @property
     def name(self) -> str:
@@ -76,6 +72,11 @@ class Candidate:
         return self.problem.settings.get("class")
 
     @property
+    def channels(self) -> int:
+        """Of the validation pictures: 1 for gray, 3 for color."""
+        return self.validation[0].truth.shape[1]
+
+    @property
     def tags(self) -> dict[str, str]:
         """What a version says of itself."""
         settings = {key: value for key, value in self.problem.settings.items() if key != "seed"}
@@ -83,7 +84,7 @@ class Candidate:
             "bundle": content_hash(self.bundle),
             "psnr": f"{self.psnr:.4f}",
             "data": self.data_hash,
-            "channels": str(self.validation[0].truth.shape[1]),
+            "channels": str(self.channels),
             "settings": json.dumps(settings, sort_keys=True),
         }
 
@@ -104,6 +105,7 @@ def register(candidate: Candidate, margin: float) -> Verdict:
     client, name = MlflowClient(), candidate.name
     with tracking.locked(name):
         version = _version(client, candidate)
+        client.update_model_version(name, str(version), candidate.card)
         client.set_registered_model_alias(name, "challenger", str(version))
         refusal = _refusal(candidate, version)
         while True:
@@ -194,7 +196,7 @@ def _refusal(candidate: Candidate, version: int) -> str | None:
         return f"can't be loaded ({error})"
     if model.solve(sample.operator, sample.y).status[0] is Status.NOT_FINITE:
         return "not finite on the smoke input"
-    inputs = served_inputs(candidate.problem, sample)
+    inputs = packaging.served_inputs(candidate.problem, sample)
     if not smoke(f"models:/{candidate.name}/{version}", inputs, sample.truth.shape[-2:]):
         return "not finite on the smoke input, as it is served"
     return None
@@ -246,32 +248,9 @@ def smoke(uri: str, inputs: dict[str, np.ndarray], size: Sequence[int]) -> bool:
     return bool(np.isfinite(x).all()) and x.shape[-2:] == tuple(size)
 
 
-def served_inputs(problem: Problem, sample: Sample) -> dict[str, np.ndarray]:
-    """A measurement as the served model takes it: gray without an axis for color, complex as a last axis of two."""
-    arrays = problem.export(sample.operator, sample.y)
-    y = arrays.pop("y")
-    y = y[:, 0] if y.shape[1] == 1 else y
-    measurement = np.stack([np.real(y), np.imag(y)], -1) if np.iscomplexobj(y) else y
-    arguments = {name: value.squeeze() for name, value in arrays.items()}
-    return {"measurement": measurement.astype(np.float32), **arguments}
-
-
 def _log_version(candidate: Candidate) -> int:
     """Log the bundle as a model, and make a version of it with all its tags at once."""
-    example = served_inputs(candidate.problem, candidate.validation[0])
-    # Any batch, height and width; the rank, colors, parts of a complex number and dtype are fixed.
-    specs: list[ColSpec | TensorSpec] = [
-        TensorSpec(value.dtype, tuple(n if n in (2, 3) else -1 for n in value.shape), key)
-        for key, value in example.items()
-    ]
-    channels = candidate.validation[0].truth.shape[1]
-    pictures = (-1,) * 3 if channels == 1 else (-1, channels, -1, -1)
-    info = mlflow.pyfunc.log_model(
-        name="model",
-        python_model=str(CODE),
-        artifacts={"bundle": str(candidate.bundle)},
-        signature=ModelSignature(Schema(specs), Schema([TensorSpec(np.dtype("float32"), pictures)])),
-        pip_requirements=["elder"],
-        model_config={"own_code": candidate.own_code},
-    )
+    h, w = candidate.validation[0].truth.shape[-2:]
+    with packaging.contents(candidate.problem, candidate.bundle, candidate.channels, (h, w)) as contents:
+        info = mlflow.pyfunc.log_model(name="model", **contents)
     return int(mlflow.register_model(info.model_uri, candidate.name, tags=candidate.tags).version)

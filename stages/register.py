@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from elder import io
-from pipeline import params, registry, tracking
+from elder.model.model import load
+from pipeline import card, params, registry, tracking
 from pipeline.fingerprints import content_hash
 from stages import command
 from stages.samples import find_problem, read_samples
@@ -17,7 +18,7 @@ from stages.samples import find_problem, read_samples
 def main(arguments: argparse.Namespace) -> None:
     """Make a version of `elder-<problem>`, challenger at once, champion if it passes the gate; nothing without a store.
 
-    The gate compares validation PSNR. The test images are reported and choose nothing.
+    The gate compares validation PSNR. The test images are reported on the model's card and choose nothing.
     """
     chosen = params.read().registration
     problem = find_problem(arguments.problem)
@@ -30,7 +31,9 @@ def main(arguments: argparse.Namespace) -> None:
     parts = [content_hash(folder / "validation") for folder in (arguments.images, arguments.measurements)]
     data = hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
     with tracking.run(f"register {arguments.cell}", {"register": chosen.model_dump()}, arguments.reads) as log:
-        candidate = registry.Candidate(problem, arguments.model, psnr, data, validation)
+        evidence = card.read(arguments.images, psnr, arguments.evaluation, arguments.baselines, chosen.license)
+        text = card.write(load(arguments.model, own_code=problem.settings.get("class")), evidence)
+        candidate = registry.Candidate(problem, arguments.model, psnr, data, validation, text)
         verdict = registry.register(candidate, chosen.margin)
         log.metrics({"psnr": psnr, "promoted": float(verdict.promoted)})
     write(verdict, arguments.out)
@@ -45,7 +48,7 @@ def write(verdict: registry.Verdict, path: Path) -> None:
 if __name__ == "__main__":
     command.run(
         main,
-        reads=("images", "measurements", "model", "metrics", "store"),
+        reads=("images", "measurements", "model", "metrics", "evaluation", "baselines", "store"),
         writes=("out",),
         problem="the inverse problem",
         cell="what is registered",

@@ -62,6 +62,15 @@ def test_a_measurement_that_does_not_fit_is_named(change, message, bundle, measu
         elder.load(bundle).reconstruct(y, **arguments)
 
 
+def test_a_time_limit_is_no_argument_of_the_operator(bundle, measurement):
+    y, mask = measurement.y[0, 0].numpy(), measurement.operator.mask[0, 0].numpy()
+    model = elder.load(bundle)
+    _, info = model.reconstruct(y, mask=mask, time_limit=1e-9)
+    assert (info.status, info.steps) == ("time_limit", 0)
+    with pytest.raises(UserError, match="time_limit=0 must be a positive number of seconds"):
+        model.reconstruct(y, mask=mask, time_limit=0)
+
+
 def test_a_missing_bundle_is_named(tmp_path):
     with pytest.raises(UserError, match="no model here"):
         elder.load(tmp_path)

@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 import elder
 from elder import UserError, problems
 from elder.problems.samples import measure
-from pipeline import registry, rollback
+from pipeline import packaging, registry, rollback
 
 NAME = "elder-csmri"
 
@@ -59,7 +59,8 @@ def register(store, small_model, tmp_path, rng):
             model = replace(model, regularizer=spoiled(model.regularizer, weight))
         model.save(bundle)
         samples = measure(model.problem, ["x"], [pictures[1]])
-        return registry.register(registry.Candidate(model.problem, bundle, psnr, data, samples), margin=0.1)
+        candidate = registry.Candidate(model.problem, bundle, psnr, data, samples, f"the card of {label or psnr}")
+        return registry.register(candidate, margin=0.1)
 
     return registered
 
@@ -106,6 +107,8 @@ def test_a_registration_can_be_repeated(store, register):
     register(29.0)
     register(29.0)
     assert versions(store) == [1, 2]
+    cards = [store.get_model_version(NAME, number).description for number in ("1", "2")]
+    assert cards == ["the card of 30.0", "the card of 29.0"]
     assert alias(store, "champion") == 1
     assert registry.past_champions(store, NAME) == [1]
 
@@ -293,7 +296,7 @@ def test_a_served_model_gets_a_measurement_in_the_convention_of_its_problem(rng)
     """With `centered`, y has the zero frequency in the middle, as the mask does."""
     problem = problems.make("csmri", {"centered": True})
     (sample,) = measure(problem, ["x"], [torch.rand((1, 1, 20, 24), generator=rng)])
-    inputs = registry.served_inputs(problem, sample)
+    inputs = packaging.served_inputs(problem, sample)
     y = torch.view_as_complex(torch.from_numpy(inputs.pop("measurement")))[:, None]
     operator, measured = problem.accept(y, **inputs)
     assert torch.equal(measured, sample.y)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import islice
+from itertools import count, islice
 
 import cases
 import pytest
@@ -27,6 +27,7 @@ from elder.solvers import (
     Status,
     fixed_point,
     iterates,
+    loop,
     path,
     solve,
 )
@@ -202,6 +203,36 @@ def test_stopping_early_is_said(learned):
     assert set(solution.status) == {Status.MAX_STEPS}
     assert not solution.succeeded.any()
     assert (solution.steps == 3).all()
+
+
+@pytest.mark.parametrize("limit", [3.0, 0.0])
+def test_a_time_limit_ends_a_solve_between_two_steps(limit, learned, monkeypatch):
+    """By a clock that moves on by a second whenever it is read: once at the start, then before each step."""
+    clock = count()
+    monkeypatch.setattr(loop, "monotonic", lambda: float(next(clock)))
+    objective, x0 = learned
+    stopped = solve(Anderson(), objective, x0, torch.tensor(2.0), tol=1e-14, time_limit=limit)
+    assert set(stopped.status) == {Status.TIME_LIMIT}
+    assert "allow more time" in Status.TIME_LIMIT.advice
+    assert not stopped.succeeded.any()
+    taken = max(int(limit) - 1, 0)
+    assert stopped.steps.tolist() == [taken] * len(x0)
+    free = list(islice(iterates(Anderson(), objective, x0, torch.tensor(2.0)), taken + 1))
+    assert torch.equal(stopped.x, free[-1].x)
+
+
+def test_an_image_that_converges_in_time_is_no_late_one(learned, monkeypatch):
+    """A solve that has ended when the limit is reached says how, and so does one that ends with it."""
+    objective, x0 = learned
+    usual = solve(Anderson(), objective, x0, torch.tensor(2.0), tol=1e-6)
+    assert len(set(usual.steps.tolist())) > 1
+    clock = count()
+    monkeypatch.setattr(loop, "monotonic", lambda: float(next(clock)))
+    limit = float(usual.steps.min()) + 1  # the clock reads k + 1 before step k + 1
+    stopped = solve(Anderson(), objective, x0, torch.tensor(2.0), tol=1e-6, time_limit=limit)
+    for before, now, why in zip(usual.steps, stopped.steps, stopped.status, strict=True):
+        assert int(now) == int(usual.steps.min())
+        assert why is (Status.CONVERGED if before == usual.steps.min() else Status.TIME_LIMIT)
 
 
 def test_the_end_of_precision_is_said(rng):

@@ -119,10 +119,11 @@ class Model:
         sigma = torch.tensor(self.hyperparameters.sigma, dtype=torch.float64, device=y.device)
         return make_objective(self.problem.fidelity(operator, y), self.regularizer, lambda_reg, sigma)
 
-    def solve(self, operator: Operator, y: Tensor) -> Solution:
+    def solve(self, operator: Operator, y: Tensor, *, time_limit: float = math.inf) -> Solution:
         """The fixed point that the problem's initial guess leads to: for an energy, a minimum of f.
 
-        Computed on the model's device, and returned on that of y.
+        Computed on the model's device, and returned on that of y. time_limit: in seconds, after which the solve stops
+        with what it has.
         """
         placed, there = operator.to(self.device), y.to(self.device)
         return fixed_point(
@@ -132,6 +133,7 @@ class Model:
             tol=self.hyperparameters.tol,
             max_steps=self.hyperparameters.max_steps,
             precision=self.precision,
+            time_limit=time_limit,
         ).to(y.device)
 
     def iterates(self, operator: Operator, y: Tensor) -> Iterator[Iterate[History]]:
@@ -141,7 +143,12 @@ class Model:
         return path(self.objective(placed, there), start, torch.tensor(self.hyperparameters.step))
 
     def reconstruct(
-        self, y: Any, *, data_range: float | Literal["auto"] = 1.0, **operator_arguments: Any
+        self,
+        y: Any,
+        *,
+        data_range: float | Literal["auto"] = 1.0,
+        time_limit: float = math.inf,
+        **operator_arguments: Any,
     ) -> tuple[Any, Info]:
         """The picture behind the measurement y, and how the solve went.
 
@@ -149,6 +156,8 @@ class Model:
             y: an array or tensor (h, w), (c, h, w) or (b, c, h, w) in the problem's measurement space.
             data_range: the value of white in the picture behind y. y is divided by it, and the picture multiplied, so
                 that models see pictures in [0, 1], as in training. auto: the value that `level` finds for each image.
+            time_limit: in seconds. A solve that reaches it stops after the step that it is in: the picture is that of
+                its last step, and its status `time_limit`.
             operator_arguments: what the problem needs besides, `mask` for csmri; see `Problem.operator_arguments`.
 
         Returns:
@@ -162,6 +171,8 @@ class Model:
         tensor = y if isinstance(y, Tensor) else torch.from_numpy(_single_precision(y))
         if tensor.ndim not in (2, 3, 4):
             raise UserError(f"a measurement must be (h, w), (c, h, w) or (b, c, h, w); got {tuple(tensor.shape)}")
+        if not time_limit > 0:
+            raise UserError(f"time_limit={time_limit} must be a positive number of seconds")
         added = 4 - tensor.ndim
         tensor = tensor[(None,) * added]
         tensor = tensor.to(torch.complex64 if tensor.is_complex() else torch.float32)
@@ -176,7 +187,7 @@ class Model:
                     f"the model is for pictures of {self.channels} channels; the measurement has {initial.shape[1]}"
                 )
             white = self._white(level(initial), data_range)
-            solution = self.solve(operator, tensor / white)
+            solution = self.solve(operator, tensor / white, time_limit=time_limit)
             misfit = relative_misfit(operator, solution.x, tensor / white)
         except ValueError as error:
             raise UserError(str(error)) from None

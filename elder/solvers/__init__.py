@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
+from time import monotonic
 
 import torch
 
@@ -31,6 +33,7 @@ def fixed_point(
     tol: float = 1e-4,
     max_steps: int = 300,
     precision: str = "float32",
+    time_limit: float = math.inf,
 ) -> Solution:
     """Solve for the fixed points with Anderson's method. If there is an energy, it safeguards the steps.
 
@@ -46,29 +49,33 @@ def fixed_point(
         max_steps: at which every image stops.
         precision: see `elder.backend`. Below float32, plain mixing in that precision first brings the start near. The
             start is kept where this lowered the energy. Then float32 polishes it.
+        time_limit: in seconds, of both parts together, see `solve`.
 
     Returns:
         The last iterates, with a `Status` for each image. Evaluations are counted over both parts, other statistics
         are those of the polish.
     """
+    deadline = monotonic() + time_limit
     start, spent = _start(problem, x0, step), 0
     problem = problem.natural()
     if precision != "float32":
-        start, spent = _rough(problem, start, step, tol, max_steps, precision)
+        start, spent = _rough(problem, start, step, tol, max_steps, precision, deadline)
+    left = deadline - monotonic()
     if (objective := problem.objective) is not None:
-        solution = solve(Anderson(), objective, start, step, tol=tol, max_steps=max_steps)
+        solution = solve(Anderson(), objective, start, step, tol=tol, max_steps=max_steps, time_limit=left)
     else:
-        solution = solve(AndersonMixing(), problem, start, step, tol=tol, max_steps=max_steps)
+        solution = solve(AndersonMixing(), problem, start, step, tol=tol, max_steps=max_steps, time_limit=left)
     return replace(solution, evaluations=solution.evaluations + spent)
 
 
 @torch.no_grad()
 def _rough(
-    problem: Equilibrium, x0: Images, step: OneOrEach, tol: float, max_steps: int, precision: str
+    problem: Equilibrium, x0: Images, step: OneOrEach, tol: float, max_steps: int, precision: str, deadline: float
 ) -> tuple[Images, Counts]:
     """Where the polish starts, and the evaluations spent on it."""
     equation = problem.equation(precision)
-    rough = solve(AndersonMixing(), equation, x0, step, tol=max(tol, ROUGH), max_steps=max_steps)
+    left = deadline - monotonic()
+    rough = solve(AndersonMixing(), equation, x0, step, tol=max(tol, ROUGH), max_steps=max_steps, time_limit=left)
     good = rough.x.flatten(1).isfinite().all(1)
     if (objective := problem.objective) is not None:
         good &= objective.value(rough.x) < objective.value(x0)

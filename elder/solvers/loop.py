@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from time import monotonic
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -76,32 +78,39 @@ def iterates(method: Method[P, M], problem: P, x0: Images, step: OneOrEach) -> I
 
 @torch.no_grad()
 def solve(
-    method: Method[P, M], problem: P, x0: Images, step: OneOrEach, *, tol: float = 1e-4, max_steps: int = 300
+    method: Method[P, M],
+    problem: P,
+    x0: Images,
+    step: OneOrEach,
+    *,
+    tol: float = 1e-4,
+    max_steps: int = 300,
+    time_limit: float = math.inf,
 ) -> Solution:
     """Iterate from x0, (b, c, h, w), until ‖proposal − x‖ <= tol ‖x‖, image by image.
 
     Images that have stopped leave the batch and cost nothing more: a batch gives the results of its images one by
-    one. step τ: scalar or (b,). Raises `ValueError` for tol <= 0 or max_steps < 1.
+    one. step τ: scalar or (b,). time_limit: in seconds; the clock is read before each step, and images that have not
+    stopped then do so as `TIME_LIMIT`. Raises `ValueError` for tol <= 0 or max_steps < 1.
     """
     if tol <= 0 or max_steps < 1:
         raise ValueError(f"solve needs tol > 0 and max_steps >= 1; got tol={tol}, max_steps={max_steps}")
+    deadline = monotonic() + time_limit
     active = torch.arange(len(x0), device=x0.device)
     s = method.start(problem, x0, step)
     final, status = s, [Status.MAX_STEPS] * len(x0)
     steps = torch.zeros(len(x0), dtype=torch.long, device=x0.device)
     energies = [] if s.energy is None else [s.energy]
     for count in range(max_steps + 1):
-        stop = stops(s, tol)
-        done = [i for i, why in enumerate(stop) if why is not None or count == max_steps]
-        if done:
-            index = torch.tensor(done, device=x0.device)
+        spent = Status.MAX_STEPS if count == max_steps else Status.TIME_LIMIT if monotonic() >= deadline else None
+        ended = {i: why for i, found in enumerate(stops(s, tol)) if (why := found or spent) is not None}
+        if ended:
+            index = torch.tensor(list(ended), device=x0.device)
             final = final.put(active[index], s.select(index))
             steps[active[index]] = count - s.stalled[index].long()
-            for i in done:
-                status[int(active[i])] = stop[i] or Status.MAX_STEPS
-            keep = torch.tensor(
-                [i for i in range(len(active)) if i not in set(done)], device=x0.device, dtype=torch.long
-            )
+            for i, why in ended.items():
+                status[int(active[i])] = why
+            keep = torch.tensor([i for i in range(len(active)) if i not in ended], device=x0.device, dtype=torch.long)
             if not len(keep):
                 break
             active, s, problem = active[keep], s.select(keep), problem.select(keep)

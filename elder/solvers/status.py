@@ -11,6 +11,7 @@ class Status(StrEnum):
     CONVERGED = "converged"
     PRECISION = "precision"
     MAX_STEPS = "max_steps"
+    TIME_LIMIT = "time_limit"
     STALLED = "stalled"
     NOT_FINITE = "not_finite"
 
@@ -29,6 +30,7 @@ ADVICE = {
     Status.CONVERGED: "the fixed-point residual is within the tolerance",
     Status.PRECISION: "the energy can't be lowered further in this precision: use float64, or a larger tol",
     Status.MAX_STEPS: "stopped before the tolerance was met: raise max_steps, or use a larger tol",
+    Status.TIME_LIMIT: "stopped at the time limit, before the tolerance was met: allow more time, or use a larger tol",
     Status.STALLED: "no step was found that lowers the energy, which is far from smooth here: train on, or lower λ",
     Status.NOT_FINITE: "the iterates left the finite numbers: check the measurement, and lower the step or λ",
 }

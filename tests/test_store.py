@@ -201,6 +201,14 @@ def test_a_new_store_is_told_from_the_one_before(project, tmp_path, monkeypatch)
     assert stage.identity() == made
 
 
+def test_a_look_at_a_known_store_is_quick(project):
+    """Every `dvc repro` takes one."""
+    code = (
+        "import sys; from stages import store; store.identity(); print({'torch', 'mlflow', 'numpy'} & {*sys.modules})"
+    )
+    assert python(code, project).stdout == "set()\n"
+
+
 @pytest.mark.parametrize(("asked", "registers"), [("", False), ("experiments: true", True)])
 def test_in_an_experiment_nothing_is_registered_unless_asked(asked, registers, project, tmp_path, monkeypatch):
     monkeypatch.chdir(project)

@@ -89,9 +89,10 @@ class CT(Problem):
                 f"theta holds {len(theta)} angles for {y.shape[-2]} rows of the sinogram: it must hold a finite one, "
                 "in degrees, for each row; is the sinogram (angles, detectors)?"
             )
-        offset = np.asarray(arguments.get("offset", self.offset), dtype=np.float64).flatten()
+        given = np.asarray(arguments.get("offset", self.offset), dtype=np.float64)
+        offset = given.flatten()
         if len(offset) != 1 or not math.isfinite(offset[0]):
-            raise UserError(f"offset={offset.tolist()} must be one finite number of detectors, for all angles")
+            raise UserError(f"offset={given.tolist()} must be one finite number of detectors, for all angles")
         return _radon(tuple(theta.tolist()), (int(size[0]), int(size[1])), y.shape[-1], float(offset[0]))
 
     def accept(self, y: Measurement, **arguments: Argument) -> tuple[Operator, Measurement]:

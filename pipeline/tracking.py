@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
 import sqlite3
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from tqdm import tqdm
 
-from elder.errors import UserError
+from elder.errors import DataWarning, UserError
 from elder.model import store
 from elder.training.checkpoint import Checkpoint
 from pipeline import repros
@@ -36,14 +38,16 @@ DIGEST = 32
 
 
 class Log:
-    """One MLflow run, open."""
+    """One MLflow run, open. Without MLflow, run_id is `None`, and nothing is logged."""
 
-    def __init__(self, run_id: str, fingerprint: str) -> None:
+    def __init__(self, run_id: str | None, fingerprint: str) -> None:
         self.run_id = run_id
         self.fingerprint = fingerprint
 
     def metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log the metrics of the result, or a point of their curves at `step`."""
+        if self.run_id is None:
+            return
         import mlflow
 
         mlflow.log_metrics(dict(metrics), step=step, run_id=self.run_id)
@@ -53,6 +57,8 @@ class Log:
 
         A file of more than `LARGEST` bytes is left out.
         """
+        if self.run_id is None:
+            return
         import mlflow
 
         for path in paths:
@@ -67,14 +73,19 @@ def run(title: str, params: Mapping[str, Any], reads: Reads) -> Iterator[Log]:
     """Resume the MLflow run of this title, these params and the content of what the stage reads, or create one.
 
     So a stage that DVC skips creates no run, and a killed stage that is repeated resumes its own. The run is nested
-    under that of the `dvc repro` that made the result last.
+    under that of the `dvc repro` that made the result last. Where MLflow is not installed, a warning says that nothing
+    is logged.
     """
-    import mlflow
-
-    client, experiment = _open()
     flat = dict(_flatten(params))
     identity = json.dumps([title, flat, reads.fingerprint], sort_keys=True)
     fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    if importlib.util.find_spec("mlflow") is None:
+        warnings.warn(f"{title}: MLflow is not installed here, so nothing is logged", DataWarning, stacklevel=3)
+        yield Log(None, fingerprint)
+        return
+    import mlflow
+
+    client, experiment = _open()
     found = client.search_runs(
         [experiment], f"tags.cell = '{title}' and tags.fingerprint = '{fingerprint}'", max_results=1
     )

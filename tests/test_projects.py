@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -123,3 +125,23 @@ def test_a_bad_source_ends_in_one_line_and_writes_nothing(damage, project, photo
     assert {"corrupt": "bad.png: corrupt", "nan": "holds NaN", "twice": "are one picture"}[damage] in done.stderr
     assert "Traceback" not in done.stderr
     assert not (project.folder / "data" / "prepared").exists()
+
+
+def test_a_training_runs_where_mlflow_and_dvc_are_missing(project):
+    """As on a GPU machine, with the commands that DVC would run: the results are those of DVC; nothing is logged."""
+    project.only_least_squares()
+    project.run("dvc", "repro", "prepare", "code")
+    printed = project.run("dvc", "repro", "--dry", "pretrain@least_squares").stdout
+    (command,) = re.findall(r"^> python -m (stages\.pretrain .*)$", printed, re.MULTILINE)
+    missing = ("mlflow", "dvc", "prefect", "grimp", "ruamel", "pandas", "sqlalchemy")
+    code = f"import runpy, sys; sys.modules.update(dict.fromkeys({missing})); sys.argv[0] = sys.argv.pop(1)\n"
+    code += "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
+    done = project.run(sys.executable, "-c", code, *command.split())
+    assert "pretrain least_squares: MLflow is not installed here, so nothing is logged" in done.stderr
+    assert not (project.folder / "mlflow.db").exists()
+    weights = (project.folder / "models" / "pretrained" / "least_squares" / "weights.safetensors").read_bytes()
+    project.run("dvc", "commit", "--force", "pretrain@least_squares")
+    assert "up to date" in project.run("dvc", "status", "pretrain@least_squares").stdout
+    project.run("dvc", "repro", "--force", "--single-item", "pretrain@least_squares")
+    again = project.folder / "models" / "pretrained" / "least_squares" / "weights.safetensors"
+    assert again.read_bytes() == weights

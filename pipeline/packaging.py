@@ -64,7 +64,7 @@ def contents(problem: Problem, bundle: Path, channels: int, size: Size) -> Itera
             "pip_requirements": requirements(),
             "signature": asked.signature,
             "input_example": asked.example,
-            "model_config": {**asked.config, "own_code": problem.settings.get("class")},
+            "model_config": {**asked.config, "own_code": problem.own_code},
         }
 
 

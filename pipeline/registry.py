@@ -67,11 +67,6 @@ class Candidate:
         return f"elder-{self.problem.name}"
 
     @property
-    def own_code(self) -> str | None:
-        """The class of the problem if it is one of the user's own; see `elder.load`."""
-        return self.problem.settings.get("class")
-
-    @property
     def channels(self) -> int:
         """Of the validation pictures: 1 for gray, 3 for color."""
         return self.validation[0].truth.shape[1]
@@ -191,7 +186,7 @@ def _refusal(candidate: Candidate, version: int) -> str | None:
     if not math.isfinite(candidate.psnr):
         return "its validation PSNR is not finite"
     try:
-        model, sample = load(candidate.bundle, own_code=candidate.own_code), candidate.validation[0]
+        model, sample = load(candidate.bundle, own_code=candidate.problem.own_code), candidate.validation[0]
     except UserError as error:  # weights that are not finite, for one
         return f"can't be loaded ({error})"
     if model.solve(sample.operator, sample.y).status[0] is Status.NOT_FINITE:
@@ -238,7 +233,7 @@ def _psnr(candidate: Candidate, version: ModelVersion) -> float:
     noted = float(version.tags.get("psnr", "nan"))
     if version.tags.get("data") == candidate.data_hash and math.isfinite(noted):
         return noted
-    model = load(f"models:/{candidate.name}/{version.version}", own_code=candidate.own_code)
+    model = load(f"models:/{candidate.name}/{version.version}", own_code=candidate.problem.own_code)
     return mean(evaluate(model, candidate.validation))["psnr"]
 
 

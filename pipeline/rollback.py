@@ -23,14 +23,12 @@ def main() -> None:
     arguments = parser.parse_args()
 
     def work() -> None:
-        from mlflow import MlflowClient
-
         from pipeline import params, registry, tracking
 
-        tracking.connect()
+        client, _ = tracking.open_existing()
         name = f"elder-{arguments.problem}"
         own_code = params.own_class(arguments.problem)
-        left, taken = registry.roll_back(MlflowClient(), name, arguments.to, own_code)
+        left, taken = registry.roll_back(client, name, arguments.to, own_code)
         print(f"{name}: version {taken} is champion, in place of version {left}")
 
     sys.exit(errors.run("rollback", work))

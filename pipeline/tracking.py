@@ -8,10 +8,9 @@ import importlib.util
 import json
 import os
 import shutil
-import sqlite3
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from mlflow.data.meta_dataset import MetaDataset
 
 # MLflow takes as long to import as torch. Only a stage that logs imports it, and only once its settings are checked.
-EXPERIMENT = "elder"
 CHECKPOINTS = Path(".checkpoints")
 # Bytes of a file up to which a run keeps a copy of it.
 LARGEST = 20_000_000
@@ -118,7 +116,7 @@ def _open() -> tuple[MlflowClient, str]:
     import mlflow
 
     connect()
-    client, experiment = mlflow.MlflowClient(), mlflow.set_experiment(EXPERIMENT).experiment_id
+    client, experiment = mlflow.MlflowClient(), mlflow.set_experiment(store.EXPERIMENT).experiment_id
     repros.end_dead_runs(client, experiment)
     return client, experiment
 
@@ -127,13 +125,10 @@ def open_existing() -> tuple[MlflowClient, str]:
     """A client of the store, and the id of the experiment there. Raises `UserError` if there is none; it makes none."""
     import mlflow
 
-    uri = store.address()
-    file = None if uri is None else store.database(uri)
-    if uri is None or (file is not None and not file.exists()):
-        raise UserError(f"{file or store.FILE}: no such store; run dvc repro, or this command in the project's folder")
+    store.existing()
     connect()
     client = mlflow.MlflowClient()
-    found = client.get_experiment_by_name(EXPERIMENT)
+    found = client.get_experiment_by_name(store.EXPERIMENT)
     if found is None:
         raise UserError(f"{mlflow.get_tracking_uri()}: holds no run of elder; run dvc repro")
     return client, found.experiment_id
@@ -214,15 +209,10 @@ def connect() -> None:
                 fresh.unlink(missing_ok=True)
                 _add_experiment(fresh)
                 fresh.rename(file)
-            elif not _has_experiment(file):
+            elif store.made(file) is None:
                 _add_experiment(file)
     store.check(uri)
     mlflow.set_tracking_uri(uri)
-
-
-def _has_experiment(file: Path) -> bool:
-    with closing(sqlite3.connect(file)) as connection:
-        return connection.execute("SELECT 1 FROM experiments WHERE name = ?", (EXPERIMENT,)).fetchone() is not None
 
 
 def _add_experiment(file: Path) -> None:
@@ -232,8 +222,8 @@ def _add_experiment(file: Path) -> None:
     """
     import mlflow
 
-    location = store.noted(file.resolve().parent / "mlruns" / EXPERIMENT)
-    mlflow.MlflowClient(f"sqlite:///{file}").create_experiment(EXPERIMENT, artifact_location=location)
+    location = store.noted(file.resolve().parent / "mlruns" / store.EXPERIMENT)
+    mlflow.MlflowClient(f"sqlite:///{file}").create_experiment(store.EXPERIMENT, artifact_location=location)
 
 
 @contextmanager

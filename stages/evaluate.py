@@ -21,11 +21,11 @@ from stages.samples import find_problem, read_samples
 def main(arguments: argparse.Namespace) -> None:
     """Write the metrics of every image, the pictures, the convergence curves, and the PSNR under changed settings."""
     chosen, compute = params.read().evaluate, params.read().compute
-    problem, own_code = find_problem(arguments.problem), params.read().own_class(arguments.problem)
+    problem = find_problem(arguments.problem)
     test = read_samples(arguments.images, arguments.measurements, "test", problem)
     models = {
-        "pretrained": load(arguments.tuned, own_code=own_code).on(compute),
-        "finetuned": load(arguments.finetuned, own_code=own_code).on(compute),
+        "pretrained": load(arguments.tuned, own_code=problem.own_code).on(compute),
+        "finetuned": load(arguments.finetuned, own_code=problem.own_code).on(compute),
     }
     changes = chosen.robustness[problem.name]
     effort = {name: getattr(chosen, name) for name in ("curve_steps", "long_steps", "long_images")}

@@ -32,7 +32,7 @@ def main(arguments: argparse.Namespace) -> None:
     data = hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
     with tracking.run(f"register {arguments.cell}", {"register": chosen.model_dump()}, arguments.reads) as log:
         evidence = card.read(arguments.images, psnr, arguments.evaluation, arguments.baselines, chosen.license)
-        text = card.write(load(arguments.model, own_code=problem.settings.get("class")), evidence)
+        text = card.write(load(arguments.model, own_code=problem.own_code), evidence)
         candidate = registry.Candidate(problem, arguments.model, psnr, data, validation, text)
         verdict = registry.register(candidate, chosen.margin)
         log.metrics({"psnr": psnr, "promoted": float(verdict.promoted)})

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import sqlite3
 import sys
-from contextlib import closing
 from pathlib import Path
 
 import yaml
 
 from elder import errors
-from elder.errors import UserError
 from elder.model import store
 
 # What DVC sets for the stages of an experiment.
@@ -37,14 +34,8 @@ def identity() -> str:
     """
     uri = store.address()
     file = None if uri is None else store.database(uri)
-    if file is not None and file.exists():
-        with closing(sqlite3.connect(file)) as connection:
-            try:
-                found = connection.execute("SELECT creation_time FROM experiments WHERE name = 'elder'").fetchone()
-            except sqlite3.Error as error:
-                raise UserError(f"{file}: can't be used as a store of MLflow's ({error})") from None
-        if found is not None:
-            return f"sqlite {found[0]}"
+    if file is not None and file.exists() and (moment := store.made(file)) is not None:
+        return f"sqlite {moment}"
     # MLflow takes seconds to import: only for a store that is new, or a server.
     import mlflow
 
@@ -52,8 +43,8 @@ def identity() -> str:
 
     tracking.connect()
     uri = mlflow.get_tracking_uri()
-    made = mlflow.set_experiment(tracking.EXPERIMENT).creation_time
-    return f"{'sqlite' if store.database(uri) else uri} {made}"
+    moment = mlflow.set_experiment(store.EXPERIMENT).creation_time
+    return f"{'sqlite' if store.database(uri) else uri} {moment}"
 
 
 if __name__ == "__main__":

@@ -77,6 +77,16 @@ def bundle(small_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store to copy. Made once: MLflow's migrations take seconds."""
+    from mlflow import MlflowClient  # needs more than the library does
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_registered_models()
+    return path
+
+
 @dataclass(frozen=True)
 class Project:
     """A copy of the project in a folder of its own, with its own DVC, MLflow and Prefect state."""

@@ -27,14 +27,6 @@ from pipeline import packaging, registry, rollback
 NAME = "elder-csmri"
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory) -> Path:
-    """Made once: MLflow's migrations take seconds."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_registered_models()
-    return path
-
-
 @pytest.fixture
 def store(empty_store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

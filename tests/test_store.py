@@ -62,7 +62,7 @@ def project(tmp_path_factory, small_model) -> Path:
     os.chdir(folder)
     try:
         tracking.connect()
-        mlflow.set_experiment(tracking.EXPERIMENT)
+        mlflow.set_experiment(store.EXPERIMENT)
         with mlflow.start_run():
             assert registry.register(candidate, 0.1).promoted
     finally:
@@ -101,7 +101,7 @@ def test_a_copy_leaves_the_original_alone(project, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "copy")
     elder.load(URI)
     tracking.connect()
-    mlflow.set_experiment(tracking.EXPERIMENT)
+    mlflow.set_experiment(store.EXPERIMENT)
     with mlflow.start_run():
         mlflow.log_text("a", "b.txt")
     assert {path: path.read_bytes() for path in sorted(project.rglob("*")) if path.is_file()} == content
@@ -160,10 +160,10 @@ def test_a_server_that_is_down_is_told_in_one_line(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}"
-    for code in (f"import elder.cli; elder.cli.main(['evaluate', '{URI}', '--images', '.', '--out', 'o'])",):
-        done = python(code, tmp_path, MLFLOW_TRACKING_URI=address)
-        assert done.stderr.count("\n") == 1
-        assert f"{address}: the MLflow server does not answer" in done.stderr
+    code = f"import elder.cli; elder.cli.main(['evaluate', '{URI}', '--images', '.', '--out', 'o'])"
+    done = python(code, tmp_path, MLFLOW_TRACKING_URI=address)
+    assert done.stderr.count("\n") == 1
+    assert f"{address}: the MLflow server does not answer" in done.stderr
     done = python("from pipeline import tracking; tracking.connect()", tmp_path, MLFLOW_TRACKING_URI=address)
     assert "UserError" in done.stderr.splitlines()[-1]
 

@@ -21,18 +21,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from elder import UserError
+from elder.model.store import EXPERIMENT
 from elder.training.checkpoint import Checkpoint
-from pipeline import REPRO, fingerprints, prune, registry, repros, runs, tracking
+from pipeline import REPRO, fingerprints, prune, registry, repros, rollback, runs, tracking
 
 CELL = "csmri-least_squares"
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory) -> Path:
-    """Made once: MLflow's migrations take seconds."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_registered_models()
-    return path
 
 
 @pytest.fixture
@@ -56,7 +49,7 @@ def store(empty_store, tmp_path, monkeypatch):
 
 def all_runs(folder: Path) -> list[Run]:
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    experiment = client.get_experiment_by_name(tracking.EXPERIMENT)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
     return list(client.search_runs([experiment.experiment_id]))
 
 
@@ -233,7 +226,7 @@ def test_runs_of_killed_stages_are_killed_at_the_next_one(store, monkeypatch):
 def test_only_the_dead_of_this_host_are_killed(store):
     result()
     client, owner = MlflowClient(), repros.owner()
-    experiment = client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id
+    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
     ended = subprocess.Popen(["true"])
     ended.wait()
     cases = {
@@ -307,13 +300,13 @@ def test_the_cells_of_the_last_repros_are_compared(three, monkeypatch, capsys):
     assert "known are a, b" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("module", [runs, prune])
-def test_without_a_store_the_commands_say_so_and_make_none(module, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("module", "arguments"), [(runs, ()), (prune, ()), (rollback, ("csmri",))])
+def test_without_a_store_the_commands_say_so_and_make_none(module, arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert command(module, monkeypatch) == 1
+    assert command(module, monkeypatch, *arguments) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "no such store" in line
+    assert "no MLflow store here: there is no mlflow.db in this folder" in line
     assert not list(tmp_path.iterdir())
     assert command(module, monkeypatch, "--help") == 0
     assert f"python -m {module.__name__}" in capsys.readouterr().out
@@ -366,7 +359,7 @@ def test_files_of_another_project_stay(store, tmp_path):
     (tmp_path / "copy").mkdir()
     shutil.copy(store / "mlflow.db", tmp_path / "copy")
     client = MlflowClient(f"sqlite:///{tmp_path}/copy/mlflow.db")
-    experiment = client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id
+    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
     (item,) = prune.find(client, experiment, prune.Limits(0, 0, 0), time.time() + 1)
     item.remove()
     assert len(all_runs(tmp_path / "copy")) == 1
@@ -408,7 +401,7 @@ def test_a_version_that_became_champion_meanwhile_stays(store):
     client = MlflowClient()
     client.create_registered_model(NAME)
     version = client.create_model_version(NAME, "runs:/0/model")
-    (item,) = prune.find(client, client.create_experiment(tracking.EXPERIMENT), prune.Limits(90, 20, 0), time.time())
+    (item,) = prune.find(client, client.create_experiment(EXPERIMENT), prune.Limits(90, 20, 0), time.time())
     client.set_registered_model_alias(NAME, "champion", version.version)
     with pytest.raises(UserError, match="elder-csmri 1: has an alias now"):
         item.remove()

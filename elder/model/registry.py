@@ -76,15 +76,7 @@ def _opened() -> Iterator[Any]:
     Raises `UserError` without MLflow, without a store, or for a server that does not answer.
     """
     mlflow = _mlflow()
-    uri = store.address()
-    if uri is None:
-        raise UserError(
-            f"no model registry here: there is no {store.FILE} in this folder, and {store.VARIABLE} is not set; run "
-            "dvc repro in the project's folder, or set it"
-        )
-    file = store.database(uri)
-    if file is not None and not file.exists():
-        raise UserError(f"{uri}: no such store; correct {store.VARIABLE}")
+    uri = store.existing()
     store.check(uri)
     before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
     variable = os.environ.get(store.VARIABLE)

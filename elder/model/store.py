@@ -9,12 +9,14 @@ import sys
 import urllib.error
 import urllib.parse
 import urllib.request
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from elder.errors import UserError
 
 FILE = Path("mlflow.db")
+EXPERIMENT = "elder"  # of all runs and models of a project
 VARIABLE = "MLFLOW_TRACKING_URI"
 # Seconds in which a server must answer.
 PATIENCE = 5
@@ -47,6 +49,20 @@ def here() -> str:
     return f"sqlite:///{FILE.resolve()}"
 
 
+def existing() -> str:
+    """The URI of a store that is there. Raises `UserError` if there is none."""
+    uri = address()
+    if uri is None:
+        raise UserError(
+            f"no MLflow store here: there is no {FILE} in this folder, and {VARIABLE} is not set; run dvc repro in the "
+            "project's folder, or set it"
+        )
+    file = database(uri)
+    if file is not None and not file.exists():
+        raise UserError(f"{uri}: no such store; correct {VARIABLE}")
+    return uri
+
+
 def database(uri: str) -> Path | None:
     """The file behind a SQLite URI; `None` for a store of another kind."""
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
@@ -68,6 +84,16 @@ def check(uri: str) -> None:
             ) from None
 
 
+def made(file: Path) -> int | None:
+    """When our experiment was made in a SQLite store, in ms since 1970; `None` if it was not. A copy has the same.
+
+    Raises `UserError` if the file is no store of MLflow's.
+    """
+    with _transaction(file) as connection:
+        found = connection.execute("SELECT creation_time FROM experiments WHERE name = ?", (EXPERIMENT,)).fetchone()
+    return None if found is None else int(found[0])
+
+
 def settle(file: Path) -> bool:
     """Bring the artifact paths of a SQLite store to the folder that it lies in. Returns whether any was elsewhere.
 
@@ -78,20 +104,26 @@ def settle(file: Path) -> bool:
     Raises `UserError` if the file is no store of MLflow's, or can't be written although it has to be.
     """
     root = file.resolve().parent
+    with _transaction(file) as connection:
+        found = connection.execute("SELECT artifact_location FROM experiments").fetchall()
+        stale = {old for (location,) in found if (old := _elsewhere(location, root)) is not None}
+        for old in stale:
+            for table, column in NOTED:
+                connection.execute(
+                    # The names are those above; the paths are parameters.
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",  # noqa: S608
+                    (f"{noted(root)}/mlruns/", len(old) + 1, len(old), old),
+                )
+    return bool(stale)
+
+
+@contextmanager
+def _transaction(file: Path) -> Iterator[sqlite3.Connection]:
     try:
         with closing(sqlite3.connect(file, timeout=60)) as connection, connection:
-            found = connection.execute("SELECT artifact_location FROM experiments").fetchall()
-            stale = {old for (location,) in found if (old := _elsewhere(location, root)) is not None}
-            for old in stale:
-                for table, column in NOTED:
-                    connection.execute(
-                        # The names are those above; the paths are parameters.
-                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",  # noqa: S608
-                        (f"{noted(root)}/mlruns/", len(old) + 1, len(old), old),
-                    )
+            yield connection
     except sqlite3.Error as error:
         raise UserError(f"{file}: can't be used as a store of MLflow's ({error})") from None
-    return bool(stale)
 
 
 def _elsewhere(location: str, root: Path) -> str | None:

@@ -103,9 +103,14 @@ class Problem(ABC):
     @property
     def settings(self) -> dict[str, Any]:
         """Every setting and its value; what `problems.make` takes to make this problem again."""
-        module = type(self).__module__
-        own = {} if module.startswith("elder.") else {"class": f"{module}.{type(self).__qualname__}"}
+        own = {} if self.own_code is None else {"class": self.own_code}
         return {**own, **asdict(self)}
+
+    @property
+    def own_code(self) -> str | None:
+        """The dotted path of the class if it is one of the user's own, see `elder.load`; `None` for those of elder."""
+        module = type(self).__module__
+        return None if module.startswith("elder.") else f"{module}.{type(self).__qualname__}"
 
     def override(self, settings: Mapping[str, object]) -> Self:
         """This problem with some settings changed. Raises `UserError` for an unknown setting or a wrong type."""

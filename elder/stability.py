@@ -60,13 +60,16 @@ def _growth(at: Linearization, step: OneOrEach, c: Factor, u: Images, iterations
 
 @torch.no_grad()
 def _leading(at: Linearization, step: OneOrEach, c: Factor, u: Images, iterations: int) -> Images:
-    """The eigenvector of T' of largest |μ| as far as `iterations` products tell, by Lanczos's method with restarts."""
+    """The eigenvector of T' of largest |μ|, (b, c, h, w), as far as `iterations` products from u tell.
+
+    By Lanczos's method with restarts (Golub & Van Loan, Matrix Computations, Chapter 10), with full orthogonalization.
+    """
     fidelity, precondition = at.problem.fidelity, at.preconditioner(step)
     done = 0
     while done < iterations:
         basis: list[Images] = []  # orthonormal in M = AᵀA + I/τ
         weighted: list[Images] = []  # M times these
-        images: list[Images] = []  # T' times these
+        mapped: list[Images] = []  # T' times these
         coupling: list[Images] = []  # M T' times these
         for _ in range(min(KRYLOV, iterations - done)):
             for _ in range(2):  # once leaves the rounding of what was taken away
@@ -75,24 +78,27 @@ def _leading(at: Linearization, step: OneOrEach, c: Factor, u: Images, iteration
             mu = fidelity.hessian(u) + c * u
             length = dot(u, mu).clamp(min=0).sqrt()
             # What is left of a direction that the others span is rounding: zero, an eigenvalue 0 of its own.
-            share = torch.where(length > ROUNDING, 1 / length.clamp(min=torch.finfo(u.dtype).tiny), 0.0)
+            share = torch.where(
+                length > (ROUNDING if basis else 0.0), 1 / length.clamp(min=torch.finfo(u.dtype).tiny), 0.0
+            )
             basis.append(per_image(share, u) * u)
             weighted.append(per_image(share, u) * mu)
             coupling.append(c * basis[-1] - at.pullback(basis[-1]))
-            images.append(precondition(coupling[-1]))
-            u = images[-1] / per_image(_length(images[-1], fidelity, c), u)
+            mapped.append(precondition(coupling[-1]))
+            u = mapped[-1] / per_image(_length(mapped[-1], fidelity, c), u)
             done += 1
         ritz = torch.stack([torch.stack([dot(v, w) for w in coupling], 1) for v in basis], 1)
         values, vectors = torch.linalg.eigh((ritz + ritz.transpose(1, 2)) / 2)
         largest = values.abs().argmax(1)
         weights = vectors.gather(2, largest.view(-1, 1, 1).expand(-1, vectors.shape[1], 1)).squeeze(2)
         # One more step of the power iteration costs no product.
-        u = sum((per_image(weights[:, k], v) * v for k, v in enumerate(images)), torch.zeros_like(u))
+        u = sum((per_image(weights[:, k], v) * v for k, v in enumerate(mapped)), torch.zeros_like(u))
         u = u / per_image(_length(u, fidelity, c), u)
     return u
 
 
 def _length(u: Images, fidelity: Fidelity, c: Factor) -> PerImage:
+    """‖u‖ in the inner product of M = AᵀA + cI, (b,)."""
     return (dot(u, fidelity.hessian(u)) + dot(u, c * u)).clamp(min=torch.finfo(u.dtype).tiny).sqrt()
 
 

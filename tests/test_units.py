@@ -91,7 +91,7 @@ def test_a_kernel_beside_y_is_made_to_sum_to_one(clean):
     model = model_for("deblur")
     given = measured(model.problem, clean)
     x, _ = model.reconstruct(**given)
-    again, _ = model.reconstruct(**given | {"kernel": 3 * given["kernel"]})
+    again, _ = model.reconstruct(**given | {"kernel": 4 * given["kernel"]})  # a power of two: no other rounding
     assert again == pytest.approx(x, abs=1e-4)
     for wrong in (given["kernel"][0], -given["kernel"], 0 * given["kernel"], np.dstack([given["kernel"]] * 3)):
         with pytest.raises(UserError, match=r"kernel must be"):
@@ -371,7 +371,7 @@ def test_the_offset_of_a_sinogram_is_one_number(clean):
     for offset in (0.5, np.array([0.5]), np.array([[0.5]])):
         assert problem.bind(y, **given | {"offset": offset}).check(y) is None
     for offset in ([0.5, 0.7], [], np.nan):
-        with pytest.raises(UserError, match=r"offset=\[.*\] must be one finite number of detectors"):
+        with pytest.raises(UserError, match=r"offset=.* must be one finite number of detectors"):
             problem.bind(y, **given | {"offset": np.array(offset)})
 
 

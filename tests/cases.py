@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,22 +16,23 @@ from elder.problems import masks
 SIZES = [(2, 1, 9, 12), (3, 1, 8, 7), (1, 2, 6, 6)]
 
 Rng = torch.Generator
+Shape = tuple[int, int, int, int]  # (b, c, h, w)
 
 
 def randn(shape: tuple[int, ...], rng: Rng) -> Tensor:
     return torch.randn(shape, generator=rng, dtype=torch.float64)
 
 
-def masked_fourier(kind: str, each: bool) -> Callable[[tuple[int, ...], Rng], Operator]:
-    def make(shape: tuple[int, ...], rng: Rng) -> Operator:
+def masked_fourier(kind: str, each: bool) -> Callable[[Shape, Rng], Operator]:
+    def make(shape: Shape, rng: Rng) -> Operator:
         draw = [masks.MASKS[kind](shape[-2:], 0.4, rng).double() for _ in range(shape[0])]
         return MaskedFourier(torch.stack(draw).unsqueeze(1) if each else draw[0])
 
     return make
 
 
-def blur(scale: int, each: bool) -> Callable[[tuple[int, ...], Rng], Operator]:
-    def make(shape: tuple[int, ...], rng: Rng) -> Operator:
+def blur(scale: int, each: bool) -> Callable[[Shape, Rng], Operator]:
+    def make(shape: Shape, rng: Rng) -> Operator:
         draw = [torch.rand(3, 5, generator=rng, dtype=torch.float64) for _ in range(shape[0])]
         unit = [kernel / kernel.sum() for kernel in draw]
         return Blur.of(torch.stack(unit).unsqueeze(1) if each else unit[0], shape[-2:], scale)
@@ -38,15 +40,15 @@ def blur(scale: int, each: bool) -> Callable[[tuple[int, ...], Rng], Operator]:
     return make
 
 
-def masking(shape: tuple[int, ...], rng: Rng) -> Operator:
+def masking(shape: Shape, rng: Rng) -> Masking:
     return Masking((torch.rand(shape[0], 1, *shape[-2:], generator=rng) < 0.5).double())
 
 
-def radon(shape: tuple[int, ...], rng: Rng) -> Operator:
+def radon(shape: Shape, rng: Rng) -> Operator:
     return Radon.of(torch.arange(5) * torch.pi / 5 + 0.1, shape[-2:], torch.float64)
 
 
-OPERATORS: dict[str, Callable[[tuple[int, ...], Rng], Operator]] = {
+OPERATORS: dict[str, Callable[[Shape, Rng], Operator]] = {
     "identity": lambda shape, rng: Identity(),
     "fourier radial": masked_fourier("radial", each=False),
     "fourier cartesian": masked_fourier("cartesian", each=True),
@@ -66,8 +68,10 @@ NETWORKS = {
     "drunet, softplus": {"name": "drunet", "widths": (3, 4, 3, 4), "blocks": 1, "activation": "softplus"},
 }
 
-ENERGIES = [(k, name) for k in regularizers.OVER_A_NETWORK if k in regularizers.EXPLICIT for name in NETWORKS]
-ENERGIES += [(kind, "") for kind in regularizers.OF_FILTERS]
+ENERGIES = [
+    *((k, name) for k in regularizers.OVER_A_NETWORK if k in regularizers.EXPLICIT for name in NETWORKS),
+    *((kind, "") for kind in regularizers.OF_FILTERS),
+]
 
 
 def network(name: str, channels: int = 1) -> networks.Network:
@@ -83,7 +87,8 @@ def network(name: str, channels: int = 1) -> networks.Network:
     return made
 
 
-def regularizer(kind: str, name: str = "dncnn", channels: int = 1) -> regularizers.Regularizer:
+def regularizer(kind: str, name: str = "dncnn", channels: int = 1) -> Any:
+    """A small regularizer in float64: an energy for every kind but implicit, with attributes of its own."""
     if kind in regularizers.OVER_A_NETWORK:
         return regularizers.OVER_A_NETWORK[kind](network(name, channels))
     torch.manual_seed(5)

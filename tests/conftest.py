@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -39,6 +40,13 @@ def pytest_report_header() -> str:
     return "types and shapes: " + ("checked" if checked else "NOT checked, for want of beartype")
 
 
+def forget_store() -> None:
+    """Have MLflow look for its store anew. None does so, which its type hint leaves out."""
+    import mlflow
+
+    mlflow.set_tracking_uri(cast("str", None))
+
+
 @pytest.fixture(autouse=True)
 def _check_the_first_calls() -> None:
     """Of every function, in each test; see `checked`."""
@@ -57,7 +65,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photographs")
     for name in ("camera", "coins", "moon", "brick", "page", "text"):
         picture = io.read_image(Path(skimage.__file__).parent / "data" / f"{name}.png")
-        io.write_image(folder / f"{name}.png", resize(picture, (40, 48), anti_aliasing=True))
+        io.write_image(folder / f"{name}.png", np.asarray(resize(picture, (40, 48), anti_aliasing=True)))
     return folder
 
 

@@ -6,6 +6,7 @@ import math
 import re
 import types
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -258,7 +259,7 @@ class TestCost:
         """A pixel shares its area with 2.3 strips on average. An entry takes 8 bytes, in A and in Aᵀ."""
         size, angles = 64, 60
 
-        def entries(theta: Tensor, **options: float) -> float:
+        def entries(theta: Tensor, **options: Any) -> float:
             operator = Radon.of(theta, (size, size), **options)
             assert operator.matrix.col_indices().dtype == operator.transpose.col_indices().dtype == torch.int32
             assert operator.matrix.values().numel() == operator.transpose.values().numel()

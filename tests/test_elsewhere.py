@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, forget_store
 
 from elder import io, problems, regularizers
 from elder.evaluation.quality import psnr
@@ -114,7 +114,7 @@ def here(tmp_path, monkeypatch, photographs) -> Iterator[Here]:
     samples = measure(problem, ["camera"], [truth])
     registry.register(registry.Candidate(problem, found.folder / "bundle", 20.0, "a", samples), margin=0.1)
     yield found
-    mlflow.set_tracking_uri(None)
+    forget_store()
 
 
 def test_a_version_brings_all_that_it_needs(here, elsewhere, photographs):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from typing import Any, ClassVar
 
 import cases
 import pytest
@@ -15,7 +16,6 @@ from elder.fidelity import Fidelity, HardConstraint, LeastSquares
 from elder.implicit import ImplicitGradient
 from elder.linear import GMRES, JACOBIAN_FREE, MINRES, AndersonFixedPoint, FixedPoint, LinearSolver, Neumann
 from elder.objective import Equation, Equilibrium, make_objective
-from elder.operators import Operator
 from elder.regularizers import EXPLICIT, Energy, Regularizer
 from elder.tensors import dot
 
@@ -64,6 +64,8 @@ class Anchored(Regularizer):
 class AnchoredEnergy(Anchored, Energy):
     """αh(x) + ½‖x‖²."""
 
+    inner: Energy
+
     def value(self, x: Tensor, sigma: Tensor) -> Tensor:
         return self.share * self.inner.value(x, sigma) + dot(x, x) / 2
 
@@ -78,16 +80,16 @@ class Natural(Regularizer):
         self.a = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
 
     def gradient(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return self.a * spectral.fourier_multiplier(x, spectral.natural_image_weights(x.shape[-2:], x))
+        return self.a * spectral.fourier_multiplier(x, spectral.natural_image_weights((x.shape[-2], x.shape[-1]), x))
 
 
 class Setup:
     """A tiny reconstruction in float64 whose fixed point, unrolled gradient and finite differences are known."""
 
-    def __init__(self, kind: str, network: str, shape: tuple[int, ...], name: str) -> None:
+    def __init__(self, kind: str, network: str, shape: cases.Shape, name: str) -> None:
         rng = torch.Generator().manual_seed(11)
         anchored = AnchoredEnergy if kind in EXPLICIT else Anchored
-        operator: Operator = OPERATORS[name](shape, rng)
+        operator: Any = OPERATORS[name](shape, rng)
         self.truth = torch.rand(shape, generator=rng, dtype=torch.float64)
         self.regularizer = anchored(cases.regularizer(kind, network, shape[1]), self.truth)
         data_term = HardConstraint if "exactly" in name else LeastSquares
@@ -107,6 +109,7 @@ class Setup:
     def iterate(self, x: Tensor, most: int = 500) -> Tensor:
         """Plain steps until nothing moves."""
         problem = self.problem()
+        old = x
         for _ in range(most):
             x, old = problem.fidelity.prox(x - STEP * problem.reg_grad(x), STEP), x
             if float((x - old).abs().max()) < 1e-14:
@@ -145,7 +148,7 @@ class Setup:
 
 
 @cache
-def setup_of(kind: str, network: str, shape: tuple[int, ...], name: str) -> Setup:
+def setup_of(kind: str, network: str, shape: cases.Shape, name: str) -> Setup:
     return Setup(kind, network, shape, name)
 
 
@@ -255,7 +258,7 @@ def test_an_image_whose_adjoint_solve_fails_falls_back(setup):
 
 def test_a_diverged_adjoint_solve_does_not_spoil_the_other_images(setup):
     class Diverging:
-        contraction = False
+        contraction: ClassVar[bool] = False
 
         def __call__(self, H, b, precondition):
             found = MINRES(1e-10, 500)(H, b, precondition)

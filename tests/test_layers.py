@@ -9,13 +9,13 @@ import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from conftest import ROOT, copy_project
 from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
-from dvc.stage import PipelineStage
 
 from pipeline import fingerprints
 from stages import code, command
@@ -60,7 +60,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str
 
 
 @pytest.fixture(scope="module")
-def resolved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PipelineStage]:
+def resolved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A stage of each name, as DVC reads dvc.yaml."""
     project = copy_project(tmp_path_factory.mktemp("resolved") / "project")
     return {stage.name.split("@")[0]: stage for stage in Repo(str(project.folder)).index.stages}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import nibabel
@@ -67,7 +68,7 @@ def picture(path: Path, image: Image.Image, **options) -> Path:
     return path
 
 
-def matlab(path: Path, **arrays: np.ndarray) -> Path:
+def matlab(path: Path, **arrays: Any) -> Path:
     scipy.io.savemat(path, arrays)
     return path
 

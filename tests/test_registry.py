@@ -15,7 +15,7 @@ import mlflow
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, forget_store
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
@@ -36,7 +36,7 @@ def store(empty_store, tmp_path, monkeypatch):
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     mlflow.set_experiment("test")
     yield MlflowClient()
-    mlflow.set_tracking_uri(None)
+    forget_store()
 
 
 @pytest.fixture

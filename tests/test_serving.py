@@ -10,6 +10,7 @@ import urllib.error
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -213,7 +214,7 @@ def test_logging_and_loading_warn_of_nothing(small_model, tmp_path):
     assert "warn" not in done.stderr.lower()
 
 
-def small(problem: str, channels: int = 1, **settings: object) -> Model:
+def small(problem: str, channels: int = 1, **settings: Any) -> Model:
     torch.manual_seed(0)
     network = {"name": "dncnn", "channels": channels, "width": 6, "depth": 3}
     description = {"name": "least_squares", "network": network}
@@ -255,7 +256,7 @@ def test_color_has_an_axis_and_null_is_a_missing_pixel(tmp_path, rng):
     y, mask = sample.y[0].numpy(), sample.operator.mask[0, 0].numpy()
     x = served.predict({"measurement": y, "mask": mask}, params=SHORT)
     assert x.shape == (3, *SIZE)
-    missing = np.where(mask > 0, y, None).tolist()
+    missing = np.where(mask > 0, y, np.full((), None)).tolist()
     assert np.array_equal(served.predict({"measurement": missing}, params=SHORT), x)
     assert served.predict({"measurement": y[None], "mask": mask}, params=SHORT).shape == (1, 3, *SIZE)
     with pytest.raises(MlflowException, match=r"measurement must be \(3, h, w\), or a batch of such; got \(20, 24\)"):
@@ -266,7 +267,7 @@ def test_a_problem_of_one_s_own_comes_with_its_module(tmp_path, monkeypatch):
     source = Path(__file__).parent.parent / "docs" / "own-problem.md"
     (tmp_path / "wide.py").write_text(source.read_text().split("```python\n")[1].split("```")[0])
     monkeypatch.syspath_prepend(tmp_path)
-    folder = save(small("wide", **{"class": "wide.Wide"}), tmp_path)
+    folder = save(small("wide", 1, **{"class": "wide.Wide"}), tmp_path)
     assert (folder / "code" / "wide.py").read_text() == (tmp_path / "wide.py").read_text()
     assert (folder / "code" / "elder" / "__init__.py").is_file()
 

@@ -36,14 +36,19 @@ from elder.tensors import dot
 METHODS = {"proximal gradient": ProximalGradient(), "inertial": Inertial(), "anderson": Anderson()}
 
 
+def natural(x: Tensor) -> Tensor:
+    """W x, W the metric of natural pictures."""
+    return spectral.fourier_multiplier(x, spectral.natural_image_weights((x.shape[-2], x.shape[-1]), x))
+
+
 class Natural(Energy):
     """h(x) = ½⟨x, W x⟩, W the metric of natural pictures."""
 
     def value(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return dot(x, spectral.fourier_multiplier(x, spectral.natural_image_weights(x.shape[-2:], x))) / 2
+        return dot(x, natural(x)) / 2
 
     def value_and_grad(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        return self.value(x, sigma), spectral.fourier_multiplier(x, spectral.natural_image_weights(x.shape[-2:], x))
+        return self.value(x, sigma), natural(x)
 
 
 class Quadratic(Energy):
@@ -91,7 +96,9 @@ def test_a_quadratic_energy_is_solved_to_its_closed_form(method, step, rng):
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_the_energy_never_rises(method, learned):
     objective, x0 = learned
-    energies = torch.stack([s.energy for s in islice(iterates(method, objective, x0, torch.tensor(30.0)), 40)])
+    energies = torch.stack(
+        [s.energy for s in islice(iterates(method, objective, x0, torch.tensor(30.0)), 40) if s.energy is not None]
+    )
     assert (energies.diff(dim=0) <= 0).all()
 
 
@@ -343,10 +350,8 @@ class TestWithoutAnEnergy:
 
 def test_mixing_saves_evaluations(twisted):
     equation, x0 = twisted
-    plain, mixed = (
-        solve(method, equation, x0, torch.tensor(0.3), tol=1e-8, max_steps=2000)
-        for method in (Picard(), AndersonMixing())
-    )
+    plain = solve(Picard(), equation, x0, torch.tensor(0.3), tol=1e-8, max_steps=2000)
+    mixed = solve(AndersonMixing(), equation, x0, torch.tensor(0.3), tol=1e-8, max_steps=2000)
     assert (mixed.evaluations <= plain.evaluations // 2).all()
 
 

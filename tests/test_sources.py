@@ -24,7 +24,7 @@ from elder.errors import DataWarning
 def volume() -> np.ndarray:
     """Five smooth slices, 24x20, values to 900."""
     rng = np.random.default_rng(0)
-    return np.stack([900 * resize(rng.random((6, 5)), (24, 20)) for _ in range(5)])
+    return np.stack([900 * np.asarray(resize(rng.random((6, 5)), (24, 20))) for _ in range(5)])
 
 
 def write_dicom(path: Path, image: np.ndarray) -> None:
@@ -132,7 +132,9 @@ def photographs(folder: Path, names: tuple[str, ...]) -> None:
         picture = io.read_image(Path(skimage.__file__).parent / "data" / name)
         gray = picture if picture.ndim == 2 else picture.mean(-1)
         target = folder / Path(name).with_suffix(".tif")
-        tifffile.imwrite(target, np.round(resize(gray, (48, 56), anti_aliasing=True) * 65535).astype(np.uint16))
+        tifffile.imwrite(
+            target, np.round(np.asarray(resize(gray, (48, 56), anti_aliasing=True)) * 65535).astype(np.uint16)
+        )
 
 
 NAMES = ("camera.png", "coins.png", "moon.png", "brick.png", "gravel.png", "coffee.png")
@@ -149,7 +151,7 @@ def test_a_near_duplicate_in_two_splits_is_refused(project):
     prepare(project)
     for index in range(6):  # smaller, darker and compressed: the same picture to the eye, in other bytes
         darker = resize(io.read_image(raw / f"{Path(NAMES[index]).stem}.tif"), (44, 52), anti_aliasing=True) * 0.9
-        io.write_image(raw / f"again{index}.jpg", darker)
+        io.write_image(raw / f"again{index}.jpg", np.asarray(darker))
     done = prepare(project, check=False)
     assert done.returncode != 0
     assert "look the same: remove one" in done.stderr
@@ -189,7 +191,7 @@ def test_every_kind_of_file_goes_from_preparation_to_evaluation(project, volume)
     photographs(raw, NAMES[:2])
     rng = np.random.default_rng(1)
     for name in ("brain.nii.gz", "knee.h5"):
-        write(raw / name, np.stack([900 * resize(rng.random((9, 8)), (40, 44), order=1) for _ in range(4)]))
+        write(raw / name, np.stack([900 * np.asarray(resize(rng.random((9, 8)), (40, 44), order=1)) for _ in range(4)]))
     project.only_least_squares()
     prepare(project, scaling="max", slices=2)
     manifest = io.read_json(project.folder / "data" / "prepared" / "manifest.json")["images"]

@@ -15,7 +15,7 @@ import mlflow
 import pytest
 import requests
 import torch
-from conftest import ROOT
+from conftest import ROOT, forget_store
 from mlflow import MlflowClient
 
 import elder
@@ -44,9 +44,9 @@ def python(code: str, folder: Path, **environment: str) -> subprocess.CompletedP
 def _nothing_is_set(monkeypatch):
     for name in [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_"))]:
         monkeypatch.delenv(name)
-    mlflow.set_tracking_uri(None)
+    forget_store()
     yield
-    mlflow.set_tracking_uri(None)
+    forget_store()
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def project(tmp_path_factory, small_model) -> Path:
         with mlflow.start_run():
             assert registry.register(candidate, 0.1).promoted
     finally:
-        mlflow.set_tracking_uri(None)
+        forget_store()
         os.environ.pop(store.VARIABLE, None)
         os.chdir(before)
     return folder

@@ -16,7 +16,7 @@ import mlflow
 import psutil
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, forget_store
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -39,12 +39,12 @@ def store(empty_store, tmp_path, monkeypatch):
     shutil.copy(empty_store, folder)
     # MLflow keeps connections by their address: each test needs its own.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-    mlflow.set_tracking_uri(None)
+    forget_store()
     (folder / "images").mkdir()
     (folder / "images" / "a.png").write_bytes(b"a picture")
     (folder / "code.txt").write_text("0123  elder\n")
     yield folder
-    mlflow.set_tracking_uri(None)
+    forget_store()
 
 
 def all_runs(folder: Path) -> list[Run]:
@@ -53,7 +53,7 @@ def all_runs(folder: Path) -> list[Run]:
     return list(client.search_runs([experiment.experiment_id]))
 
 
-def named(folder: Path) -> dict[str, Run]:
+def named(folder: Path) -> dict[str | None, Run]:
     """Every run by its name; none twice."""
     found = all_runs(folder)
     assert len({run.info.run_name for run in found}) == len(found)
@@ -69,7 +69,7 @@ def result(title: str = f"evaluate {CELL}", seed: int = 0, **metrics: float) -> 
     """Log a result as a stage does. Returns the id of its run."""
     with tracking.run(title, {"seed": seed}, reads()) as log:
         log.metrics(metrics)
-    return log.run_id
+    return str(log.run_id)
 
 
 def evaluated(before: float, after: float, cell: str = CELL, seed: int = 0) -> None:
@@ -151,7 +151,7 @@ def test_a_run_keeps_tables_and_figures_and_not_what_is_large(store, monkeypatch
     (store / "figures" / "panel.png").write_bytes(b"figure")
     with tracking.run("evaluate a", {}, reads()) as log:
         log.artifacts(Path("table.csv"), Path("large.csv"), Path("figures"))
-    artifacts = Path(MlflowClient().get_run(log.run_id).info.artifact_uri.removeprefix("file://"))
+    artifacts = Path(MlflowClient().get_run(str(log.run_id)).info.artifact_uri.removeprefix("file://"))
     kept = {str(path.relative_to(artifacts)): path.read_text() for path in artifacts.rglob("*") if path.is_file()}
     assert kept == {"table.csv": "psnr\n31.5\n", "figures/panel.png": "figure"}
 
@@ -250,7 +250,7 @@ def test_system_metrics_are_there_when_asked_for(store, monkeypatch):
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
     with tracking.run("tune b", {}, reads()) as log:
         deadline = time.monotonic() + 20
-        while not MlflowClient().get_run(log.run_id).data.metrics and time.monotonic() < deadline:
+        while not MlflowClient().get_run(str(log.run_id)).data.metrics and time.monotonic() < deadline:
             time.sleep(0.05)
     found = named(store)
     assert not found["tune a"].data.metrics
@@ -413,7 +413,8 @@ def test_stale_checkpoints_go_and_held_ones_stay(store, monkeypatch, capsys):
         folder = store / ".checkpoints" / name
         Checkpoint(folder, 1).save(1, {"step": 1})
         for path in (folder / "state.pt", folder):
-            os.utime(path, (time.time() - days * prune.DAY,) * 2)
+            then = time.time() - days * prune.DAY
+            os.utime(path, (then, then))
         return folder
 
     with tracking.run("tune a", {}, reads()) as log:
@@ -423,7 +424,8 @@ def test_stale_checkpoints_go_and_held_ones_stay(store, monkeypatch, capsys):
     assert "would go: 0 runs, 0 versions, 2 checkpoints" in capsys.readouterr().out
     assert old.exists()
     with Checkpoint(old, 1).held():
-        os.utime(old, (time.time() - 91 * prune.DAY,) * 2)
+        then = time.time() - 91 * prune.DAY
+        os.utime(old, (then, then))
         assert command(prune, monkeypatch, "--days", "80") == 0
         client, experiment = tracking.open_existing()
         items = prune.find(client, experiment, prune.Limits(80, 20, 10), time.time() + 90 * prune.DAY)

@@ -11,6 +11,7 @@ from elder import UserError, io, problems, regularizers
 from elder.implicit import Linearization
 from elder.io import to_tensor
 from elder.model.model import Hyperparameters, Model
+from elder.problems.csmri import CSMRI
 from elder.problems.samples import Sample, measure
 from elder.stability import spectral_radius
 from elder.training.averaging import moving_average
@@ -35,7 +36,7 @@ def patches(images) -> Patches:
     return Patches(images[1:], 24, [str(i) for i in range(1, len(images))])
 
 
-def pretrained(patches: Patches, steps: int) -> regularizers.Energy:
+def pretrained(patches: Patches, steps: int) -> regularizers.Regularizer:
     torch.manual_seed(1)
     energy = regularizers.make(**DESCRIPTION)
     pretrain(energy, patches, Pretraining(steps=steps, batch=8, patch=24, learning_rate=5e-3))
@@ -253,7 +254,7 @@ def test_training_measurements_may_differ_from_those_of_validation(tuned, patche
     before, validation = tuned
     drawn = []
 
-    class Recorded(type(before.problem)):
+    class Recorded(CSMRI):
         def simulate(self, x, generator):
             drawn.append(self.ratio)
             return super().simulate(x, generator)
@@ -274,12 +275,12 @@ def test_the_average_of_weights_follows_them():
     for value in (1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0):
         torch.nn.init.constant_(module.weight, value)
         averaged.update_parameters(module)
-    assert 1.9 < float(averaged.module.weight.detach()) < 2.0
+    assert 1.9 < float(next(averaged.module.parameters()).detach()) < 2.0
     latest = moving_average(module, 0.0)
     for value in (1.0, 3.0):
         torch.nn.init.constant_(module.weight, value)
         latest.update_parameters(module)
-    assert float(latest.module.weight.detach()) == 3.0
+    assert float(next(latest.module.parameters()).detach()) == 3.0
 
 
 def test_a_history_sums_up_the_steps_that_report_a_metric():

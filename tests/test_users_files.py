@@ -16,6 +16,7 @@ import pytest
 
 from elder import UserError, io
 from elder.cli import main
+from elder.model.model import Model
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -148,7 +149,7 @@ def test_capital_letters_make_a_difference_where_they_do(pictures):
 GRAY = np.linspace(0, 1, 40 * 48).reshape(40, 48)
 
 # Every writer, by the name of what it writes.
-WRITERS: dict[str, Callable[[Path, object], None]] = {
+WRITERS: dict[str, Callable[[Path, Model], None]] = {
     "x.json": lambda path, model: io.write_json(path, {"psnr": 31.5}),
     "x.csv": lambda path, model: io.write_csv(path, [{"psnr": 31.5}]),
     "x.png": lambda path, model: io.write_image(path, GRAY),

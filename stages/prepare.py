@@ -134,7 +134,7 @@ def write(
             for scale, name in zip(scales, copies, strict=True):
                 sized = shrink(image, round(chosen.shorter_side * scale))
                 made = sized if training else central_square(sized, chosen.shorter_side)
-                io.write_image(out / f"{name}.tif", made)
+                io.write_image(out / f"{name}.tif", made, plain=training)
                 shape = {"height": made.shape[0], "width": made.shape[1]}
                 rows.append({"name": name, "split": picture.split, "sha256": picture.sha256, **shape})
         return rows

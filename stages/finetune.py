@@ -8,10 +8,10 @@ from dataclasses import replace
 from elder import io
 from elder.model.model import load
 from elder.training.finetune import finetune
-from elder.training.patches import Patches
 from elder.training.validation import validate
 from pipeline import params, tracking
-from stages import command, inputs
+from stages import command
+from stages.patches import read_patches
 from stages.samples import read_samples
 
 
@@ -20,8 +20,7 @@ def main(arguments: argparse.Namespace) -> None:
     whole = params.read()
     chosen, cell, safe = whole.finetuning(arguments.cell), whole.cells[arguments.cell], whole.safeguards
     before = load(arguments.tuned, own_code=whole.own_class(cell.problem)).on(whole.compute)
-    names, images = inputs.clean_images(arguments.images, "train")
-    patches = Patches(images, chosen.patch, names)
+    patches = read_patches(arguments.images, chosen.patch)
     validation = read_samples(arguments.images, arguments.measurements, "validation", before.problem)
     side = min(min(sample.truth.shape[-2:]) for sample in validation)
     measured = before.problem.on_patches(chosen.patch / side)

@@ -9,7 +9,7 @@ from torch import Tensor
 from elder import io
 
 
-def clean_images(folder: Path, part: str) -> tuple[list[str], list[Tensor]]:
-    """Names and pictures (1, c, h, w) of a split, sorted by name."""
+def clean_images(folder: Path, part: str) -> tuple[list[str], io.Lazy[Path, Tensor]]:
+    """Names and pictures (1, c, h, w) of a split, sorted by name. A picture is read when it is asked for."""
     paths = io.list_sources(folder / part)
-    return [path.stem for path in paths], [io.to_tensor(io.read_image(path)) for path in paths]
+    return [path.stem for path in paths], io.Lazy(paths, lambda path: io.to_tensor(io.read_image(path)))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import itertools
 import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,16 @@ import skimage
 from PIL import Image
 from skimage.color import rgb2gray
 from skimage.transform import resize
-from tqdm import tqdm
 
 from elder import io
 from elder.errors import DataWarning, UserError
 from pipeline import params, splits
+from pipeline.duplicates import Picture, refuse_duplicates
 from pipeline.params import Preparation
 from pipeline.splits import SPLITS
 from stages import command
+from stages.parallel import in_parallel
 
-# Bits of 64 in which the perceptual hashes of near-duplicates differ at most; other photographs differ in some 30.
-NEAR = 4
 # One photograph in one split; the right half of the motorcycle's stereo pair is left out for that reason. So are those
 # that teach nothing of photographs: a page of text, stars, and a cell without contrast.
 BUILTIN = {
@@ -37,19 +36,22 @@ BUILTIN = {
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Split the source's images, make them gray or colored and of one size, and write float32 TIFF with a manifest."""
+    """Split the source's images, make them gray or colored and of one size, and write float32 TIFF with a manifest.
+
+    Every file is read, and compared with those of the other splits, before the first is written.
+    """
     chosen = params.read().prepare
     parts = builtin() if chosen.source == "builtin" else split(Path(chosen.folder), chosen)
+    pictures = {part: seen(files, part, chosen) for part, files in parts.items()}
+    refuse_duplicates([picture for files in pictures.values() for found in files for picture in found])
     temporary = arguments.out.with_name(f".{arguments.out.name}-partial")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        rows = [row for name in SPLITS for row in write(parts[name], name, temporary, chosen)]
-        refuse_duplicates(rows)
+        rows = [row for part in SPLITS for row in write(list(parts[part]), pictures[part], temporary / part, chosen)]
     except UserError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    listed = [{key: value for key, value in row.items() if key != "perceptual"} for row in rows]
-    io.write_json(temporary / "manifest.json", {"source": chosen.source, "images": listed})
+    io.write_json(temporary / "manifest.json", {"source": chosen.source, "images": rows})
     shutil.rmtree(arguments.out, ignore_errors=True)
     temporary.rename(arguments.out)
     counts = {name: sum(row["split"] == name for row in rows) for name in SPLITS}
@@ -96,37 +98,71 @@ def split(folder: Path, chosen: Preparation) -> dict[str, dict[Path, str]]:
     return parts
 
 
-def write(files: dict[Path, str], part: str, out: Path, chosen: Preparation) -> list[dict[str, Any]]:
-    """The images of one split: training copies of each at every scale, or their central squares."""
-    scales = chosen.train_scales if part == "train" else [1.0]
-    scaling, slices, axes = chosen.scaling, chosen.slices, chosen.axes
-    rows, given = [], io.Names()
-    for path, stem in tqdm(files.items(), desc=f"prepare {part}", disable=len(files) < 50):
-        images = io.read_images(path, scaling=scaling, slices=slices, axes=axes, drop_empty=chosen.drop_empty)
-        for index, image in enumerate(images):
-            image = io.with_channels(image, 3 if chosen.color else 1)
-            digest = hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
-            look = perceptual(image)
-            for scale in scales:
+def seen(files: dict[Path, str], part: str, chosen: Preparation) -> list[list[Picture]]:
+    """The pictures of each file of a split, in order."""
+
+    def look(path: Path) -> list[tuple[str, int | None]]:
+        images = read(path, chosen)
+        return [(hashlib.sha256(np.ascontiguousarray(x).tobytes()).hexdigest(), perceptual(x)) for x in images]
+
+    found, given = [], io.Names()
+    for stem, looks in zip(files.values(), in_parallel(look, list(files), f"read {part}"), strict=True):
+        names = [f"{stem}-{index}" if len(looks) > 1 else stem for index in range(len(looks))]
+        found.append([Picture(given.claim(name), part, *look) for name, look in zip(names, looks, strict=True)])
+    return found
+
+
+def write(
+    paths: Sequence[Path], pictures: Sequence[list[Picture]], out: Path, chosen: Preparation
+) -> list[dict[str, Any]]:
+    """Write the pictures of one split below `out`, and return their rows of the manifest.
+
+    Training gets a copy of each at every scale, validation and test get their central squares.
+    """
+    training = out.name == "train"
+    scales = chosen.train_scales if training else [1.0]
+    given = io.Names()
+    # Names are given in the order of the files, whatever the order in which they are written.
+    names = [
+        [[given.claim(p.name if len(scales) == 1 else f"{p.name}@{scale:g}") for scale in scales] for p in found]
+        for found in pictures
+    ]
+
+    def write_file(job: tuple[Path, list[Picture], list[list[str]]]) -> list[dict[str, Any]]:
+        rows = []
+        for image, picture, copies in zip(read(job[0], chosen), *job[1:], strict=True):
+            for scale, name in zip(scales, copies, strict=True):
                 sized = shrink(image, round(chosen.shorter_side * scale))
-                picture = sized if part == "train" else central_square(sized, chosen.shorter_side)
-                numbered = f"{stem}-{index}" if len(images) > 1 else stem
-                name = given.claim(numbered if len(scales) == 1 else f"{numbered}@{scale:g}")
-                io.write_image(out / part / f"{name}.tif", picture)
-                shape = {"height": picture.shape[0], "width": picture.shape[1]}
-                rows.append({"name": name, "split": part, "sha256": digest, "perceptual": look, **shape})
-    return rows
+                made = sized if training else central_square(sized, chosen.shorter_side)
+                io.write_image(out / f"{name}.tif", made, plain=training)
+                shape = {"height": made.shape[0], "width": made.shape[1]}
+                rows.append({"name": name, "split": picture.split, "sha256": picture.sha256, **shape})
+        return rows
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # of files: they were shown at the first reading
+        jobs = list(zip(paths, pictures, names, strict=True))
+        return [row for rows in in_parallel(write_file, jobs, f"prepare {out.name}") for row in rows]
 
 
-def perceptual(image: np.ndarray) -> imagehash.ImageHash | None:
-    """A hash that survives scaling, compression and small changes of brightness (pHash, 64 bits).
+def read(path: Path, chosen: Preparation) -> list[np.ndarray]:
+    """The images of a file, in gray, or in color if that is chosen."""
+    images = io.read_images(
+        path, scaling=chosen.scaling, slices=chosen.slices, axes=chosen.axes, drop_empty=chosen.drop_empty
+    )
+    return [io.with_channels(image, 3 if chosen.color else 1) for image in images]
+
+
+def perceptual(image: np.ndarray) -> int | None:
+    """A hash of 64 bits that survives scaling, compression and small changes of brightness (pHash).
 
     None for an image that shows nothing: all of them look the same.
     """
     if image.max() == image.min():
         return None
     gray = image if image.ndim == 2 else rgb2gray(image)
-    return imagehash.phash(Image.fromarray(np.round(gray.clip(0, 1) * 255).astype(np.uint8)))
+    found = imagehash.phash(Image.fromarray(np.round(gray.clip(0, 1) * 255).astype(np.uint8)))
+    return int.from_bytes(np.packbits(found.hash).tobytes(), "big")
 
 
 def shrink(image: np.ndarray, side: int) -> np.ndarray:
@@ -142,22 +178,6 @@ def central_square(image: np.ndarray, size: int) -> np.ndarray:
     """The middle `size` x `size` pixels, or the whole image where it is smaller or size is 0."""
     top, left = (max(0, (n - size) // 2) if size else 0 for n in image.shape[:2])
     return image[top : top + size, left : left + size] if size else image
-
-
-def refuse_duplicates(rows: list[dict[str, Any]]) -> None:
-    """Raise `UserError` when one picture, or two that look the same, are in two splits."""
-    for a, b in itertools.combinations(rows, 2):
-        if a["split"] == b["split"]:
-            continue
-        if a["perceptual"] is None or b["perceptual"] is None:
-            continue
-        if a["sha256"] == b["sha256"]:
-            raise UserError(f"{a['name']} ({a['split']}) and {b['name']} ({b['split']}) are one picture: remove one")
-        if a["perceptual"] - b["perceptual"] <= NEAR:
-            raise UserError(
-                f"{a['name']} ({a['split']}) and {b['name']} ({b['split']}) look the same: remove one, put "
-                "both into one split by a list in prepare.split, or into one group by prepare.group"
-            )
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ import torch
 from elder import io, regularizers
 from elder.model import bundle
 from elder.training.initial import initialize
-from elder.training.patches import Patches
 from elder.training.pretrain import denoising_psnr, pretrain
 from pipeline import params, tracking
 from stages import command, inputs
+from stages.patches import read_patches
 
 LEVELS = (0.02, 0.06, 0.1, 0.2)
 
@@ -21,11 +21,10 @@ def main(arguments: argparse.Namespace) -> None:
     """Fit D = I − ∇h to the training images under Gaussian noise; write its weights and its curve."""
     whole = params.read()
     chosen, safe, compute = whole.pretraining(arguments.regularizer), whole.safeguards, whole.compute
-    names, images = inputs.clean_images(arguments.images, "train")
-    patches = Patches(images, chosen.patch, names)
+    patches = read_patches(arguments.images, chosen.patch)
     _, validation = inputs.clean_images(arguments.images, "validation")
     torch.manual_seed(chosen.seed)
-    description = whole.description(arguments.regularizer, images[0].shape[1])
+    description = whole.description(arguments.regularizer, patches.images[0].shape[1])
     regularizer = regularizers.make(**description).to(compute.device)
     start = initialize(regularizer, description, chosen.init)
     print(f"starts from {f'released:{start}' if start else 'random weights'}")

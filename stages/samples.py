@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from elder import problems
@@ -16,7 +17,7 @@ def find_problem(name: str) -> Problem:
     return problems.make(name, params.read().problem(name))
 
 
-def read_samples(images: Path, measurements: Path, part: str, chosen: Problem) -> list[Sample]:
+def read_samples(images: Path, measurements: Path, part: str, chosen: Problem) -> Sequence[Sample]:
     """The samples of a split: its clean images, each with its measurement."""
     names, truths = inputs.clean_images(images, part)
     return read_all(measurements / part, chosen, names, truths)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 
-from elder.problems.samples import measure, save
+from elder.problems.samples import measurements, save
 from stages import command, inputs
 from stages.samples import find_problem
 
@@ -18,7 +18,7 @@ def main(arguments: argparse.Namespace) -> None:
     counts = {}
     for part in ("validation", "test"):
         names, images = inputs.clean_images(arguments.images, part)
-        for sample in measure(problem, names, images):
+        for sample in measurements(problem, names, images):
             save(temporary / part / f"{sample.name}.npz", problem, sample)
         counts[part] = len(names)
     shutil.rmtree(arguments.out, ignore_errors=True)

@@ -7,13 +7,16 @@ from elder.io.bounded import check_npy, opened, parse_json, read_json
 from elder.io.images import Names, file_names, kind_of, list_sources, read_image, read_images, read_measured
 from elder.io.pictures import PICTURES, to_array, to_tensor, with_channels, write_image
 from elder.io.stack import AXES, SCALINGS, Scaling, check_scaling
+from elder.io.stored import Lazy, StoredImage, stored_image
 
 __all__ = [
     "AXES",
     "PICTURES",
     "SCALINGS",
+    "Lazy",
     "Names",
     "Scaling",
+    "StoredImage",
     "binary",
     "check_apart",
     "check_mask_size",
@@ -32,6 +35,7 @@ __all__ = [
     "read_measured",
     "read_stack",
     "replacing",
+    "stored_image",
     "to_array",
     "to_tensor",
     "with_channels",

@@ -35,8 +35,11 @@ def read_unchecked(path: Path) -> Stack:
     return _read_tiff(path) if path.suffix.lower() in TIFF else _read_pillow(path)
 
 
-def write_image(path: str | Path, image: np.ndarray) -> None:
-    """Write a picture (h, w) or (h, w, 3): .tif and .npy keep float32, .png is clipped to [0, 1] and has 8 bits."""
+def write_image(path: str | Path, image: np.ndarray, *, plain: bool = False) -> None:
+    """Write a picture (h, w) or (h, w, 3): .tif and .npy keep float32, .png is clipped to [0, 1] and has 8 bits.
+
+    plain: whether .tif is written without compression, so that `stored_image` reads parts of it.
+    """
     import tifffile
     from PIL import Image
 
@@ -46,8 +49,9 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
             np.save(temporary, image.astype(np.float32), allow_pickle=False)
         elif suffix in TIFF:
             photometric = "rgb" if image.ndim == 3 else "minisblack"
+            compression = None if plain else "zlib"
             tifffile.imwrite(
-                temporary, image.astype(np.float32), compression="zlib", photometric=photometric, metadata=None
+                temporary, image.astype(np.float32), compression=compression, photometric=photometric, metadata=None
             )
         elif suffix in (".png", ".jpg", ".jpeg"):
             Image.fromarray(np.round(image.clip(0, 1) * 255).astype(np.uint8)).save(temporary)

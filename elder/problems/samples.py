@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,13 +30,19 @@ class Sample:
     y: Measurement  # of the shape of A x, real or complex
 
 
-def measure(problem: Problem, names: Sequence[str], images: Sequence[Picture]) -> list[Sample]:
+def measurements(problem: Problem, names: Sequence[str], images: Sequence[Picture]) -> Iterator[Sample]:
     """Simulate a measurement of every image, (1, c, h, w) each, with noise and operators from the seed of the problem.
 
-    The result is the same for the same images in the same order.
+    The result is the same for the same images in the same order. One sample is in memory at a time.
     """
     generator = torch.Generator().manual_seed(problem.seed)
-    return [Sample(name, image, *problem.simulate(image, generator)) for name, image in zip(names, images, strict=True)]
+    for name, image in zip(names, images, strict=True):
+        yield Sample(name, image, *problem.simulate(image, generator))
+
+
+def measure(problem: Problem, names: Sequence[str], images: Sequence[Picture]) -> list[Sample]:
+    """All of `measurements` at once."""
+    return list(measurements(problem, names, images))
 
 
 def is_constrained(problem: Problem, samples: Sequence[Sample]) -> bool:
@@ -74,8 +80,10 @@ def read(path: str | Path, problem: Problem, truth: Picture) -> Sample:
     return Sample(Path(path).name.removesuffix(".npz"), truth, operator, y)
 
 
-def read_all(folder: str | Path, problem: Problem, names: Sequence[str], truths: Sequence[Picture]) -> list[Sample]:
-    """The measurement NAME.npz of each clean image, in the order of the names.
+def read_all(
+    folder: str | Path, problem: Problem, names: Sequence[str], truths: Sequence[Picture]
+) -> io.Lazy[int, Sample]:
+    """The measurement NAME.npz of each clean image, in the order of the names. A sample is read when it is asked for.
 
     Raises `UserError` where a measurement is missing, or belongs to no image.
     """
@@ -84,4 +92,4 @@ def read_all(folder: str | Path, problem: Problem, names: Sequence[str], truths:
         raise UserError(f"{folder}: lacks the measurement of {min(set(names) - found)}: simulate again")
     if found - set(names):
         raise UserError(f"{folder}: {min(found - set(names))} is the measurement of no image: simulate again")
-    return [read(Path(folder) / f"{n}.npz", problem, truth) for n, truth in zip(names, truths, strict=True)]
+    return io.Lazy(range(len(names)), lambda i: read(Path(folder) / f"{names[i]}.npz", problem, truths[i]))

@@ -117,9 +117,8 @@ def denoising_psnr(regularizer: Regularizer, images: Sequence[Tensor], sigma: fl
     generator = torch.Generator().manual_seed(seed)
     level = torch.tensor(sigma)
     device = next(regularizer.parameters()).device
-    noisy = [(x + sigma * torch.randn(x.shape, generator=generator)).to(device) for x in images]
-    scores = [
-        float(psnr(regularizer.denoise(y, level.to(device)).to(x.device), x))
-        for y, x in zip(noisy, images, strict=True)
-    ]
+    scores = []
+    for x in images:
+        noisy = (x + sigma * torch.randn(x.shape, generator=generator)).to(device)
+        scores.append(float(psnr(regularizer.denoise(noisy, level.to(device)).to(x.device), x)))
     return sum(scores) / len(scores)

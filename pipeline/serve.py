@@ -34,10 +34,10 @@ def main() -> None:
         if not os.environ.get("PREFECT_API_URL"):
             server = start_server(arguments.port)
         # Prefect reads its address when it is first imported.
-        from pipeline.flows.flow import pipeline
+        from pipeline.flows.flow import train
 
         schedule = {"cron": arguments.cron} if arguments.cron else {"interval": arguments.every}
-        pipeline.serve(name=arguments.name, limit=1, parameters={"folder": str(ROOT)}, **schedule)
+        train.serve(name=arguments.name, limit=1, parameters={"folder": str(ROOT)}, **schedule)
     finally:
         if server is not None:
             process.stop(server)

@@ -15,7 +15,7 @@ from prefect.tasks import Task
 from pydantic import Field
 
 from pipeline import REPRO, ROOT
-from pipeline.flows import graph, notify, process, repository, source
+from pipeline.flows import graph, notify, process, repository, source, stale
 from pipeline.flows.progress import Progress, drawn
 from pipeline.flows.publish import key_of, publish, verdicts
 
@@ -101,6 +101,7 @@ def train(
     groups, sections = graph.read(root)
     selection = graph.Selection(sections, cells)
     with repository.hold(root, f"flow run {flow_run.name}", log.warning, patience=wait):
+        stale.close(log.warning)
         pictures = source.find(root, sections.get("prepare", {}), source.last(root))
         before = verdicts(root)
         try:

@@ -59,7 +59,7 @@ def last(folder: Path) -> Source | None:
         return Source(
             {name: (int(size), int(changed), str(content)) for name, (size, changed, content) in files.items()}
         )
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
 
 

@@ -11,7 +11,7 @@ from prefect.states import Completed
 from pydantic import Field
 
 from pipeline import ROOT
-from pipeline.flows import graph, notify, source
+from pipeline.flows import graph, notify, source, stale
 from pipeline.flows.flow import Seconds, train
 
 
@@ -34,6 +34,7 @@ def watch(
         wait: Seconds to wait while another run uses the project.
     """
     root, log = Path(folder).resolve(), get_run_logger()
+    stale.close(log.warning)
     settings = graph.sections(root).get("prepare", {})
     last = source.last(root)
     found = source.find(root, settings, last)

@@ -16,11 +16,11 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
 from prefect.tasks import Task
 
 from pipeline import REPRO, ROOT
-from pipeline.flows import process
+from pipeline.flows import process, repository
 
 
 class RepositoryBusy(RuntimeError):
@@ -76,10 +76,13 @@ def publish(folder: Path) -> None:
 @flow(name="elder")
 def pipeline(folder: str = str(ROOT), stage_timeout: float = 6 * 3600.0) -> None:
     """Every stage of dvc.yaml in its order, then the artifacts. stage_timeout: seconds that one stage may take."""
+    if deployment.id is not None:  # started by a runner or a worker, and not by hand
+        process.end_with_parent()
     root = Path(folder)
-    for stage in stages(root):
-        reproduce(stage, root, stage_timeout)
-    publish(root)
+    with repository.hold(root, f"flow run {flow_run.name}", get_run_logger().warning):
+        for stage in stages(root):
+            reproduce(stage, root, stage_timeout)
+        publish(root)
 
 
 def stages(folder: Path) -> list[str]:

@@ -27,8 +27,8 @@ from pipeline import ROOT
 from pipeline.flows import process
 
 # Seconds that the runner has to end its flow and itself, and the server to answer what it was asked.
-RUNNER_PATIENCE = 6.0
-SERVER_PATIENCE = 1.5
+RUNNER_PATIENCE = 5.0
+SERVER_PATIENCE = 1.0
 # Seconds between two looks at both.
 INTERVAL = 0.2
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from pipeline import ROOT
 
 # Seconds that DVC has to write its files after its stage got SIGTERM. Nested ends must take less than ten seconds.
-PATIENCE = 3.0
+PATIENCE = 2.5
 # Seconds between two looks at the process that started this one.
 INTERVAL = 0.5
 

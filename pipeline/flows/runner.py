@@ -44,7 +44,7 @@ from pipeline.flows import schedule
 from pipeline.flows.flow import pipeline
 
 # Seconds that a flow has, after SIGTERM, to end its stage and to report its end.
-GRACE = 5.0
+GRACE = 4.5
 # Seconds between two looks at the runs of the deployment.
 INTERVAL = 5.0
 # Runs in one answer of the server.

@@ -15,7 +15,7 @@ from prefect.tasks import Task
 from pydantic import Field
 
 from pipeline import REPRO, ROOT
-from pipeline.flows import graph, notify, process, repository, source, stale
+from pipeline.flows import deployed, graph, notify, process, repository, source
 from pipeline.flows.progress import Progress, drawn
 from pipeline.flows.publish import key_of, publish, verdicts
 
@@ -97,11 +97,12 @@ def train(
         stage_timeout: Seconds that one stage may take.
         wait: Seconds to wait while another run uses the project. Then this one is refused.
     """
+    deployed.end_with_starter()
     root, log = Path(folder).resolve(), get_run_logger()
     groups, sections = graph.read(root)
     selection = graph.Selection(sections, cells)
     with repository.hold(root, f"flow run {flow_run.name}", log.warning, patience=wait):
-        stale.close(log.warning)
+        deployed.close_dead(log.warning)
         pictures = source.find(root, sections.get("prepare", {}), source.last(root))
         before = verdicts(root)
         try:

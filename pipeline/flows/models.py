@@ -13,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
 from pipeline import ROOT
-from pipeline.flows import notify, process
+from pipeline.flows import deployed, notify, process
 from pipeline.flows.progress import Progress, drawn
 from pipeline.flows.publish import key_of
 
@@ -95,6 +95,7 @@ def evaluate_champions(
         folder: The project, with its params.yaml.
         timeout: Seconds that one champion may take.
     """
+    deployed.end_with_starter()
     root, log = Path(folder).resolve(), get_run_logger()
     pictures = root / images
     if not pictures.is_dir():
@@ -136,6 +137,7 @@ def reconstruct_batch(
         folder: The project. Other paths are relative to it.
         timeout: Seconds for the whole folder.
     """
+    deployed.end_with_starter()
     root = Path(folder).resolve()
     if not (root / measurements).is_dir():
         raise ValueError(f"measurements: {root / measurements} is no folder")

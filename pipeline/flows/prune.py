@@ -19,7 +19,7 @@ from prefect.exceptions import ObjectNotFound
 from pydantic import Field
 
 from pipeline import ROOT
-from pipeline.flows import notify
+from pipeline.flows import deployed, notify
 from pipeline.flows.models import run
 
 # Flow runs that one request asks for.
@@ -73,6 +73,7 @@ def prune(
         flow_run_days: Days that flow runs of Prefect stay, with their artifacts.
         dry_run: Only show what would go.
     """
+    deployed.end_with_starter()
     command = [sys.executable, "-m", "pipeline.prune", "--days", str(days), "--repros", str(repros)]
     command += ["--versions", str(versions), "--dry-run" if dry_run else "--yes"]
     run("prune", command, Path(folder).resolve(), PATIENCE)

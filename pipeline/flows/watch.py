@@ -11,7 +11,7 @@ from prefect.states import Completed
 from pydantic import Field
 
 from pipeline import ROOT
-from pipeline.flows import graph, notify, source, stale
+from pipeline.flows import deployed, graph, notify, source
 from pipeline.flows.flow import Seconds, train
 
 
@@ -33,8 +33,9 @@ def watch(
         stage_timeout: Seconds that one stage may take.
         wait: Seconds to wait while another run uses the project.
     """
+    deployed.end_with_starter()
     root, log = Path(folder).resolve(), get_run_logger()
-    stale.close(log.warning)
+    deployed.close_dead(log.warning)
     settings = graph.sections(root).get("prepare", {})
     last = source.last(root)
     found = source.find(root, settings, last)

@@ -1,4 +1,4 @@
-"""Runs of a deployment that stay `Running` after their process was killed."""
+"""What a run that a deployment has started owes to its worker, and to the run before it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,19 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.runtime import deployment, flow_run
 from prefect.states import Crashed
 
+from pipeline.flows import process
+
 OPEN = [StateType.RUNNING, StateType.CANCELLING]
 REASON = "its process ended without a report"
 
 
-def close(log: Callable[[str], None]) -> None:
+def end_with_starter() -> None:
+    """Have this process end with the worker or runner that started it. Does nothing for a run by hand."""
+    if deployment.id is not None:
+        process.end_with_parent()
+
+
+def close_dead(log: Callable[[str], None]) -> None:
     """Set the other open runs of this run's deployment, and what they started, to `Crashed`.
 
     A deployment that runs once at a time has no other open run, unless its process was killed. Does nothing for a run

@@ -84,9 +84,9 @@ def parse() -> argparse.Namespace:
     )
     arguments = parser.parse_args()
     # Prefect takes seconds to import, and `--help` does not need it.
-    from pipeline.flows import schedule
+    from pipeline.flows import schedule, zone
 
-    arguments.timezone = arguments.timezone or schedule.local_zone()
+    arguments.timezone = arguments.timezone or zone.local_zone()
     try:
         if arguments.cron is None:
             schedule.every(arguments.every)

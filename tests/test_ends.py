@@ -18,7 +18,7 @@ from conftest import Project, copy_project
 from test_flows import alive, ask, free_port, wait_until
 
 from pipeline import serve
-from pipeline.flows import process, schedule
+from pipeline.flows import process, schedule, zone
 
 PYTHON = sys.executable
 # Seconds that an end may take.
@@ -107,9 +107,9 @@ def test_a_cron_schedule_fires_at_its_hour_of_its_time_zone(zone, offset):
 
 def test_the_time_zone_is_the_machine_s(monkeypatch):
     monkeypatch.setenv("TZ", "Asia/Tokyo")
-    assert schedule.local_zone() == "Asia/Tokyo"
+    assert zone.local_zone() == "Asia/Tokyo"
     monkeypatch.setenv("TZ", "nonsense")
-    assert schedule.local_zone() in {"UTC", str(Path("/etc/localtime").resolve()).rpartition("zoneinfo/")[2]}
+    assert zone.local_zone() in {"UTC", str(Path("/etc/localtime").resolve()).rpartition("zoneinfo/")[2]}
 
 
 def test_a_deployment_is_served_once(tmp_path):

@@ -10,10 +10,8 @@ import os
 import pty
 import re
 import shutil
-import socket
 import subprocess
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -31,6 +29,7 @@ from prefect.exceptions import ParameterTypeError
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Running
 from prefect.utilities.callables import parameter_schema
+from test_flows import free_port, wait_until
 
 from pipeline import links
 from pipeline.flows import deployed, graph, notify, process, progress, publish, source
@@ -43,24 +42,6 @@ from pipeline.flows.watch import decide, watch
 FLOWS = [train, watch, evaluate_champions, reconstruct_batch, prune]
 SITE = ROOT / "docs" / "examples" / "site"
 DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_until(condition, seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            if condition():
-                return True
-        except (OSError, LookupError, ValueError):  # not there yet
-            pass
-        time.sleep(0.5)
-    return False
 
 
 def answers(url: str) -> bool:

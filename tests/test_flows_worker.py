@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT, Project
-from test_flows_deployments import answers, deploy, free_port, make_pool, wait_until
+from test_flows import free_port, wait_until
+from test_flows_deployments import answers, deploy, make_pool
 
 from pipeline.flows import process, source
 
@@ -24,8 +25,8 @@ SERVICES = yaml.safe_load((ROOT / "docs" / "examples" / "site" / "compose.yaml")
 
 
 def soon() -> str:
-    """The cron schedule of the minute after the next, once an hour."""
-    return f"{(datetime.now() + timedelta(minutes=2)).minute} * * * *"  # in the machine's time zone, as deployed
+    """The cron schedule of a minute that leaves time to deploy, once an hour."""
+    return f"{(datetime.now() + timedelta(minutes=3)).minute} * * * *"  # in the machine's time zone, as deployed
 
 
 def ask(url: str, body: dict | None = None):
@@ -79,7 +80,7 @@ class Site:
         return (self.folder / f"{name}.log").read_text()[-4000:]
 
     def schedule(self, name: str) -> None:
-        """Deploy with a schedule in two minutes for the deployment of this name, and none for the others."""
+        """Deploy with a schedule in some minutes for the deployment of this name, and none for the others."""
         file = self.project.folder / "prefect.yaml"
         content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
         for one in content["deployments"]:

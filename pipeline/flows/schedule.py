@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from datetime import datetime, timedelta
-from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from prefect._vendor.croniter import CroniterError, croniter
@@ -50,16 +48,3 @@ def following(schedule: Schedule) -> datetime:
     assert schedule.cron is not None
     assert schedule.timezone is not None
     return croniter(schedule.cron, datetime.now(ZoneInfo(schedule.timezone))).get_next(datetime)
-
-
-def local_zone() -> str:
-    """The IANA name of the machine's time zone: of TZ or /etc/localtime; UTC if neither says."""
-    named = os.environ.get("TZ", "").removeprefix(":")
-    linked = str(Path("/etc/localtime").resolve()).rpartition("zoneinfo/")[2]
-    for name in (named, linked):
-        try:
-            if name and not name.startswith("/"):
-                return ZoneInfo(name).key
-        except (KeyError, ValueError, OSError):
-            continue
-    return "UTC"

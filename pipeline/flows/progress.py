@@ -6,6 +6,7 @@ import contextlib
 import re
 import time
 from collections.abc import Callable
+from typing import cast
 from uuid import UUID
 
 import httpx
@@ -48,7 +49,7 @@ class Progress:
         told = f"{drawing['title']}: {drawing['rest']}"
         with contextlib.suppress(httpx.HTTPError, PrefectException):
             if self._artifact is None:
-                self._artifact = create_progress_artifact(percent, key=self._key, description=told)
+                self._artifact = cast(UUID, create_progress_artifact(percent, key=self._key, description=told))
             else:
                 update_progress_artifact(self._artifact, percent, description=told)
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class Source:
         return float("inf") if latest is None else time.time() - latest / 1e9
 
 
-def find(folder: Path, settings: dict[str, Any], known: Source | None = None) -> Source:
+def find(folder: Path, settings: Mapping[str, Any], known: Source | None = None) -> Source:
     """The data source that the section `prepare` of params.yaml names; without files for the built-in photographs.
 
     known: an earlier state. The content of a file is read again only if its size or its time differs.
@@ -72,7 +72,7 @@ def note(folder: Path, source: Source) -> None:
     fresh.replace(path)
 
 
-def _paths(folder: Path, settings: dict[str, Any]) -> Iterator[Path]:
+def _paths(folder: Path, settings: Mapping[str, Any]) -> Iterator[Path]:
     if settings.get("source") != "folder":
         return
     below = folder / str(settings.get("folder", ""))

@@ -64,7 +64,9 @@ class Site:
         command = re.sub(r"postgresql://\S+", store, command)
         port = url.rpartition(":")[2]
         command = re.sub(r"--port \d+", f"--port {port}", command).replace(":5000", f":{port}")
-        self.start(name, command.split(), **self.variables | variables)
+        # What the file leaves to its reader is set below.
+        fixed = {key: value for key, value in SERVICES[name]["environment"].items() if "${" not in value}
+        self.start(name, command.split(), **fixed | self.variables | variables)
         assert wait_until(lambda: answers(url + health), 240), self.log(name)
 
     def start(self, name: str, command: list[str], **variables: str) -> subprocess.Popen[str]:

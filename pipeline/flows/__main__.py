@@ -1,6 +1,6 @@
 """Run the pipeline as a Prefect flow: `python -m pipeline.flows`."""
 
-from pipeline.flows.flow import pipeline
+from pipeline.flows.flow import train
 
 if __name__ == "__main__":
-    pipeline()
+    train()

@@ -2,29 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pipeline import ROOT
 
+# Seconds that DVC has to write its files after its stage got SIGTERM. Nested ends must take less than ten seconds.
+PATIENCE = 2.5
+# Seconds between two looks at the process that started this one.
+INTERVAL = 0.5
+
 
 class TimedOut(RuntimeError):
-    """The command ran past its limit and was killed with everything it had started."""
+    """The command ran past its limit and was ended with everything it had started."""
 
 
-def start(command: Sequence[str], **options) -> subprocess.Popen[str]:
-    """The command under a supervisor: closing the child's `stdin` kills it and all that it started."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "pipeline.flows.supervisor", *command],
+def start(
+    command: Sequence[str], *, patience: float = PATIENCE, children_first: bool = False, **options
+) -> subprocess.Popen[str]:
+    """The command under a supervisor: closing the child's `stdin` ends it and all that it started.
+
+    patience: seconds between SIGTERM and SIGKILL. children_first: whether the command itself gets SIGTERM only after
+    that time; see `pipeline.flows.supervisor`.
+    """
+    first = ["--children-first"] if children_first else []
+    child = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.flows.supervisor", "--patience", str(patience), *first, *command],
         stdin=subprocess.PIPE,
         text=True,
         start_new_session=True,
         **options,
     )
+    threading.Thread(target=_kill_what_a_killed_supervisor_leaves, args=[child], daemon=True).start()
+    return child
+
+
+def _kill_what_a_killed_supervisor_leaves(child: subprocess.Popen[str]) -> None:
+    if child.wait() < 0:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
 
 
 def run(
@@ -39,10 +62,12 @@ def run(
 
     variables: of the environment, beside those of this process.
 
-    Raises `TimedOut` after `timeout` seconds. On any exception here, cancellation among them, the command is killed.
+    Raises `TimedOut` after `timeout` seconds. On any exception here, cancellation among them, the command is ended:
+    what it started gets SIGTERM first, and the command after `PATIENCE` seconds.
     """
     child = start(
         command,
+        children_first=True,
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -76,7 +101,7 @@ def run(
 
 
 def close(child: subprocess.Popen[str]) -> None:
-    """Have the supervisor kill the command and all that it started."""
+    """Have the supervisor end the command and all that it started."""
     if child.stdin is not None and not child.stdin.closed:
         child.stdin.close()
 
@@ -85,6 +110,24 @@ def stop(child: subprocess.Popen[str]) -> None:
     """`close`, and wait until it has ended."""
     close(child)
     child.wait()
+
+
+def end_with_parent() -> None:
+    """Have this process end after the one that started it, also where that one is killed.
+
+    This process gets SIGTERM, and SIGKILL if that has not ended it after twice `PATIENCE`. Runs of a Prefect worker
+    would go on without it.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(INTERVAL)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(2 * PATIENCE)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def environment() -> dict[str, str]:

@@ -1,31 +1,104 @@
-"""Run a command that must not outlive whoever started it: `python -m pipeline.flows.supervisor COMMAND [ARGUMENT]...`.
+"""Run a command that must not outlive whoever started it: `python -m pipeline.flows.supervisor [OPTION]... COMMAND...`.
 
-The starter holds the other end of this process's standard input, and makes it the leader of a session. When that pipe
-closes, because the starter closed it or died, by SIGKILL even, the whole group is killed: DVC alone would leave its
-stage running.
+The starter holds the other end of this process's standard input, and makes this process the leader of a session. When
+the pipe closes, because the starter closed it or died, by SIGKILL even, the command ends with all that it started.
+The same happens to what a command leaves behind when it ends or is killed: DVC alone would leave its stage running.
+
+The end has three steps. The command gets SIGTERM and `--patience` seconds. Then the whole group gets SIGTERM and `REST`
+seconds. Then it gets SIGKILL. With `--children-first` the first SIGTERM goes to what the command started, and not to
+the command: DVC then sees its stage fail, and ends after it has written its files, as it does after any failure.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
+
+import psutil
+
+# Seconds between SIGTERM and SIGKILL for what outlives the first step.
+REST = 0.5
+# Seconds between two looks at the group.
+INTERVAL = 0.05
 
 
 def main() -> int:
     """The command's exit code."""
-    child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
-    threading.Thread(target=_kill_group_at_end_of_input, daemon=True).start()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--patience", type=float, required=True, metavar="SECONDS", help="that the first step may take")
+    parser.add_argument("--children-first", action="store_true", help="the command itself gets no SIGTERM at first")
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    arguments = parser.parse_args()
+    told = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: told.set())
+    child = subprocess.Popen(arguments.command, stdin=subprocess.DEVNULL)
+    threading.Thread(target=_wait_for_end_of_input, args=[told], daemon=True).start()
+    threading.Thread(target=_wait_for_end_of, args=[child, told], daemon=True).start()
+    told.wait()
+    end(child, arguments.patience, arguments.children_first)
     return child.wait()
 
 
-def _kill_group_at_end_of_input() -> None:
+def end(child: subprocess.Popen[bytes], patience: float, children_first: bool) -> None:
+    """End the command and the rest of this process's group, in the three steps above."""
+    told: set[int] = set()
+
+    def first(member: psutil.Process) -> bool:
+        # What a command started must go as well where the command itself is gone.
+        return child.poll() is not None or (member.pid == child.pid) != children_first
+
+    for wanted, seconds in ((first, patience), (lambda _: True, REST)):
+        deadline = time.monotonic() + seconds
+        while members := group():
+            # DVC may start its next stage before it sees the end of this one, so every look may find new ones.
+            told |= _signal([member for member in members if member.pid not in told and wanted(member)], signal.SIGTERM)
+            if time.monotonic() > deadline:
+                break
+            time.sleep(INTERVAL)
+    while members := group():
+        _signal(members, signal.SIGKILL)
+        time.sleep(INTERVAL)
+
+
+def group() -> list[psutil.Process]:
+    """The living processes of this process's group, without this one."""
+    found = []
+    for pid in psutil.pids():
+        try:
+            if pid != os.getpid() and os.getpgid(pid) == os.getpgrp():
+                process = psutil.Process(pid)
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        except (ProcessLookupError, PermissionError, psutil.Error):  # ended, or hidden, and so not of this group
+            continue
+    return found
+
+
+def _signal(members: list[psutil.Process], number: int) -> set[int]:
+    """Send the signal; the numbers of the processes."""
+    for member in members:
+        try:
+            member.send_signal(number)
+        except psutil.NoSuchProcess:
+            continue
+    return {member.pid for member in members}
+
+
+def _wait_for_end_of_input(told: threading.Event) -> None:
     # The raw descriptor: a thread that waits inside sys.stdin would hold up the interpreter's exit.
     while os.read(0, 1024):
         pass
-    os.killpg(os.getpgrp(), signal.SIGKILL)
+    told.set()
+
+
+def _wait_for_end_of(child: subprocess.Popen[bytes], told: threading.Event) -> None:
+    child.wait()
+    told.set()
 
 
 if __name__ == "__main__":

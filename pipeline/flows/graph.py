@@ -1,0 +1,105 @@
+"""The stages of dvc.yaml: one for each problem, regularizer or cell, in the order of the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+@dataclass(frozen=True)
+class Group:
+    """The stages that dvc.yaml writes once.
+
+    over: the section of params.yaml whose entries they belong to; empty if there is one stage, of the group's name.
+    """
+
+    name: str
+    over: str = ""
+
+    def stage(self, key: str) -> str:
+        """The name of one stage, as DVC takes it."""
+        return f"{self.name}@{key}" if self.over else self.name
+
+
+@dataclass
+class Selection:
+    """The entries of params.yaml that a run works on; those that fail on the way are dropped with what needs them.
+
+    chosen: names of cells; empty for all.
+    """
+
+    sections: Mapping[str, Mapping[str, Any]]
+    chosen: Collection[str] = ()
+    dropped: set[tuple[str, str]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.chosen) - self.cells.keys()):
+            raise ValueError(f"cells: params.yaml has no cell {', '.join(unknown)}; it has {', '.join(self.cells)}")
+
+    @property
+    def cells(self) -> Mapping[str, Mapping[str, Any]]:
+        """Every cell of params.yaml."""
+        return self.sections.get("cells", {})
+
+    @property
+    def left(self) -> list[str]:
+        """The chosen cells of which nothing has failed."""
+        return [name for name in self.chosen or self.cells if not self._lost(name)]
+
+    @property
+    def whole(self) -> bool:
+        """Whether these are all cells."""
+        return set(self.left) == set(self.cells)
+
+    def keys(self, over: str) -> list[str]:
+        """The entries of a section that the cells need; of all cells, those too that no cell names."""
+        if over == "cells":
+            return self.left
+        kind = over.removesuffix("s")
+        needed = {self.cells[name].get(kind) for name in self.left}
+        return [
+            key
+            for key in self.sections.get(over, {})
+            if (over, key) not in self.dropped and (key in needed or not self.chosen)
+        ]
+
+    def drop(self, over: str, key: str) -> None:
+        """Leave out an entry, and every cell that needs it."""
+        self.dropped.add((over, key))
+
+    def label(self, group: Group, key: str) -> str:
+        """A stage's name for people. It shows the problem and the regularizer of a cell."""
+        stage = group.stage(key)
+        if group.over != "cells":
+            return stage
+        parts = [str(self.cells[key].get(kind, "")) for kind in ("problem", "regularizer")]
+        return stage if all(part in key for part in parts) else f"{stage} ({', '.join(parts)})"
+
+    def _lost(self, cell: str) -> bool:
+        made_of = {("cells", cell), *((f"{kind}s", str(name)) for kind, name in self.cells[cell].items())}
+        return bool(made_of & self.dropped)
+
+
+def read(folder: Path) -> tuple[list[Group], Mapping[str, Mapping[str, Any]]]:
+    """The groups of stages in dvc.yaml, and the sections of params.yaml. Raises `ValueError` without a dvc.yaml."""
+    if not (folder / "dvc.yaml").is_file():
+        raise ValueError(f"folder: {folder} has no dvc.yaml; give the folder of the project")
+    stages = yaml.safe_load((folder / "dvc.yaml").read_text())["stages"]
+    return list(_groups(stages)), sections(folder)
+
+
+def sections(folder: Path) -> dict[str, Any]:
+    """What params.yaml holds; nothing if there is none. Stages check it."""
+    path = folder / "params.yaml"
+    found = yaml.safe_load(path.read_text()) if path.exists() else None
+    return found if isinstance(found, dict) else {}
+
+
+def _groups(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[Group]:
+    for name, stage in stages.items():
+        over = stage.get("foreach", "")
+        yield Group(name, over.removeprefix("${").removesuffix("}"))

@@ -1,0 +1,87 @@
+"""Whether the pictures that a training reads have changed since the last one that succeeded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# What the last successful training of a project was made from: a file of JSON, below the project's folder.
+RECORD = Path(".prefect") / "trained.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """The files of a data source, by their names relative to the project.
+
+    Of each, the size in bytes, the time of its last change in ns, and the SHA-256 of its content. The time is the
+    ctime, which a copy does not bring along.
+    """
+
+    files: dict[str, tuple[int, int, str]]
+
+    @property
+    def digest(self) -> str:
+        """A hash of the names and the contents; not of the times."""
+        listed = [f"{name}\0{content}\n" for name, (_, _, content) in sorted(self.files.items())]
+        return hashlib.sha256("".join(listed).encode()).hexdigest()
+
+    def age(self) -> float:
+        """Seconds since a file was changed last; infinite without files."""
+        latest = max((changed for _, changed, _ in self.files.values()), default=None)
+        return float("inf") if latest is None else time.time() - latest / 1e9
+
+
+def find(folder: Path, settings: Mapping[str, Any], known: Source | None = None) -> Source:
+    """The data source that the section `prepare` of params.yaml names; without files for the built-in photographs.
+
+    known: an earlier state. The content of a file is read again only if its size or its time differs.
+    """
+    before = {} if known is None else known.files
+    files = {}
+    for path in _paths(folder, settings):
+        name, stat = os.path.relpath(path, folder), path.stat()
+        old = before.get(name)
+        same = old is not None and old[:2] == (stat.st_size, stat.st_ctime_ns)
+        files[name] = old if same and old else (stat.st_size, stat.st_ctime_ns, _content(path))
+    return Source(files)
+
+
+def last(folder: Path) -> Source | None:
+    """What the last successful training read; `None` if there was none, or if its record can't be read."""
+    try:
+        files = json.loads((folder / RECORD).read_text())
+        return Source(
+            {name: (int(size), int(changed), str(content)) for name, (size, changed, content) in files.items()}
+        )
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def note(folder: Path, source: Source) -> None:
+    """Record what a successful training read. The file is replaced at once: a kill leaves the one before."""
+    path = folder / RECORD
+    path.parent.mkdir(exist_ok=True)
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps(source.files))
+    fresh.replace(path)
+
+
+def _paths(folder: Path, settings: Mapping[str, Any]) -> Iterator[Path]:
+    if settings.get("source") != "folder":
+        return
+    below = folder / str(settings.get("folder", ""))
+    yield from sorted(path for path in below.rglob("*") if path.is_file() and not path.name.startswith("."))
+    split = folder / str(settings.get("split", ""))
+    if split.is_file():  # a list of names, each with its split
+        yield split
+
+
+def _content(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,58 @@
+"""Start a training when the pictures have changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from prefect import flow, get_run_logger
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+from pydantic import Field
+
+from pipeline import ROOT
+from pipeline.flows import deployed, graph, notify, source
+from pipeline.flows.flow import Seconds, train
+
+
+@flow(name="watch", on_failure=[notify.failed], on_crashed=[notify.failed])
+def watch(
+    folder: str = str(ROOT),
+    quiet: Annotated[float, Field(ge=0)] = 60.0,
+    stage_timeout: Seconds = 6 * 3600.0,
+    wait: Annotated[float, Field(ge=0)] = 3600.0,
+) -> State:
+    """Start a training if the data source has changed since the last training that succeeded.
+
+    The data source is what `prepare` in params.yaml names: the folder, and the list of splits if there is one. Its hash
+    is of names and contents.
+
+    Args:
+        folder: The project, with its dvc.yaml.
+        quiet: Seconds without a change before a training starts, so that it does not read half of what is being copied.
+        stage_timeout: Seconds that one stage may take.
+        wait: Seconds to wait while another run uses the project.
+    """
+    deployed.end_with_starter()
+    root, log = Path(folder).resolve(), get_run_logger()
+    deployed.close_dead(log.warning)
+    settings = graph.sections(root).get("prepare", {})
+    last = source.last(root)
+    found = source.find(root, settings, last)
+    why = decide(found, last, quiet)
+    log.info(f"{root / str(settings.get('folder', ''))}: {why or 'changed, so a training starts'}")
+    if why is not None:
+        return Completed(message=why)
+    train(folder, stage_timeout=stage_timeout, wait=wait)
+    return Completed(message=f"trained on {len(found.files)} files")
+
+
+def decide(found: source.Source, last: source.Source | None, quiet: float) -> str | None:
+    """Why no training starts; `None` if one does."""
+    if not found.files:
+        return "no files to watch; set prepare.source: folder, and put pictures there"
+    if last is not None and found.digest == last.digest:
+        return f"{len(found.files)} files, unchanged since the last training"
+    if found.age() < quiet:
+        return f"changed {found.age():.0f} s ago; left alone until nothing changes for {quiet:g} s"
+    return None

@@ -1,0 +1,221 @@
+"""Ends of processes: of commands under a supervisor, and of a deployment that is killed in the middle of a training."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from conftest import Project, copy_project
+from test_flows import alive, ask, free_port, wait_until
+
+from pipeline import serve
+from pipeline.flows import process, schedule, zone
+
+PYTHON = sys.executable
+# Seconds that an end may take.
+LIMIT = 10
+
+
+def test_a_command_whose_children_end_writes_its_files_before_it_ends(tmp_path):
+    """As DVC does: it sees its stage fail, and clears its locks."""
+    code = (
+        "import pathlib, subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'])\n"
+        "pathlib.Path('seen').write_text(str(child.wait()))"
+    )
+    with pytest.raises(process.TimedOut):
+        process.run([PYTHON, "-c", code], print, folder=tmp_path, timeout=2)
+    assert (tmp_path / "seen").read_text() == str(-signal.SIGTERM)
+
+
+def test_what_ignores_a_request_is_killed():
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(300)"
+    child = process.start([PYTHON, "-c", code], patience=0.5, stdout=subprocess.PIPE)
+    assert child.stdout.readline() == "1\n"
+    process.stop(child)
+    assert child.returncode == 128 + signal.SIGKILL
+
+
+def test_what_a_command_leaves_behind_ends_with_it(tmp_path):
+    child = process.start(
+        ["sh", "-c", f"{PYTHON} -c 'import time; time.sleep(300)' elder-test-left & sleep 0.3; exit 4"]
+    )
+    assert child.wait() == 4
+    assert not alive("elder-test-left")
+
+
+def test_a_killed_supervisor_takes_the_command_with_it():
+    child = process.start([PYTHON, "-c", "import time; print(1, flush=True); time.sleep(300)"], stdout=subprocess.PIPE)
+    assert child.stdout.readline() == "1\n"
+    (command,) = psutil.Process(child.pid).children()
+    child.kill()
+    assert wait_until(lambda: not command.is_running() or command.status() == psutil.STATUS_ZOMBIE, LIMIT)
+
+
+def test_a_run_of_a_worker_ends_with_the_worker():
+    run = (
+        "import time; from pipeline.flows import process\n"
+        "process.end_with_parent(); print(1, flush=True); time.sleep(300)"
+    )
+    worker = subprocess.Popen(
+        [PYTHON, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {run!r}])"],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=process.ROOT,
+    )
+    assert worker.stdout.readline() == "1\n"
+    (child,) = psutil.Process(worker.pid).children()
+    worker.kill()
+    worker.wait()
+    assert wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--cron", "99 3 * * *"], "'99 3 * * *' is no cron schedule that can fire"),
+        (["--cron", "0 3 31 2 *"], "'0 3 31 2 *' is no cron schedule that can fire: failed to find next date"),
+        (["--cron", "0 3 * * *", "--timezone", "Mars/Base"], "'Mars/Base' is no time zone"),
+        (["--every", "0"], "at least 10 s; got 0"),
+        (["--every", "nan"], "nan s is no interval"),
+    ],
+)
+def test_an_impossible_schedule_is_one_line_before_any_server_starts(arguments, message, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["serve", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        serve.parse()
+    assert str(ended.value).startswith("serve: ")
+    assert message in str(ended.value)
+    assert "\n" not in str(ended.value)
+
+
+@pytest.mark.parametrize(("zone", "offset"), [("Europe/Berlin", {1, 2}), ("Asia/Tokyo", {9}), ("UTC", {0})])
+def test_a_cron_schedule_fires_at_its_hour_of_its_time_zone(zone, offset):
+    first = schedule.following(schedule.cron("30 3 * * *", zone))
+    assert (first.hour, first.minute) == (3, 30)
+    assert first.utcoffset().total_seconds() / 3600 in offset
+
+
+def test_the_time_zone_is_the_machine_s(monkeypatch):
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    assert zone.local_zone() == "Asia/Tokyo"
+    monkeypatch.setenv("TZ", "nonsense")
+    assert zone.local_zone() in {"UTC", str(Path("/etc/localtime").resolve()).rpartition("zoneinfo/")[2]}
+
+
+def test_a_deployment_is_served_once(tmp_path):
+    refused = pytest.raises(SystemExit, match=rf"PID {os.getpid()} serves the deployment 'nightly' already")
+    with serve.only_one(tmp_path / "lock", "nightly"), refused, serve.only_one(tmp_path / "lock", "nightly"):
+        pass
+    with serve.only_one(tmp_path / "lock", "nightly"):
+        pass
+
+
+def test_a_server_that_does_not_answer_is_named():
+    with pytest.raises(SystemExit, match=r"no Prefect server answers at PREFECT_API_URL=http://127.0.0.1:1/api"):
+        serve.check_server("http://127.0.0.1:1/api", patience=0)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    """A project of three stages, the last a training of half a minute, which has not begun."""
+    made = copy_project(tmp_path_factory.mktemp("prepared") / "project")
+    made.only_least_squares()
+    made.change("pretrain", steps=1200)
+    graph = yaml.safe_load((made.folder / "dvc.yaml").read_text())["stages"]
+    stages = {name: graph[name] for name in ("code", "prepare", "pretrain")}
+    (made.folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+    made.run("dvc", "repro", "prepare")
+    return made.folder
+
+
+@contextmanager
+def serving(project: Project, port: int, seconds: int, **environment: str):
+    """`python -m pipeline.serve`, and a function that reads what it has printed."""
+    log = project.folder / f"serve-{time.monotonic_ns()}.log"
+    with log.open("w") as file:
+        door = subprocess.Popen(
+            [PYTHON, "-m", "pipeline.serve", "--every", str(seconds), "--port", str(port)],
+            cwd=project.folder,
+            env=project.environment | environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield door, log.read_text
+    finally:
+        door.send_signal(signal.SIGTERM)
+        door.wait()
+
+
+def processes_in(folder: Path) -> list[psutil.Process]:
+    """Those that live and work in the folder, without those that have ended."""
+    found = []
+    for each in psutil.process_iter():
+        try:
+            if each.status() != psutil.STATUS_ZOMBIE and Path(each.cwd()).is_relative_to(folder):
+                found.append(each)
+        except psutil.Error:
+            continue
+    return found
+
+
+def named(folder: Path, *words: str) -> psutil.Process:
+    """The one process in the folder with these words in its command, and not a supervisor."""
+    lines = [(each, " ".join(each.cmdline())) for each in processes_in(folder)]
+    (found,) = [each for each, line in lines if all(w in line for w in words) and "supervisor" not in line]
+    return found
+
+
+def training(folder: Path) -> bool:
+    """Whether a training is under way that has something to resume from."""
+    return any((folder / ".checkpoints").rglob("state.pt"))
+
+
+RUNS = "[(r.name, r.state.type.value, r.auto_scheduled) for r in await client.read_flow_runs()]"
+DEPLOYMENTS = "[(d.paused, len(d.schedules)) for d in await client.read_deployments()]"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
+@pytest.mark.parametrize("target", ["serve", "server", "flow"])
+def test_a_kill_in_mid_training_leaves_nothing_and_the_next_run_finishes(target, number, prepared, tmp_path):
+    project = Project(tmp_path / "project")
+    shutil.copytree(prepared, project.folder, symlinks=True)
+    port = free_port()
+    weights = project.folder / "models" / "pretrained" / "least_squares" / "weights.safetensors"
+    with serving(project, port, 10) as (door, printed):
+        assert wait_until(lambda: training(project.folder), 240), printed()
+        flow = named(project.folder, "spawn_main")
+        stage = named(project.folder, "stages.pretrain")
+        server = named(project.folder, "prefect", "server", "start")
+        assert not weights.exists()
+        killed = {"serve": psutil.Process(door.pid), "server": server, "flow": flow}[target]
+        killed.send_signal(number)
+        if target == "flow":
+            assert wait_until(lambda: not flow.is_running() and not stage.is_running(), LIMIT), printed()
+            assert wait_until(weights.exists, 240), printed()
+        else:
+            assert wait_until(lambda: not processes_in(project.folder) and door.poll() is not None, LIMIT), printed()
+            assert not weights.exists()
+            if target == "server":
+                assert door.returncode == 1
+                assert "serve: the Prefect server ended with exit code" in printed()
+            elif number == signal.SIGTERM:
+                assert door.returncode == 0
+    with serving(project, port, 25) as (_, printed):
+        assert wait_until(lambda: weights.exists() and "'COMPLETED'" in str(ask(project, port, RUNS)), 240), printed()
+        states = ask(project, port, RUNS)
+        assert ask(project, port, DEPLOYMENTS) == [[False, 1]]
+    types = [state for _, state, _ in states]
+    assert "CRASHED" in types, states
+    assert types.count("RUNNING") + types.count("PENDING") <= 1, states

@@ -94,4 +94,11 @@ def regularizer(kind: str, name: str = "dncnn", channels: int = 1) -> Any:
     torch.manual_seed(5)
     if kind == "total_variation":
         return regularizers.make(kind, epsilon=0.1).double()
+    if kind in ("crr", "wcrr"):
+        # Wide enough for standard normal pictures; random parameters, so that slopes of both signs are met.
+        made = regularizers.make(kind, channels=channels, filters=[2, 3], kernel_size=3, cells=120).double()
+        with torch.no_grad():
+            for parameter in made.parameters():
+                parameter.add_(0.5 * torch.randn_like(parameter))
+        return made
     return regularizers.make(kind, channels=channels, filters=4, filter_size=3, knees=3).double()

@@ -16,6 +16,7 @@ from elder.regularizers.least_squares import LeastSquaresResidual
 from elder.regularizers.red import REDPotential
 from elder.regularizers.ridge import ConvexRidge, WeaklyConvexRidge
 from elder.regularizers.scalar import ScalarPotential
+from elder.regularizers.spline_ridge import ConvexSplineRidge, WeaklyConvexSplineRidge
 from elder.regularizers.total_variation import SmoothedTotalVariation
 
 OVER_A_NETWORK: dict[str, Callable[[Network], Regularizer]] = {
@@ -26,7 +27,9 @@ OVER_A_NETWORK: dict[str, Callable[[Network], Regularizer]] = {
 }
 OF_FILTERS: dict[str, Callable[..., Regularizer]] = {
     "convex_ridge": ConvexRidge,
+    "crr": ConvexSplineRidge,
     "total_variation": SmoothedTotalVariation,
+    "wcrr": WeaklyConvexSplineRidge,
     "weakly_convex_ridge": WeaklyConvexRidge,
 }
 # Parameters: 256 MiB in float32, twice those of the DRUNet of Zhang et al. 2021.
@@ -78,6 +81,7 @@ __all__ = [
     "OF_FILTERS",
     "OVER_A_NETWORK",
     "ConvexRidge",
+    "ConvexSplineRidge",
     "Energy",
     "ImplicitResidual",
     "LeastSquaresResidual",
@@ -86,6 +90,7 @@ __all__ = [
     "ScalarPotential",
     "SmoothedTotalVariation",
     "WeaklyConvexRidge",
+    "WeaklyConvexSplineRidge",
     "describe",
     "make",
 ]

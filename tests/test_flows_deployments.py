@@ -534,9 +534,7 @@ def test_the_containers_fit_together():
     assert "mlflow:5000" in services["mlflow"]["command"].split("--allowed-hosts ")[1]
     assert "--serve-artifacts" in services["mlflow"]["command"]
     worker = services["worker"]["command"].replace("--no-prompt ", "")
-    assert all(
-        part in worker for part in ("work-pool create elder", "prefect deploy --all", "worker start --pool elder")
-    )
+    assert all(part in worker for part in ("work-pool create elder", "prefect deploy --all", "pipeline.worker"))
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd here")

@@ -24,7 +24,7 @@ from prefect.states import Crashed
 
 from pipeline.flows import process
 
-OPEN = [StateType.RUNNING, StateType.CANCELLING]
+OPEN = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 REASON = "its process ended without a report"
 
 

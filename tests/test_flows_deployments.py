@@ -380,28 +380,25 @@ def test_old_flow_runs_go_with_their_artifacts_and_new_ones_stay(server, monkeyp
     assert "old-and-gone" not in dict(artifacts())
 
 
-def test_a_run_whose_process_was_killed_is_closed_by_the_next_one(server, monkeypatch):
-    told = []
-
-    def run_states(limit: int) -> list[str]:
-        """The states of a killed run and of what it had started, after the next run has looked."""
-        with get_client(sync_client=True) as client:
-            flow_id = client.create_flow(watch)
-            made = client.create_deployment(flow_id, f"once in {limit}", concurrency_limit=limit)
-            killed, mine = (client.create_flow_run_from_deployment(made, state=Running()) for _ in range(2))
-            parent = client.create_task_run(
-                publish.publish, killed.id, "0", state=Running()
-            )  # what stands for the inner flow
-            inner = client.create_flow_run(train, parent_task_run_id=parent.id, state=Running())
-            monkeypatch.setattr(deployed, "deployment", SimpleNamespace(id=str(made)))
-            monkeypatch.setattr(deployed, "flow_run", SimpleNamespace(id=str(mine.id)))
-            deployed.close_dead(told.append)
-            states = [client.read_flow_run(run.id).state.name for run in (killed, inner, mine)]
-            return [*states, client.read_task_run(parent.id).state.name]
-
-    assert run_states(1) == ["Crashed", "Crashed", "Running", "Crashed"]
+def test_a_run_whose_process_was_killed_is_closed_by_the_next_one(server, tmp_path, monkeypatch):
+    told: list[str] = []
+    with get_client(sync_client=True) as client:
+        made = client.create_deployment(client.create_flow(watch), "killed")
+        killed, alive, elsewhere, mine = (
+            client.create_flow_run_from_deployment(made, state=Running()) for _ in range(4)
+        )
+        parent = client.create_task_run(publish.publish, killed.id, "0", state=Running())  # stands for the inner flow
+        inner = client.create_flow_run(train, parent_task_run_id=parent.id, state=Running())
+        marks = tmp_path / deployed.MARKS
+        deployed._mark(marks, str(alive.id))
+        (marks / str(killed.id)).touch()
+        monkeypatch.setattr(deployed, "deployment", SimpleNamespace(id=str(made)))
+        monkeypatch.setattr(deployed, "flow_run", SimpleNamespace(id=str(mine.id)))
+        deployed.close_dead(tmp_path, told.append)
+        states = [client.read_flow_run(run.id).state.name for run in (killed, inner, alive, elsewhere, mine)]
+        assert client.read_task_run(parent.id).state.name == "Crashed"
+    assert states == ["Crashed", "Crashed", "Running", "Running", "Running"]
     assert len(told) == 1
-    assert run_states(2) == ["Running"] * 4  # two may run at once, so nobody knows
 
 
 # The commands below the flows
@@ -497,8 +494,7 @@ def test_all_deployments_are_made_without_a_question(server, tmp_path):
     assert set(found) == scheduled | {"evaluate-champions/by-hand", "reconstruct-batch/by-hand"}
     for name in scheduled:
         assert [entry.schedule.timezone for entry in found[name].schedules] == ["Europe/Berlin"]
-        assert found[name].global_concurrency_limit.limit == 1
-        assert found[name].concurrency_options.collision_strategy == "CANCEL_NEW"
+        assert found[name].global_concurrency_limit is None  # its leases end runs that live
     here = str(tmp_path.resolve())
     assert all(one.job_variables["env"]["PYTHONPATH"] == here for one in found.values())
     assert found["train/nightly"].parameter_openapi_schema["properties"]["folder"]["default"] == here

@@ -219,3 +219,65 @@ def test_a_kill_in_mid_training_leaves_nothing_and_the_next_run_finishes(target,
     types = [state for _, state, _ in states]
     assert "CRASHED" in types, states
     assert types.count("RUNNING") + types.count("PENDING") <= 1, states
+
+
+@pytest.fixture
+def server(prepared, tmp_path):
+    """A Prefect server that is not `serve`'s own, beside a copy of the prepared project."""
+    project = Project(tmp_path / "project")
+    shutil.copytree(prepared, project.folder, symlinks=True)
+    port = free_port()
+    command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    environment = project.environment | {"PREFECT_HOME": str(tmp_path / "server")}
+    with (tmp_path / "server.log").open("w") as log:
+        started = process.start(command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=tmp_path)
+    url = f"http://127.0.0.1:{port}/api"
+    assert wait_until(lambda: serve.answers(url), 240)
+    yield project, port, url, started
+    process.stop(started)
+
+
+LATE = "[r.name for r in await client.read_flow_runs() if r.state_name == 'Late']"
+STATES = "[(r.state.type.value, r.state.message) for r in await client.read_flow_runs()]"
+
+
+@pytest.mark.slow
+def test_runs_that_came_due_while_nothing_served_them_are_skipped(server):
+    project, port, url, _ = server
+    with serving(project, port, 10, PREFECT_API_URL=url) as (door, printed):
+        assert wait_until(lambda: "Beginning flow run" in printed(), 240), printed()
+        door.kill()
+    assert wait_until(lambda: not processes_in(project.folder), LIMIT)
+    assert wait_until(lambda: len(ask(project, port, LATE)) >= 2, 240)
+    with serving(project, port, 3600, PREFECT_API_URL=url) as (_, printed):
+        assert wait_until(lambda: "is skipped: due while nothing served it" in printed(), 240), printed()
+        assert wait_until(lambda: not ask(project, port, LATE), 60), printed()
+        states = ask(project, port, STATES)
+        assert ask(project, port, DEPLOYMENTS) == [[False, 1]]
+    assert ["CANCELLED", "skipped: due while nothing served it"] in states
+    assert not {"RUNNING", "PENDING", "CANCELLING"} & {state for state, _ in states}, states
+
+
+@pytest.mark.slow
+def test_a_server_that_is_lost_in_mid_training_ends_serve(server):
+    project, port, url, started = server
+    with serving(project, port, 10, PREFECT_API_URL=url) as (door, printed):
+        assert wait_until(lambda: training(project.folder), 240), printed()
+        assert wait_until(lambda: "is skipped: due again before it could start" in printed(), 60), printed()
+        process.stop(started)
+        assert wait_until(lambda: door.poll() is not None, 240), printed()
+        assert door.returncode == 1
+        assert "serve: the runner gave up: " in printed()
+    assert wait_until(lambda: not processes_in(project.folder), LIMIT), printed()
+
+
+@pytest.mark.slow
+def test_an_mlflow_server_that_does_not_answer_is_named_and_a_re_run_mends_it(prepared, tmp_path):
+    project = Project(tmp_path / "project")
+    shutil.copytree(prepared, project.folder, symlinks=True)
+    command = [PYTHON, "-m", "pipeline.flows"]
+    environment = project.environment | {"MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}
+    failed = subprocess.run(command, cwd=project.folder, env=environment, capture_output=True, text=True, check=False)
+    assert failed.returncode != 0
+    assert "http://127.0.0.1:1: the MLflow server does not answer" in failed.stdout + failed.stderr
+    project.run(*command)

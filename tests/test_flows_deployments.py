@@ -31,7 +31,9 @@ from prefect.states import Running
 from prefect.utilities.callables import parameter_schema
 from test_flows import free_port, wait_until
 
-from pipeline import links
+from elder import UserError, cli
+from elder.model import registry
+from pipeline import batch, champions, links
 from pipeline.flows import deployed, graph, notify, process, progress, publish, source
 from pipeline.flows import prune as pruning
 from pipeline.flows.flow import StageFailed, train
@@ -351,22 +353,6 @@ def test_artifacts_are_small_and_made_only_of_what_is_new(server, tmp_path, monk
     assert len(artifacts()) == count + 1
 
 
-def test_a_report_in_mlflow_is_linked_as_browsers_reach_it(empty_store, tmp_path, monkeypatch):
-    from mlflow import MlflowClient
-
-    file = Path(shutil.copy(empty_store, tmp_path / "mlflow.db"))
-    client = MlflowClient(f"sqlite:///{file}")
-    experiment = client.create_experiment("elder", artifact_location=str(tmp_path / "mlruns" / "elder"))
-    mine, later = (client.create_run(experiment, tags={"repro": name}).info.run_id for name in ("flow 1", "flow 2"))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
-    monkeypatch.delenv(links.VARIABLE, raising=False)
-    assert links.VARIABLE in links.find("flow 1")["needs"]
-    monkeypatch.setenv(links.VARIABLE, "https://mlflow.example/")
-    page = f"https://mlflow.example/#/experiments/{experiment}/runs"
-    assert links.find("flow 1") == {"run": f"{page}/{mine}", "report": f"{page}/{mine}/artifacts/index.html"}
-    assert links.find("a flow that ran nothing")["run"] == f"{page}/{later}"
-
-
 def test_a_row_of_the_drift_table_compares_with_validation_and_with_the_initial_guess():
     champion = {"model": "models:/elder-csmri/3", "psnr": 30.0}
     mean, baseline = {"psnr": 26.5, "ssim": 0.81234}, {"name": "zero-filled", "psnr": 24.0}
@@ -394,28 +380,67 @@ def test_old_flow_runs_go_with_their_artifacts_and_new_ones_stay(server, monkeyp
     assert "old-and-gone" not in dict(artifacts())
 
 
-def test_a_run_whose_process_was_killed_is_closed_by_the_next_one(server, monkeypatch):
-    told = []
-
-    def run_states(limit: int) -> list[str]:
-        """The states of a killed run and of what it had started, after the next run has looked."""
-        with get_client(sync_client=True) as client:
-            flow_id = client.create_flow(watch)
-            made = client.create_deployment(flow_id, f"once in {limit}", concurrency_limit=limit)
-            killed, mine = (client.create_flow_run_from_deployment(made, state=Running()) for _ in range(2))
-            parent = client.create_task_run(
-                publish.publish, killed.id, "0", state=Running()
-            )  # what stands for the inner flow
-            inner = client.create_flow_run(train, parent_task_run_id=parent.id, state=Running())
-            monkeypatch.setattr(deployed, "deployment", SimpleNamespace(id=str(made)))
-            monkeypatch.setattr(deployed, "flow_run", SimpleNamespace(id=str(mine.id)))
-            deployed.close_dead(told.append)
-            states = [client.read_flow_run(run.id).state.name for run in (killed, inner, mine)]
-            return [*states, client.read_task_run(parent.id).state.name]
-
-    assert run_states(1) == ["Crashed", "Crashed", "Running", "Crashed"]
+def test_a_run_whose_process_was_killed_is_closed_by_the_next_one(server, tmp_path, monkeypatch):
+    told: list[str] = []
+    with get_client(sync_client=True) as client:
+        made = client.create_deployment(client.create_flow(watch), "killed")
+        killed, alive, elsewhere, mine = (
+            client.create_flow_run_from_deployment(made, state=Running()) for _ in range(4)
+        )
+        parent = client.create_task_run(publish.publish, killed.id, "0", state=Running())  # stands for the inner flow
+        inner = client.create_flow_run(train, parent_task_run_id=parent.id, state=Running())
+        marks = tmp_path / deployed.MARKS
+        deployed._mark(marks, str(alive.id))
+        (marks / str(killed.id)).touch()
+        monkeypatch.setattr(deployed, "deployment", SimpleNamespace(id=str(made)))
+        monkeypatch.setattr(deployed, "flow_run", SimpleNamespace(id=str(mine.id)))
+        deployed.close_dead(tmp_path, told.append)
+        states = [client.read_flow_run(run.id).state.name for run in (killed, inner, alive, elsewhere, mine)]
+        assert client.read_task_run(parent.id).state.name == "Crashed"
+    assert states == ["Crashed", "Crashed", "Running", "Running", "Running"]
     assert len(told) == 1
-    assert run_states(2) == ["Running"] * 4  # two may run at once, so nobody knows
+
+
+# The commands below the flows
+
+
+def test_a_batch_does_what_it_can_and_says_what_it_could_not(bundle, photographs, tmp_path, monkeypatch, capsys):
+    measured, out = tmp_path / "measured", tmp_path / "out"
+    settings = ["--set", "ratio=0.4"]
+    assert cli.main(["simulate", "csmri", "--images", str(photographs), "--out", str(measured), *settings]) == 0
+    kept = sorted(measured.iterdir())[:2]
+    for path in measured.iterdir():
+        if path not in kept:
+            path.unlink()
+    (measured / "broken.npz").write_bytes(b"nothing")
+    (measured / "notes.txt").write_text("no measurement")
+    monkeypatch.setattr("sys.argv", ["batch", str(bundle), "--measurements", str(measured), "--out", str(out)])
+    with pytest.raises(SystemExit, match="1"):
+        batch.main()
+    rows = {entry["measurement"]: entry for entry in json.loads((out / "batch.json").read_text())}
+    assert set(rows) == {"broken.npz", *(path.name for path in kept)}
+    for path in kept:
+        assert rows[path.name]["done"]
+        assert "steps" in rows[path.name]["told"]
+        assert Image.open(out / f"{path.stem}.png").size == (48, 40)
+    assert rows["broken.npz"]["picture"] is None
+    assert "broken.npz" in rows["broken.npz"]["told"]
+    assert "1 of 3 measurements failed" in capsys.readouterr().err
+
+
+def test_champions_are_named_by_their_versions(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text("problems: {mine: {class: own.Mine}}")
+    listed = [("elder-csmri", 4, "challenger", 31.0), ("elder-csmri", 3, "champion, first", 30.5)]
+    listed += [("elder-deblur", 1, "challenger", 20.0), ("elder-mine", 2, "champion", float("nan"))]
+    rows = [dict(zip(("name", "version", "alias", "psnr"), entry, strict=True)) for entry in listed]
+    monkeypatch.setattr(registry, "listing", lambda: rows)
+    csmri = {"problem": "csmri", "model": "models:/elder-csmri/3", "version": 3, "psnr": 30.5, "own_code": None}
+    mine = {"problem": "mine", "model": "models:/elder-mine/2", "version": 2, "psnr": None, "own_code": "own.Mine"}
+    assert champions.find([]) == [csmri, mine]
+    assert champions.find(["mine"]) == [mine]
+    with pytest.raises(UserError, match="deblur: no champion; there is one of csmri, mine"):
+        champions.find(["deblur", "csmri"])
 
 
 # Deployments
@@ -469,8 +494,7 @@ def test_all_deployments_are_made_without_a_question(server, tmp_path):
     assert set(found) == scheduled | {"evaluate-champions/by-hand", "reconstruct-batch/by-hand"}
     for name in scheduled:
         assert [entry.schedule.timezone for entry in found[name].schedules] == ["Europe/Berlin"]
-        assert found[name].global_concurrency_limit.limit == 1
-        assert found[name].concurrency_options.collision_strategy == "CANCEL_NEW"
+        assert found[name].global_concurrency_limit is None  # its leases end runs that live
     here = str(tmp_path.resolve())
     assert all(one.job_variables["env"]["PYTHONPATH"] == here for one in found.values())
     assert found["train/nightly"].parameter_openapi_schema["properties"]["folder"]["default"] == here
@@ -506,9 +530,7 @@ def test_the_containers_fit_together():
     assert "mlflow:5000" in services["mlflow"]["command"].split("--allowed-hosts ")[1]
     assert "--serve-artifacts" in services["mlflow"]["command"]
     worker = services["worker"]["command"].replace("--no-prompt ", "")
-    assert all(
-        part in worker for part in ("work-pool create elder", "prefect deploy --all", "worker start --pool elder")
-    )
+    assert all(part in worker for part in ("work-pool create elder", "prefect deploy --all", "pipeline.worker"))
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd here")

@@ -23,7 +23,7 @@ from mlflow.entities import Run
 from elder import UserError
 from elder.model.store import EXPERIMENT
 from elder.training.checkpoint import Checkpoint
-from pipeline import REPRO, fingerprints, prune, registry, repros, rollback, runs, tracking
+from pipeline import REPRO, fingerprints, links, prune, registry, repros, rollback, runs, tracking
 
 CELL = "csmri-least_squares"
 
@@ -445,3 +445,15 @@ def test_a_stage_starts_without_mlflow(stage):
     """It takes seconds to import, and stages that fail on their settings, or log nothing, do not need it."""
     code = f"import sys, stages.{stage}; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_the_report_of_a_repro_has_an_address_for_browsers(store, monkeypatch):
+    client = MlflowClient(f"sqlite:///{store}/mlflow.db")
+    experiment = client.create_experiment(EXPERIMENT, artifact_location=str(store / "mlruns" / EXPERIMENT))
+    mine, later = (client.create_run(experiment, tags={"repro": name}).info.run_id for name in ("flow 1", "flow 2"))
+    monkeypatch.delenv(links.VARIABLE, raising=False)
+    assert links.VARIABLE in links.find("flow 1")["needs"]
+    monkeypatch.setenv(links.VARIABLE, "https://mlflow.example/")
+    page = f"https://mlflow.example/#/experiments/{experiment}/runs"
+    assert links.find("flow 1") == {"run": f"{page}/{mine}", "report": f"{page}/{mine}/artifacts/index.html"}
+    assert links.find("a flow that ran nothing")["run"] == f"{page}/{later}"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Callable
+from pathlib import Path
+from typing import IO
 from uuid import UUID
 
 from prefect import get_client
@@ -24,8 +27,11 @@ from prefect.states import Crashed
 
 from pipeline.flows import process
 
-OPEN = [StateType.RUNNING, StateType.CANCELLING]
+OPEN = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
+MARKS = Path(".dvc") / "tmp" / "runs"
 REASON = "its process ended without a report"
+# The locks of this process.
+_held: list[IO[str]] = []
 
 
 def end_with_starter() -> None:
@@ -34,26 +40,46 @@ def end_with_starter() -> None:
         process.end_with_parent()
 
 
-def close_dead(log: Callable[[str], None]) -> None:
-    """Set the other open runs of this run's deployment, and what they started, to `Crashed`.
+def close_dead(folder: Path, log: Callable[[str], None]) -> None:
+    """Set the open runs of this run's deployment whose process was killed, and what they started, to `Crashed`.
 
-    A deployment that runs once at a time has no other open run, unless its process was killed. Does nothing for a run
-    that no deployment made, or for a deployment that may run twice at once.
+    Every run holds a lock on a file of its own, in `MARKS` of the project, for as long as its process lives. A limit of
+    Prefect's can't tell: its leases run out on a busy machine, or while the server is away, and end runs that live.
+    Does nothing for a run that no deployment made.
     """
     if deployment.id is None:
         return
+    _mark(folder / MARKS, str(flow_run.id))
     with get_client(sync_client=True) as client:
-        limit = client.read_deployment(UUID(deployment.id)).global_concurrency_limit
-        if limit is None or limit.limit != 1:
-            return
         mine = FlowRunFilter(
             deployment_id=FlowRunFilterDeploymentId(any_=[UUID(deployment.id)]),
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=OPEN)),
         )
         for run in client.read_flow_runs(flow_run_filter=mine):
-            if str(run.id) != flow_run.id:
+            if str(run.id) != flow_run.id and _is_dead(folder / MARKS / str(run.id)):
                 _crash(client, run)
                 log(f"run {run.name} is now Crashed: {REASON}")
+
+
+def _mark(marks: Path, name: str) -> None:
+    """Hold the lock of a run until this process ends."""
+    marks.mkdir(parents=True, exist_ok=True)
+    new = marks / f"{name}.new"
+    file = new.open("w")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    new.rename(marks / name)  # nobody sees it without its lock
+    _held.append(file)
+
+
+def _is_dead(mark: Path) -> bool:
+    """Whether a run has held its lock, and holds it no more. The mark is then removed."""
+    try:
+        with mark.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (FileNotFoundError, BlockingIOError):  # it has not begun, or runs elsewhere; or it lives
+        return False
+    mark.unlink(missing_ok=True)
+    return True
 
 
 def _crash(client: SyncPrefectClient, run: FlowRun) -> None:

@@ -101,8 +101,8 @@ def train(
     root, log = Path(folder).resolve(), get_run_logger()
     groups, sections = graph.read(root)
     selection = graph.Selection(sections, cells)
+    deployed.close_dead(root, log.warning)
     with repository.hold(root, f"flow run {flow_run.name}", log.warning, patience=wait):
-        deployed.close_dead(log.warning)
         pictures = source.find(root, sections.get("prepare", {}), source.last(root))
         before = verdicts(root)
         try:

@@ -35,7 +35,7 @@ def watch(
     """
     deployed.end_with_starter()
     root, log = Path(folder).resolve(), get_run_logger()
-    deployed.close_dead(log.warning)
+    deployed.close_dead(root, log.warning)
     settings = graph.sections(root).get("prepare", {})
     last = source.last(root)
     found = source.find(root, settings, last)

@@ -108,8 +108,9 @@ def write(files: dict[Path, str], part: str, out: Path, chosen: Preparation) -> 
             digest = hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
             look = perceptual(image)
             for scale in scales:
-                sized = shrink(image, round(chosen.shorter_side * scale))
-                picture = sized if part == "train" else central_square(sized, chosen.shorter_side)
+                picture = shrink(image, round(chosen.shorter_side * scale))
+                if part != "train":
+                    picture = cropped(central_square(picture, chosen.shorter_side), chosen.multiple)
                 numbered = f"{stem}-{index}" if len(images) > 1 else stem
                 name = given.claim(numbered if len(scales) == 1 else f"{numbered}@{scale:g}")
                 io.write_image(out / part / f"{name}.tif", picture)
@@ -142,6 +143,15 @@ def central_square(image: np.ndarray, size: int) -> np.ndarray:
     """The middle `size` x `size` pixels, or the whole image where it is smaller or size is 0."""
     top, left = (max(0, (n - size) // 2) if size else 0 for n in image.shape[:2])
     return image[top : top + size, left : left + size] if size else image
+
+
+def cropped(image: np.ndarray, multiple: int) -> np.ndarray:
+    """The middle of the image whose sides are the largest multiples of `multiple`."""
+    h, w = (n - n % multiple for n in image.shape[:2])
+    if min(h, w) == 0:
+        raise UserError(f"prepare.multiple={multiple}: an image of {image.shape[0]}x{image.shape[1]} is smaller")
+    top, left = (image.shape[0] - h) // 2, (image.shape[1] - w) // 2
+    return image[top : top + h, left : left + w]
 
 
 def refuse_duplicates(rows: list[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""The command `elder`: simulate measurements, reconstruct, evaluate, and list the models of the registry."""
+"""The command `elder`: simulate measurements, reconstruct, evaluate, and list models."""
 
 from __future__ import annotations
 
@@ -27,10 +27,12 @@ EPILOG = {
 
 Writes OUT/NAME.npz for every picture: y, the measurement, and what the operator needs besides (mask for csmri).""",
     "reconstruct": """examples:
+  elder reconstruct released:csmri-brain --measurement measurements/slice.npz --out slice.png
   elder reconstruct models/csmri-least_squares --measurement measurements/camera.npz --out camera.png
   elder reconstruct models:/elder-csmri@champion --measurement y.npy --set mask=mask.png --out x.tif
 
-MODEL is a bundle folder (config.json, weights.safetensors), or a URI of the MLflow model registry.
+MODEL is released:NAME, a model that comes with elder; a bundle folder (config.json, weights.safetensors); or a URI of
+the MLflow model registry. `elder models` lists the first and the last.
 The measurement is .npy .npz .png .tif .mat or .h5; arrays beside y in it are arguments of the operator. Models expect
 pictures in [0, 1]: give the value of white of other units by --data-range.""",
     "evaluate": """examples:
@@ -40,6 +42,7 @@ pictures in [0, 1]: give the value of white of other units by --data-range.""",
 Simulates a measurement of every picture, reconstructs it, and writes OUT/metrics.json and the pictures.""",
     "models": """examples:
   elder models
+  elder models --card csmri-brain
   MLFLOW_TRACKING_URI=http://127.0.0.1:5000 elder models""",
 }
 
@@ -98,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     settings(sub)
 
     sub = command("reconstruct", _reconstruct, "recover a picture from a measurement")
-    sub.add_argument("model", metavar="MODEL", help="a bundle folder or a registry URI")
+    sub.add_argument("model", metavar="MODEL", help="released:NAME, a bundle folder or a registry URI")
     sub.add_argument("--measurement", type=Path, required=True, metavar="FILE", help="the measurement y")
     sub.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="the picture: .png, 8 bits; .tif or .npy, as it is"
@@ -109,14 +112,15 @@ def _parser() -> argparse.ArgumentParser:
     own_code(sub)
 
     sub = command("evaluate", _evaluate, "measure a model's quality on clean pictures")
-    sub.add_argument("model", metavar="MODEL", help="a bundle folder or a registry URI")
+    sub.add_argument("model", metavar="MODEL", help="released:NAME, a bundle folder or a registry URI")
     clean(sub)
     sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="where metrics.json and pictures go")
     sub.add_argument("--limit", type=int, metavar="N", help="the first N pictures only")
     settings(sub)
     own_code(sub)
 
-    command("models", _models, "list the models in the registry")
+    sub = command("models", _models, "list the models that come with elder, and those in the registry")
+    sub.add_argument("--card", metavar="NAME", help="print the card of one that comes with elder: data, terms, recipe")
     return parser
 
 
@@ -262,8 +266,27 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _models(arguments: argparse.Namespace) -> None:
+    from elder import released
+
+    if arguments.card is not None:
+        print((released.folder(arguments.card) / "card.md").read_text(), end="")
+        return
+    for row in released.listing():
+        print(f"released:{row['name']}: {row['about']}")
+        print(
+            f"  {row['problem']}, {row['regularizer'].replace('_', ' ')}, {row['parameters']} parameters in "
+            f"{row['precision']}, {row['bytes'] / 2**20:.2f} MB; {row['psnr']:.2f} dB on {row['pictures']} validation "
+            f"pictures\n  data: {row['data']}\n  terms of the data: {row['terms']}"
+        )
+    _list_registry()
+
+
+def _list_registry() -> None:
     from elder.model import registry
 
+    if not registry.available():
+        print("models of a registry are listed where MLflow is installed: pip install mlflow")
+        return
     rows = registry.listing()
     if not rows:
         print("the registry holds no elder model yet")

@@ -42,7 +42,7 @@ def manifests(chosen: params.Params) -> dict[str, str]:
     """The code behind each stage: a line with the fingerprint and the name of each module that it uses.
 
     The user's own problems, in `own_code`, and the files that settings of problems name, masks and kernels, belong to
-    every stage that uses problems.
+    every stage that uses problems. The bundles that pre-training starts from belong to that stage.
 
     A module counts if the stage imports it, directly or through other modules. Its fingerprint is that of its syntax
     tree, so comments, docstrings and layout do not affect it. Data files beside a module count too, by their content.
@@ -57,11 +57,13 @@ def manifests(chosen: params.Params) -> dict[str, str]:
     own = sorted(own_code.rglob("*.py")) if own_code.is_dir() else [own_code]
     own_lines = [f"{digest(path.read_text())}  {path.as_posix()}\n" for path in own if not _in_packages(path)]
     own_lines += [f"{content_hash(path)[:16]}  {path.as_posix()}\n" for path in chosen.problem_files]
+    starts = [f"{content_hash(path)[:16]}  {path.as_posix()}\n" for path in chosen.initial_bundles]
     texts = {}
     for stage in stages:
         used = sorted({stage, *graph.find_upstream_modules(stage)})
         lines = [f"{code}  {name}\n" for module in used for name, code in of_module(module).items()]
         lines += own_lines if "elder.problems" in used else []
+        lines += starts if stage == "stages.pretrain" else []
         texts[stage.removeprefix("stages.")] = "".join(dict.fromkeys(lines))
     return texts
 

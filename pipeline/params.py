@@ -99,6 +99,7 @@ class Preparation(Section):
     drop_empty: bool
     color: bool
     shorter_side: Annotated[int, Field(ge=0)]
+    multiple: Count
     train_scales: Annotated[list[Positive], Field(min_length=1)]
     validation_share: Share
     test_share: Share
@@ -196,6 +197,12 @@ class Params(Section):
         paths = [Path(name) if Path(name).is_file() else Path(name.rpartition(":")[0]) for name in names]
         return sorted({path for path in paths if path.is_file()})
 
+    @property
+    def initial_bundles(self) -> list[Path]:
+        """The folders of the bundles that pre-training starts from."""
+        inits = {self.pretraining(name).init for name in self.regularizers} - {"none", "released"}
+        return sorted(Path(init) for init in inits)
+
     def unused(self, kind: str) -> list[str]:
         """The names of the `kind`, problem or regularizer, that no cell uses."""
         used = {getattr(cell, kind) for cell in self.cells.values()}
@@ -267,7 +274,12 @@ def load(path: Path) -> Params:
         params.problem(name)
         for number, change in enumerate(changes):
             _check_problem(name, {**params.problems[name], **change}, f"evaluate.robustness.{name}[{number}]")
-    for file in params.problem_files:
+    for bundle in params.initial_bundles:
+        if not (bundle / "config.json").is_file():
+            raise UserError(
+                f"params.yaml: pretrain.init={bundle}: neither none nor released nor the folder of a bundle"
+            )
+    for file in [*params.problem_files, *params.initial_bundles]:
         if not file.resolve().is_relative_to(WATCHED.resolve()):
             warnings.warn(
                 f"params.yaml: {file} is outside of {WATCHED}, so that DVC does not see a change of its content",

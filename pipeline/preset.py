@@ -71,6 +71,17 @@ def apply(name: str, folder: Path) -> None:
         temporary.write_text(text)
 
 
+def in_force(folder: Path) -> str | None:
+    """The name of the preset that params.yaml of the project in `folder` holds unchanged, or `None`."""
+    text, defaults = (folder / "params.yaml").read_text(), folder / "presets" / "default.yaml"
+    if not defaults.exists():
+        return None
+    for path in sorted((folder / "presets").glob("*.yaml")):
+        if path != defaults and overlaid(defaults.read_text(), path.read_text(), f"presets/{path.name}") == text:
+            return path.stem
+    return None
+
+
 def _written(folder: Path, defaults: str) -> list[str]:
     """What params.yaml holds under each preset."""
     files = [path for path in sorted((folder / "presets").glob("*.yaml")) if path.stem != "default"]

@@ -1,7 +1,9 @@
-"""Put a trained bundle into the package: `python -m pipeline.release models/pretrained/red denoise-red --terms "..."`.
+"""Put a trained bundle into the package: `python -m pipeline.release models/csmri-least_squares csmri-brain ...`.
 
-Writes elder/released/NAME: the weights in half precision, the configuration, and a card with data, terms, recipe and
-metrics. Run it where the bundle was trained, with that run's params.yaml and a clean working tree: the card names both.
+Writes elder/released/NAME: the weights, the configuration, what its problem reads from files, and a card with data,
+terms, recipe and metrics. Weights are stored in half precision if that costs less than 0.01 dB on the pictures given,
+else in float32. Run it where the bundle was trained, with that run's params.yaml and no changed code: the card names
+both.
 """
 
 from __future__ import annotations
@@ -12,24 +14,54 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import yaml
+from torch import Tensor
 
-from elder import errors, released
+from elder import errors, io, problems, released
 from elder.errors import UserError
-from elder.model import bundle
-from pipeline import params
+from elder.evaluation.evaluate import evaluate
+from elder.evaluation.results import mean, succeeded
+from elder.model import bundle, model
+from elder.problems.samples import measure
+from elder.regularizers.base import Regularizer
+from elder.training.pretrain import denoising_psnr
+from pipeline import params, preset
 
 # Sections of params.yaml that say how a model was trained.
-RECIPE = ("prepare", "network", "pretrain", "tune", "finetune")
-LARGEST = 5 * 2**20  # bytes
+RECIPE = ("network", "prepare", "pretrain", "tune", "finetune")
+LARGEST = 5 * 2**20  # bytes of a released model
+LOSS = 0.01  # dB that half precision may cost
 # A pre-trained regularizer has no problem yet. It is released as what it was trained for: a denoiser.
+LEVEL = 0.1
 DENOISER = {
-    "problem": {"name": "denoise", "settings": {"noise": 0.1}},
-    "tuning": {"weight": 1.0, "sigma": 0.1, "step": 1.0},
+    "problem": {"name": "denoise", "settings": {"noise": LEVEL}},
+    "tuning": {"weight": 1.0, "sigma": LEVEL, "step": 1.0},
 }
+PRECISIONS = {"float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the person who releases a model knows of it."""
+
+    about: str  # what it is for
+    data: str  # the pictures that it was trained on
+    terms: str  # of these pictures, as their origin states them
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a stored model reaches on the pictures given."""
+
+    psnr: float  # mean, in dB
+    converged: float | None  # share of the solves; None for a denoiser, which solves nothing
 
 
 def main() -> None:
@@ -40,52 +72,148 @@ def main() -> None:
     parser.add_argument("--about", required=True, help="what the model is for, in one sentence")
     parser.add_argument("--data", required=True, help="the pictures that it was trained on")
     parser.add_argument("--terms", required=True, help="the terms of these pictures, as their origin states them")
-    arguments = parser.parse_args()
+    text = "clean pictures on which both precisions are measured; data/prepared/validation by default"
+    parser.add_argument("--images", type=Path, default=Path("data/prepared/validation"), metavar="DIR", help=text)
+    parser.add_argument("--limit", type=int, default=8, metavar="N", help="the first N of them only; 8 by default")
+    given = parser.parse_args()
 
     def work() -> None:
-        release(arguments.bundle, arguments.name, arguments.about, arguments.data, arguments.terms)
-        print(f"wrote {released.FOLDER / arguments.name}")
+        names, images = _pictures(given.images, given.limit)
+        card = Card(given.about, given.data, given.terms)
+        facts = release(given.bundle, given.name, card, names, images)
+        told = ", ".join(f"{kind} {value:.3f} dB" for kind, value in facts["measured"].items())
+        print(f"{told}: stored in {facts['precision']}, {facts['bytes'] / 2**20:.2f} MB")
+        print(f"wrote {released.FOLDER / given.name}")
 
     sys.exit(errors.run("release", work))
 
 
-def release(source: Path, name: str, about: str, data: str, terms: str) -> None:
-    """Write elder/released/`name`, whole or not at all.
+def release(source: Path, name: str, card: Card, names: Sequence[str], images: Sequence[Tensor]) -> dict[str, Any]:
+    """Write elder/released/`name`, whole or not at all, and return the facts of its card.
 
-    Raises `UserError` for a name that is no plain folder name, a changed working tree, or weights that are too large.
+    names, images: clean pictures (1, c, h, w) on which both precisions are measured.
+    Raises `UserError` for a name that is no plain folder name, a changed working tree, a problem whose class does not
+    come with elder, or a model that is too large.
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
         raise UserError(f"{name!r} is no name of a released model: use small letters, digits, - and _")
     regularizer, config = bundle.read(source)
-    settings = params.raw()
+    config = {**DENOISER, **{key: value for key, value in config.items() if key != "format"}}
+    if own := config["problem"]["settings"].get("class"):
+        raise UserError(f"{source}: its problem is {own}, a class that does not come with elder; it can't be released")
+    settings, commit = params.raw(), _commit()
     with tempfile.TemporaryDirectory() as made:
-        released_as = {**DENOISER, **{key: value for key, value in config.items() if key != "format"}}
-        bundle.write(made, regularizer, released_as, dtype=torch.float16)
-        size = (Path(made) / "weights.safetensors").stat().st_size
-        if size > LARGEST:
-            raise UserError(f"{name}: {size / 2**20:.1f} MB of weights; at most {LARGEST / 2**20:.0f} MB are released")
-        card = CARD.format(
-            name=name,
-            about=about,
-            parameters=sum(p.numel() for p in regularizer.parameters()),
-            size=size,
-            data=data,
-            terms=terms,
-            commit=_commit(),
-            recipe=yaml.safe_dump({key: settings[key] for key in RECIPE}, sort_keys=False, allow_unicode=True),
-            metrics=yaml.safe_dump(config["metadata"], sort_keys=False, allow_unicode=True),
-        )
-        (Path(made) / "card.md").write_text(card)
+        folders = {kind: Path(made) / kind for kind in PRECISIONS}
+        for kind, folder in folders.items():
+            _write(folder, source, regularizer, config, PRECISIONS[kind])
+        measured = {kind: _measure(folder, names, images) for kind, folder in folders.items()}
+        half, full = measured["float16"], measured["float32"]
+        if full is None:
+            raise UserError(f"{source}: its weights are not finite")
+        chosen, result = ("float32", full) if half is None or half.psnr <= full.psnr - LOSS else ("float16", half)
+        facts = {
+            "about": card.about,
+            "data": card.data,
+            "terms": card.terms,
+            "commit": commit,
+            "preset": preset.in_force(Path()),
+            "parameters": sum(p.numel() for p in regularizer.parameters()),
+            "precision": chosen,
+            "bytes": sum(path.stat().st_size for path in folders[chosen].iterdir() if path.suffix != ".json"),
+            "psnr": result.psnr,
+            "converged": result.converged,
+            "pictures": len(images),
+            "measured": {kind: found.psnr for kind, found in measured.items() if found},
+        }
+        if facts["bytes"] > LARGEST:
+            size, most = (f"{count / 2**20:.1f} MB" for count in (facts["bytes"], LARGEST))
+            raise UserError(f"{name}: {size} in {chosen}; a released model has {most} at most: take a smaller network")
+        described = {**config, "metadata": {**config.get("metadata", {}), "card": facts}}
+        _write(folders[chosen], source, regularizer, described, PRECISIONS[chosen])
+        (folders[chosen] / "card.md").write_text(_card(name, described, _recipe(settings, config)))
         folder = released.FOLDER / name
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(made, folder)
+        shutil.copytree(folders[chosen], folder)
+    return facts
+
+
+def _write(folder: Path, source: Path, regularizer: Regularizer, config: Mapping[str, Any], dtype: torch.dtype) -> None:
+    """The bundle with its weights in `dtype`, and the masks and kernels that the source holds."""
+    paths = bundle.own_files(source, config.get("files", []))
+    files = {setting: np.load(path, allow_pickle=False) for setting, path in paths.items()}
+    bundle.write(folder, regularizer, config, dtype=dtype, files=files)
+
+
+def _measure(folder: Path, names: Sequence[str], images: Sequence[Tensor]) -> Measured | None:
+    """What the bundle reaches as it is stored: where its solves end, or by one step of a pre-trained denoiser.
+
+    `None` if a weight is too large for how it is stored.
+    """
+    try:
+        stored = model.load(folder)
+    except UserError as error:
+        if "weights are not finite" in str(error):
+            return None
+        raise
+    if stored.metadata.get("stage", "pretrain") == "pretrain":
+        return Measured(denoising_psnr(stored.regularizer, images, LEVEL), None)
+    results = evaluate(stored, measure(stored.problem, names, images))
+    return Measured(mean(results)["psnr"], succeeded(results))
+
+
+def _pictures(folder: Path, limit: int) -> tuple[list[str], list[Tensor]]:
+    """Names and pictures of a folder that `prepare` wrote, or of any other."""
+    if limit < 1:
+        raise UserError(f"--limit {limit}: must be at least 1")
+    paths = io.list_sources(folder)[:limit]
+    return [path.stem for path in paths], [io.to_tensor(io.read_image(path)) for path in paths]
 
 
 def _commit() -> str:
-    changed = subprocess.run(["git", "status", "--porcelain", "elder", "stages"], capture_output=True, text=True)
+    code = ["elder", "pipeline", "stages", ":!elder/released"]  # other models may have been released before
+    changed = subprocess.run(["git", "status", "--porcelain", "--", *code], capture_output=True, text=True)
     if changed.returncode or changed.stdout:
         raise UserError("the code differs from the last commit, so the card could not say which code trained it")
     return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _recipe(settings: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """The settings of the training as YAML: those of the stages, and of the cells like this model."""
+    problem, kind = config["problem"]["name"], config["regularizer"]["name"]
+    cells = {
+        name: cell
+        for name, cell in settings["cells"].items()
+        if (cell["problem"], cell["regularizer"]) == (problem, kind)
+    }
+    own = {"cells": cells} if cells else {}
+    if kind in settings["regularizers"]:
+        own["regularizers"] = {kind: settings["regularizers"][kind]}
+    return yaml.safe_dump(own | {key: settings[key] for key in RECIPE}, sort_keys=False, allow_unicode=True)
+
+
+def _card(name: str, config: Mapping[str, Any], recipe: str) -> str:
+    facts, problem = config["metadata"]["card"], config["problem"]
+    metadata = {key: value for key, value in config["metadata"].items() if key != "card"}
+    kind = problems.find(problem["name"], None)
+    how = "one step, x − ∇h(x)" if facts["converged"] is None else f"{facts['converged']:.0%} of the solves converged"
+    return CARD.format(
+        name=name,
+        problem=f"{problem['name']}, {_flow(problem['settings'])}",
+        arguments=", ".join(kind.operator_arguments) or "none",
+        regularizer=_flow(config["regularizer"]),
+        how=how,
+        command="" if facts["preset"] is None else f"`python -m pipeline.preset {facts['preset']}`, then `dvc repro`. ",
+        recipe=recipe,
+        metrics=yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True),
+        both=", ".join(f"{value:.3f} dB in {kind}" for kind, value in facts["measured"].items()),
+        **{key: facts[key] for key in ("about", "data", "terms", "commit", "parameters", "precision", "bytes")},
+        **{key: facts[key] for key in ("psnr", "pictures")},
+    )
+
+
+def _flow(settings: Mapping[str, Any]) -> str:
+    """Settings as YAML in one line."""
+    return yaml.safe_dump(settings, default_flow_style=True, width=10**6).strip()
 
 
 CARD = """# {name}
@@ -93,21 +221,25 @@ CARD = """# {name}
 {about}
 
 - Load it: `elder.load("released:{name}")`.
-- Parameters: {parameters}, stored in half precision ({size} bytes).
+- Use it on a file: `elder reconstruct released:{name} --measurement y.npz --out x.png`.
+- Problem: {problem}. Arguments of the operator: {arguments}.
+- Regularizer: {regularizer}.
+- Parameters: {parameters}, stored in {precision} ({bytes} bytes).
+- PSNR: {psnr:.2f} dB on {pictures} validation pictures; {how}. Both precisions: {both}.
 - Data: {data}
 - Terms of the data: {terms}
 - Code: commit {commit}.
 
 ## Recipe
 
-params.yaml of the training:
+{command}The settings of the training, from params.yaml:
 
 ```yaml
 {recipe}```
 
 ## Metrics
 
-What the training measured, on its validation pictures:
+What the training measured, on its own validation pictures:
 
 ```yaml
 {metrics}```

@@ -133,7 +133,7 @@ def write(
         for image, picture, copies in zip(read(job[0], chosen), *job[1:], strict=True):
             for scale, name in zip(scales, copies, strict=True):
                 sized = shrink(image, round(chosen.shorter_side * scale))
-                made = sized if training else central_square(sized, chosen.shorter_side)
+                made = sized if training else cropped(central_square(sized, chosen.shorter_side), chosen.multiple)
                 io.write_image(out / f"{name}.tif", made, plain=training)
                 shape = {"height": made.shape[0], "width": made.shape[1]}
                 rows.append({"name": name, "split": picture.split, "sha256": picture.sha256, **shape})
@@ -178,6 +178,15 @@ def central_square(image: np.ndarray, size: int) -> np.ndarray:
     """The middle `size` x `size` pixels, or the whole image where it is smaller or size is 0."""
     top, left = (max(0, (n - size) // 2) if size else 0 for n in image.shape[:2])
     return image[top : top + size, left : left + size] if size else image
+
+
+def cropped(image: np.ndarray, multiple: int) -> np.ndarray:
+    """The middle of the image whose sides are the largest multiples of `multiple`."""
+    h, w = (n - n % multiple for n in image.shape[:2])
+    if min(h, w) == 0:
+        raise UserError(f"prepare.multiple={multiple}: an image of {image.shape[0]}x{image.shape[1]} is smaller")
+    top, left = (image.shape[0] - h) // 2, (image.shape[1] - w) // 2
+    return image[top : top + h, left : left + w]
 
 
 if __name__ == "__main__":

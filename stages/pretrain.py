@@ -8,7 +8,7 @@ import torch
 
 from elder import io, regularizers
 from elder.model import bundle
-from elder.training.initial import initialize
+from elder.training.initial import initialize, told
 from elder.training.pretrain import denoising_psnr, pretrain
 from pipeline import params, tracking
 from stages import command, inputs
@@ -27,7 +27,7 @@ def main(arguments: argparse.Namespace) -> None:
     description = whole.description(arguments.regularizer, patches.images[0].shape[1])
     regularizer = regularizers.make(**description).to(compute.device)
     start = initialize(regularizer, description, chosen.init)
-    print(f"starts from {f'released:{start}' if start else 'random weights'}")
+    print(f"pretrain {arguments.regularizer}: {told(start, chosen.init)}", flush=True)
     logged = {"pretrain": vars(chosen), "regularizer": description}
     if own := whole.regularizers[arguments.regularizer].pretrain:
         print(params.overrides("pretrain", f"regularizers.{arguments.regularizer}", own, whole.pretrain))

@@ -26,13 +26,19 @@ def write_results(results: Results, folder: Path, used: Mapping[str, Mapping[str
     """
     table = {name: {**metrics(group), **(used or {}).get(name, {})} for name, group in results.items()}
     io.write_json(folder / "metrics.json", table)
-    rows = [{"method": name, **result.row} for name, group in results.items() for result in group]
-    io.write_csv(folder / "images.csv", [{k: v for k, v in row.items() if k != "seconds"} for row in rows])
+    rows = [{"method": name, **image_row(result)} for name, group in results.items() for result in group]
+    io.write_csv(folder / "images.csv", rows)
     io.write_json(folder / "seconds.json", {name: mean(group)["seconds"] for name, group in results.items()})
     shutil.rmtree(folder / "pictures", ignore_errors=True)
     for name, group in results.items():
         for result in group:
             io.write_image(folder / "pictures" / name / f"{result.sample.name}.tif", io.to_array(result.x[0]))
+
+
+def image_row(result: Result) -> dict[str, Any]:
+    """A row of images.csv. evaluations: of the network; psnr_denoised: of D(x); both None for a baseline."""
+    row = {key: value for key, value in result.row.items() if key != "seconds"}
+    return {**row, "evaluations": result.evaluations, "psnr_denoised": result.psnr_denoised}
 
 
 def metrics(group: Sequence[Result]) -> dict[str, float]:

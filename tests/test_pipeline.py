@@ -84,6 +84,29 @@ def test_the_summary_shows_every_method_and_what_to_try_next(finished):
     assert "models:/elder-csmri@champion" in printed
 
 
+def test_the_tables_of_the_documentation_are_written_by_their_command(finished):
+    def write() -> str:
+        finished.run(sys.executable, "-m", "pipeline.report.results", "--out", "results.md")
+        return (finished.folder / "results.md").read_text()
+
+    (finished.folder / "results.md").write_text("# Results\n\nKept.\n")
+    first = write()
+    assert first.startswith("# Results\n\nKept.\n")
+    assert write().count("## tiny") == first.count("## tiny") == 1
+    with (finished.folder / "reports" / "cells" / CELL / "images.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["method"] == "finetuned"]
+    denoised, evaluations = (sum(float(r[k]) for r in rows) / len(rows) for k in ("psnr_denoised", "evaluations"))
+    after = figures(finished)["finetuned"]
+    line = next(line for line in first.splitlines() if line.startswith("| least squares, DEQ"))
+    for text in (f"| {after['psnr']:.2f} | {after['ssim']:.4f} | {denoised:.2f} |", f"| {evaluations:.1f} |", "4 of 4"):
+        assert text in line
+    assert "| total variation" in first
+    assert "Explicit against implicit" in first
+    assert "| first 1 pictures | after 4 steps (dB) | after 40 (dB) | change |" in first
+    assert re.search(r"\| least squares \| \d+ \| \d+\.\d min \| \d+\.\d min \| \d+\.\d min \| \d+ \| \d+ \|", first)
+    assert "| ratio 0.3 |" in first
+
+
 def test_the_runs_of_a_repro_are_below_one_that_keeps_the_report(finished):
     out = finished.python(
         "from pipeline import tracking; import json, mlflow; tracking.connect()\n"

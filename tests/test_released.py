@@ -1,23 +1,36 @@
-"""Models that come with the package: found by name, loaded, started from, and made with a card."""
+"""Models that come with the package: found by name, listed, loaded, started from, and made with a card."""
 
 from __future__ import annotations
 
+import fnmatch
+import shutil
+import subprocess
+import sys
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 
 import elder
-from elder import UserError, regularizers, released
-from elder.model import bundle
-from elder.training.initial import initialize
-from pipeline import release
+from elder import UserError, cli, io, problems, regularizers, released
+from elder.model import bundle, registry
+from elder.problems import samples
+from elder.training.initial import initialize, told
+from pipeline import params, preset, release
 
 DESCRIPTION = {"name": "least_squares", "network": {"name": "dncnn", "channels": 1, "width": 6, "depth": 3}}
+CARD = release.Card("Removes noise.", "six photographs", "public domain")
 
 
 @pytest.fixture
 def shelf(tmp_path, monkeypatch):
     monkeypatch.setattr(released, "FOLDER", tmp_path / "released")
+    monkeypatch.setattr(release, "_commit", lambda: "0123abc")
+    monkeypatch.chdir(ROOT)
     return tmp_path / "released"
 
 
@@ -25,25 +38,48 @@ def shelf(tmp_path, monkeypatch):
 def trained(tmp_path):
     """A regularizer as `pretrain` writes it."""
     torch.manual_seed(3)
-    config = {"regularizer": DESCRIPTION, "metadata": {"denoising_psnr": {"0.1": 27.5}}}
+    config = {"regularizer": DESCRIPTION, "metadata": {"stage": "pretrain", "denoising_psnr": {"0.1": 27.5}}}
     bundle.write(tmp_path / "trained", regularizers.make(**DESCRIPTION), config)
     return tmp_path / "trained"
 
 
+@pytest.fixture(scope="module")
+def pictures(photographs):
+    paths = io.list_sources(photographs)[:2]
+    return [path.stem for path in paths], [io.to_tensor(io.read_image(path)) for path in paths]
+
+
 @pytest.fixture
-def shipped(shelf, trained, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(release, "_commit", lambda: "0123abc")
-    release.release(trained, "denoise-small", "Removes noise.", "six photographs", "public domain")
+def shipped(shelf, trained, pictures):
+    release.release(trained, "denoise-small", CARD, *pictures)
     return shelf / "denoise-small"
 
 
-def test_a_released_model_is_in_half_precision_with_a_card(shipped, trained):
+def test_half_precision_is_taken_where_it_costs_nothing(shipped, trained):
     sizes = [(folder / "weights.safetensors").stat().st_size for folder in (shipped, trained)]
     assert sizes[0] < 0.7 * sizes[1]
     card = (shipped / "card.md").read_text()
     for text in ("released:denoise-small", "six photographs", "public domain", "0123abc", "27.5", "learning_rate"):
         assert text in card
+    facts = released.config("denoise-small")["metadata"]["card"]
+    assert facts["precision"] == "float16"
+    assert facts["measured"]["float16"] == pytest.approx(facts["measured"]["float32"], abs=0.01)
+    assert f"{facts['psnr']:.2f} dB on 2 validation pictures" in card
+
+
+@pytest.mark.parametrize("factors", [(1e-7, 1e4, 3e4), (1, 1, 1e9)], ids=["digits are lost", "overflow"])
+def test_float32_is_taken_where_half_precision_costs_quality(factors, shelf, tmp_path, pictures):
+    torch.manual_seed(3)
+    regularizer = regularizers.make(**DESCRIPTION)
+    with torch.no_grad():
+        for conv, factor in zip(regularizer.network.convs, factors, strict=True):
+            conv.weight.mul_(factor)
+    bundle.write(tmp_path / "scaled", regularizer, {"regularizer": DESCRIPTION, "metadata": {"stage": "pretrain"}})
+    facts = release.release(tmp_path / "scaled", "scaled", CARD, *pictures)
+    assert facts["precision"] == "float32"
+    model = elder.load("released:scaled")
+    for a, b in zip(model.regularizer.parameters(), regularizer.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_it_is_loaded_by_name(shipped, trained):
@@ -62,32 +98,149 @@ def test_an_unknown_name_is_answered_with_those_there_are(shipped):
         elder.load("released:other")
 
 
+def test_models_are_listed_with_their_facts_where_mlflow_is_missing(shipped, monkeypatch, capsys):
+    monkeypatch.setattr(registry, "available", lambda: False)
+    assert cli.main(["models"]) == 0
+    printed = capsys.readouterr().out
+    for text in (
+        "released:denoise-small: Removes noise.",
+        "six photographs",
+        "public domain",
+        "float16",
+        "pip install",
+    ):
+        assert text in printed
+    assert cli.main(["models", "--card", "denoise-small"]) == 0
+    assert capsys.readouterr().out == (shipped / "card.md").read_text()
+    assert cli.main(["models", "--card", "other"]) == 1
+
+
+def test_a_model_with_a_mask_of_its_own_reconstructs_from_the_command_line(
+    shelf, small_model, tmp_path, mask, pictures, capsys
+):
+    """The mask is in the released folder, so that a measurement of k-space alone is enough."""
+    model = replace(small_model, problem=problems.make("csmri", {"mask": str(mask)}), metadata={"stage": "finetune"})
+    model.save(tmp_path / "bundle")
+    facts = release.release(tmp_path / "bundle", "csmri-small", CARD, *pictures)
+    assert facts["converged"] is not None
+    mask_there = shelf / "csmri-small" / "mask.npy"
+    assert np.array_equal(np.load(mask_there), np.load(mask))
+    mask.unlink()
+    (sample,) = samples.measure(elder.load("released:csmri-small").problem, *([part[0]] for part in pictures))
+    np.save(tmp_path / "y.npy", sample.y[0, 0].numpy())
+    out = tmp_path / "x.npy"
+    arguments = ["reconstruct", "released:csmri-small", "--measurement", str(tmp_path / "y.npy"), "--out", str(out)]
+    assert cli.main(arguments) == 0, capsys.readouterr().err
+    assert np.load(out).shape == (40, 48)
+
+
 def test_training_starts_from_a_denoiser_of_the_same_architecture(shipped, trained):
     torch.manual_seed(8)
     regularizer = regularizers.make(**DESCRIPTION)
     before = [p.clone() for p in regularizer.parameters()]
     assert initialize(regularizer, DESCRIPTION, "none") is None
     assert all(torch.equal(a, b) for a, b in zip(before, regularizer.parameters(), strict=True))
-    assert initialize(regularizer, DESCRIPTION, "released") == "denoise-small"
+    spelled = {**DESCRIPTION, "network": {**DESCRIPTION["network"], "activation": "elu"}}  # the default
+    assert initialize(regularizer, spelled, "released") == "released:denoise-small"
     expected = elder.load("released:denoise-small").regularizer.parameters()
     assert all(torch.equal(a, b) for a, b in zip(expected, regularizer.parameters(), strict=True))
 
 
-def test_training_keeps_its_weights_if_no_denoiser_fits(shipped):
+def test_training_keeps_its_weights_if_no_denoiser_fits_and_says_so(shipped):
     other = {**DESCRIPTION, "network": {**DESCRIPTION["network"], "width": 7}}
-    assert initialize(regularizers.make(**other), other, "released") is None
+    start = initialize(regularizers.make(**other), other, "released")
+    assert start is None
+    assert "random weights; no released denoiser has this" in told(start, "released")
+    assert told(start, "none") == "starts from random weights"
+
+
+def test_a_model_after_deq_training_is_no_start_for_pretraining(shelf, small_model, tmp_path, pictures):
+    model = replace(small_model, problem=problems.make("denoise"), metadata={"stage": "finetune"})
+    model.save(tmp_path / "bundle")
+    release.release(tmp_path / "bundle", "denoise-deq", CARD, *pictures)
+    assert released.denoiser(small_model.description) is None
+
+
+def test_training_starts_from_a_bundle(trained):
+    torch.manual_seed(8)
+    regularizer = regularizers.make(**DESCRIPTION)
+    assert initialize(regularizer, DESCRIPTION, str(trained)) == str(trained)
+    expected = bundle.read(trained)[0].parameters()
+    assert all(torch.equal(a, b) for a, b in zip(expected, regularizer.parameters(), strict=True))
+    other = {**DESCRIPTION, "network": {**DESCRIPTION["network"], "width": 7}}
+    with pytest.raises(UserError, match="another regularizer or network"):
+        initialize(regularizers.make(**other), other, str(trained))
 
 
 @pytest.mark.parametrize("name", ["../outside", "", "a/b"])
-def test_a_name_that_leads_elsewhere_is_refused(name, shelf, trained):
+def test_a_name_that_leads_elsewhere_is_refused(name, shelf, trained, pictures):
     with pytest.raises(UserError, match="is no name of a released model"):
-        release.release(trained, name, "", "", "")
+        release.release(trained, name, CARD, *pictures)
 
 
-def test_weights_that_are_too_large_are_not_released(shelf, trained, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(release, "_commit", lambda: "0123abc")
+def test_a_model_that_is_too_large_is_not_released(shelf, trained, pictures, monkeypatch):
     monkeypatch.setattr(release, "LARGEST", 100)
-    with pytest.raises(UserError, match="MB of weights"):
-        release.release(trained, "large", "", "", "")
+    with pytest.raises(UserError, match=r"large: 0\.0 MB in float16; a released model has 0\.0 MB at most"):
+        release.release(trained, "large", CARD, *pictures)
     assert released.names() == []
+
+
+def test_every_released_model_loads_and_has_a_card():
+    """Those that are in the repository."""
+    for name in released.names():
+        model, folder = elder.load(f"released:{name}"), released.folder(name)
+        assert sum(path.stat().st_size for path in folder.iterdir()) <= 1.1 * release.LARGEST
+        assert {"about", "data", "terms", "commit", "psnr"} <= model.metadata["card"].keys()
+        assert f"released:{name}" in (folder / "card.md").read_text()
+
+
+def test_the_wheel_takes_released_models_along():
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    for file in ("config.json", "weights.safetensors", "card.md", "mask.npy"):
+        assert any(fnmatch.fnmatch(f"name/{file}", pattern) for pattern in patterns["elder.released"])
+
+
+def test_a_preset_is_recognized_until_it_is_edited(tmp_path):
+    (tmp_path / "presets").mkdir()
+    for file in ("params.yaml", "presets/tiny.yaml"):
+        (tmp_path / file).write_text((ROOT / file).read_text())
+    assert preset.in_force(tmp_path) is None
+    preset.apply("tiny", tmp_path)
+    assert preset.in_force(tmp_path) == "tiny"
+    changed = params.raw(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text(str(changed))
+    assert preset.in_force(tmp_path) is None
+
+
+@pytest.mark.slow
+def test_a_wheel_reconstructs_with_a_released_model(shelf, shipped, tmp_path):
+    """Built from a copy of the package, and imported from the wheel alone."""
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "elder", source / "elder", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(shipped, source / "elder" / "released" / "denoise-small")
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, source)
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+        str(source),
+    ]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = Path(tmp_path).glob("elder-*.whl")
+    np.save(tmp_path / "y.npy", np.random.default_rng(0).random((24, 32)).astype(np.float32))
+    command = (
+        f"import sys; sys.path.insert(0, {str(tmp_path / 'there')!r}); from elder.cli import main; sys.exit(main())"
+    )
+    shutil.unpack_archive(wheel, tmp_path / "there", "zip")
+    arguments = ["reconstruct", "released:denoise-small", "--measurement", "y.npy", "--out", "x.png"]
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "x.png").exists()

@@ -18,6 +18,7 @@ from skimage.transform import resize
 
 from elder import UserError, io
 from elder.errors import DataWarning
+from stages.prepare import cropped
 
 
 @pytest.fixture(scope="module")
@@ -198,3 +199,12 @@ def test_every_kind_of_file_goes_from_preparation_to_evaluation(project, volume)
     assert {row["name"] for row in manifest} == {"camera", "coins", "brain-0", "brain-1", "knee-0", "knee-1"}
     project.run("dvc", "repro", "evaluate")
     assert io.read_json(project.folder / "reports" / "cells" / "csmri-least_squares" / "metrics.json")["finetuned"]
+
+
+def test_sides_of_validation_and_test_are_cropped_to_a_multiple():
+    """321x481, which super-resolution by 2 or 3 can't decimate, to the middle 318x480."""
+    image = np.random.default_rng(0).random((321, 481, 3)).astype(np.float32)
+    assert np.array_equal(cropped(image, 6), image[1:319, :480])
+    assert np.array_equal(cropped(image, 1), image)
+    with pytest.raises(UserError, match=r"prepare\.multiple=6: an image of 5x481 is smaller"):
+        cropped(image[:5], 6)

@@ -39,7 +39,7 @@ def evaluate_tv(problem: Problem, samples: Sequence[Sample], lambda_reg: float, 
         seconds = time.perf_counter() - start
         # The primal-dual method is no descent method: its energy may rise on the way, and is not looked at.
         gap = float(s.gap / s.energy) if s.energy > 0 else 0.0  # no energy is below zero
-        results.append(Result(m, initial, s.x, int(s.steps), s.status[0].value, None, seconds, gap))
+        results.append(Result(m, initial, s.x, int(s.steps), s.status[0].value, None, seconds, gap=gap))
     return results
 
 

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from elder.evaluation.baselines import evaluate_initial
 from elder.evaluation.quality import psnr
@@ -31,9 +32,22 @@ def evaluate(model: Model, samples: Sequence[Sample], report: Report = lambda re
         seconds = time.perf_counter() - start
         initial = model.problem.initial(m.operator, m.y)
         monotone = None if s.monotone is None else bool(s.monotone.all())
-        results.append(Result(m, initial, s.x, int(s.steps), s.status[0].value, monotone, seconds))
+        denoised = denoise(model, s.x)
+        results.append(
+            Result(m, initial, s.x, int(s.steps), s.status[0].value, monotone, seconds, int(s.evaluations), denoised)
+        )
         report(results[-1])
     return results
+
+
+@torch.no_grad()
+def denoise(model: Model, x: Tensor) -> Tensor:
+    """D(x, σ) at the σ of the model, (b, c, h, w), on the device of x.
+
+    At a fixed point D removes nothing that is noise to it, and yet may add to PSNR: D was trained on pictures.
+    """
+    sigma = torch.tensor(model.hyperparameters.sigma, device=model.device)
+    return model.regularizer.denoise(x.to(model.device), sigma).to(x.device)
 
 
 def evaluate_long(model: Model, samples: Sequence[Sample], steps: int) -> list[Result]:

@@ -27,12 +27,19 @@ class Result:
     status: str  # of the solve; "initial" for the initial guess, which takes none
     monotone: bool | None  # whether the energy never rose at an accepted step; None without an energy
     seconds: float
+    evaluations: int | None = None  # of the network; None for a method without one
+    denoised: Tensor | None = None  # D(x, σ) = x − ∇h(x, σ), (1, c, h, w); None for a method without a regularizer
     gap: float | None = None  # upper bound on the energy above its minimum, in units of the energy; None if unknown
 
     @property
     def misfit(self) -> float:
         """The data misfit ‖A x − y‖ / ‖y‖; NaN if x is not finite."""
         return float(relative_misfit(self.sample.operator, self.x, self.sample.y))
+
+    @property
+    def psnr_denoised(self) -> float | None:
+        """PSNR in dB of D(x), what one more step of the denoiser makes of the reconstruction."""
+        return None if self.denoised is None else float(psnr(self.denoised, self.sample.truth))
 
     @cached_property
     def row(self) -> dict[str, Any]:

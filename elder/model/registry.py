@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import tempfile
 from collections.abc import Iterator
@@ -35,6 +36,11 @@ def download(uri: str) -> Path:
     if len(bundles) != 1:
         raise UserError(f"{uri}: that model was not made by elder")
     return bundles[0].parent
+
+
+def available() -> bool:
+    """Whether MLflow is installed."""
+    return importlib.util.find_spec("mlflow") is not None
 
 
 def listing() -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -45,6 +46,25 @@ def describe(name: str, channels: int, network: Mapping[str, Any], settings: Map
     if name in OVER_A_NETWORK:
         return {"name": name, "network": {"channels": channels, **network}, **settings}
     return {"name": name, "channels": channels, **settings}
+
+
+def completed(description: Mapping[str, Any]) -> dict[str, Any]:
+    """A description with every default written out, so that two of the same regularizer are equal.
+
+    Lists stand for sequences, as in JSON.
+    """
+    name, settings = description["name"], {key: value for key, value in description.items() if key != "name"}
+    if name in OF_FILTERS:
+        return {"name": name, **_with_defaults(OF_FILTERS[name], settings)}
+    network = dict(settings["network"])
+    kind = network.pop("name")
+    return {"name": name, "network": {"name": kind, **_with_defaults(networks.NETWORKS[kind], network)}}
+
+
+def _with_defaults(kind: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    defaults = {name: p.default for name, p in inspect.signature(kind).parameters.items()}
+    whole = {**defaults, **settings}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in whole.items()}
 
 
 def make(name: str, network: dict[str, Any] | None = None, **settings: Any) -> Regularizer:
@@ -91,6 +111,7 @@ __all__ = [
     "SmoothedTotalVariation",
     "WeaklyConvexRidge",
     "WeaklyConvexSplineRidge",
+    "completed",
     "describe",
     "make",
 ]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from elder import io
+from elder import io, regularizers
 from elder.errors import UserError
 
 FOLDER = Path(__file__).parent
@@ -28,14 +28,34 @@ def folder(name: str) -> Path:
     return FOLDER / name
 
 
+def config(name: str) -> dict[str, Any]:
+    """The configuration of the released model `name`; `metadata.card` holds the facts of its card."""
+    return io.read_json(folder(name) / "config.json")
+
+
+def listing() -> list[dict[str, Any]]:
+    """The facts of every released model: name, problem, regularizer, psnr, parameters, bytes, about, data and terms.
+
+    psnr: on validation, in dB, as stored.
+    """
+    rows = []
+    for name in names():
+        written = config(name)
+        row = {"name": name, "problem": written["problem"]["name"], "regularizer": written["regularizer"]["name"]}
+        rows.append(row | written["metadata"]["card"])
+    return rows
+
+
 def denoiser(description: Mapping[str, Any]) -> str | None:
     """The name of the released denoiser whose regularizer has this description, or `None`.
 
     description: what `regularizers.make` takes: the same kind, network and number of channels must match, since the
-    weights are to fit.
+    weights are to fit. A model after DEQ training is no start for pre-training: its weights fit fixed points.
     """
+    wanted = regularizers.completed(description)
     for name in names():
-        config = io.read_json(FOLDER / name / "config.json")
-        if config["problem"]["name"] == "denoise" and config["regularizer"] == description:
+        written = config(name)
+        fits = regularizers.completed(written["regularizer"]) == wanted
+        if fits and written["problem"]["name"] == "denoise" and written["metadata"].get("stage") != "finetune":
             return name
     return None

@@ -17,9 +17,6 @@ from elder.training.checkpoint import Checkpoint
 from elder.training.history import History, Report, Trained, silent
 from elder.training.patches import Patches
 
-# Where the weights start, see `elder.training.initial`.
-INITS = ("none", "released")
-
 # Steps of the shortest one-cycle schedule: in shorter ones the rise would have no step.
 SHORTEST = 20
 
@@ -28,7 +25,7 @@ SHORTEST = 20
 class Pretraining:
     """Settings of `pretrain`."""
 
-    init: str = "none"  # where the weights start: the regularizer's own weights, or a released denoiser's
+    init: str = "none"  # where the weights start: none, released, or the folder of a bundle; see `initial`
     steps: int = 700
     batch: int = 4
     patch: int = 48
@@ -39,8 +36,8 @@ class Pretraining:
     seed: int = 2
 
     def __post_init__(self) -> None:
-        if self.init not in INITS:
-            raise UserError(f"init={self.init!r} must be one of {', '.join(INITS)}")
+        if not self.init:
+            raise UserError("init='' must be none, released, or the folder of a bundle")
         for name in ("steps", "batch", "patch", "learning_rate", "sigma_max", "clip"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name}={getattr(self, name)} must be positive")

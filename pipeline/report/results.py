@@ -1,0 +1,213 @@
+"""Write the tables of docs/results.md from what `dvc repro` made here: `python -m pipeline.report.results`.
+
+The section for the preset in force takes the place of the one that an earlier run wrote; the rest of the file stays.
+Nothing is measured but BM3D, beside `denoise`, where the package is installed: every other number is read from
+reports/, models/ and the MLflow store. A training that was interrupted counts from its first start to its end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from elder import errors, io, problems
+from elder.errors import UserError
+from elder.evaluation import bm3d
+from elder.evaluation.results import Result
+from elder.model import bundle
+from elder.problems.samples import Sample, read_all
+from pipeline import params, preset
+from pipeline.report import page, tables
+from pipeline.report.tables import Method
+
+SOURCES = page.Sources(Path("data/prepared"), Path("reports/cells"), Path("reports/baselines"))
+MEASUREMENTS, MODELS, PRETRAINED = Path("data/measurements"), Path("models"), Path("reports/pretrained")
+# Seconds of a stage for a cell or a regularizer, or `None` if no run of it is in the store.
+Seconds = Callable[[str], float | None]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the main table: its head, and the text of a method."""
+
+    head: str
+    text: Callable[[Method], str]
+
+
+def main() -> None:
+    """Write the section of the preset in force."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("docs/results.md"), help="docs/results.md by default")
+    given = parser.parse_args()
+
+    def work() -> None:
+        name = preset.in_force(Path()) or "default"
+        text = section(name, seconds())
+        with io.replacing(given.out) as temporary:
+            old = given.out.read_text() if given.out.exists() else "# Results\n"
+            temporary.write_text(replaced(old, name, text))
+        print(f"wrote the section {name} of {given.out}")
+
+    sys.exit(errors.run("results", work))
+
+
+def replaced(document: str, name: str, text: str) -> str:
+    """The document with the section `name` replaced, or appended if it has none."""
+    begin, end = (f"<!-- {name}: {word} -->" for word in ("begin", "end"))
+    new = f"{begin}\n{text.strip()}\n{end}"
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    if pattern.search(document):
+        return pattern.sub(lambda found: new, document)
+    return f"{document.rstrip()}\n\n{new}\n"
+
+
+def section(name: str, seconds: Seconds) -> str:
+    """The section of the results that are here, made by the preset `name`.
+
+    Raises `UserError` if a result is missing.
+    """
+    chosen = params.read()
+    for cell in chosen.cells:
+        if not (SOURCES.cells / cell / "metrics.json").exists():
+            raise UserError(f"reports/cells/{cell}: no result yet; run dvc repro")
+    splits = [image["split"] for image in io.read_json(SOURCES.images / "manifest.json")["images"]]
+    counts = ", ".join(f"{splits.count(part)} {part}" for part in dict.fromkeys(splits))
+    parts = [
+        f"## {name}",
+        f"`python -m pipeline.preset {name}`, `dvc repro`, `python -m pipeline.report.results`; code: "
+        f"{page.commit()}. Pictures: {counts}. Means over the test pictures.",
+    ]
+    for problem, cells in tables.by_problem(chosen.cells).items():
+        parts += chapter(problem, cells, seconds)
+    return "\n\n".join(parts)
+
+
+def chapter(problem: str, cells: dict[str, str], seconds: Seconds) -> list[str]:
+    """The tables of one problem, as paragraphs."""
+    chosen = params.read()
+    made = problems.make(problem, chosen.problem(problem))
+    methods = tables.methods(problem, made.initial_name, cells, SOURCES.cells, SOURCES.baselines)
+    told = ", ".join(f"{key} {value}" for key, value in made.settings.items() if key not in ("seed", "class"))
+    parts = [f"### {problem}: {told}", main_table(methods)]
+    if problem == "denoise":
+        parts.append(against_bm3d(made.noise))
+    if against := page.against(methods):
+        parts.append(f"Explicit against implicit after DEQ training: {against}.")
+    parts += [long_table(cells), cost_table(cells, seconds)]
+    rows = tables.robustness(cells, SOURCES.baselines / problem, SOURCES.cells)
+    if rows:
+        parts += [
+            "Under changes that are not tuned for:",
+            markdown(list(rows[0]), [list(row.values()) for row in rows]),
+        ]
+    return parts
+
+
+def main_table(methods: Sequence[Method]) -> str:
+    """Every method, before and after DEQ training. D(x*) stands beside x* where a regularizer makes it."""
+    columns = [
+        Column("PSNR of x* (dB)", lambda m: f"{m.metrics['psnr']:.2f}"),
+        Column("SSIM", lambda m: f"{m.metrics['ssim']:.4f}"),
+        Column("PSNR of D(x*) (dB)", lambda m: average(m.rows, "psnr_denoised", ".2f")),
+        Column("gain by DEQ training", lambda m: m.gain),
+        Column("steps", lambda m: f"{m.metrics['steps']:.1f}"),
+        Column("network evaluations", lambda m: average(m.rows, "evaluations", ".1f")),
+        Column("converged", lambda m: m.count),
+        Column("energy monotone", monotone),
+        Column("s a picture", lambda m: f"{m.seconds:.1f}"),
+    ]
+    rows = [[m.label, *(column.text(m) for column in columns)] for m in methods]
+    return markdown(["", *(column.head for column in columns)], rows)
+
+
+def average(rows: Sequence[Mapping[str, str]], column: str, form: str) -> str:
+    """The mean of a column of images.csv; empty if the method does not have it."""
+    values = [float(row[column]) for row in rows if row.get(column)]
+    return f"{sum(values) / len(values):{form}}" if values else ""
+
+
+def monotone(method: Method) -> str:
+    """In how many solves the energy never rose, "3 of 4"; empty for a method without an energy."""
+    judged = [row["monotone"] for row in method.rows if row["monotone"]]
+    return f"{judged.count('True')} of {len(judged)}" if judged else ""
+
+
+def long_table(cells: Mapping[str, str]) -> str:
+    """PSNR at a tenth of evaluate.long_steps, the number of steps of training, and at all of them."""
+    chosen, rows = params.read().evaluate, []
+    for cell, regularizer in cells.items():
+        for row in tables.read(SOURCES.cells / cell / "long.csv"):
+            phase = {"pretrained": "pre-trained", "finetuned": "DEQ"}[row["method"]]
+            tenth, whole = float(row["psnr_tenth"]), float(row["psnr_all"])
+            name = f"{regularizer.replace('_', ' ')}, {phase}"
+            rows.append([name, f"{tenth:.2f}", f"{whole:.2f}", f"{whole - tenth:+.2f}"])
+    steps, images = chosen.long_steps, chosen.long_images
+    heads = [f"first {images} pictures", f"after {max(1, steps // 10)} steps (dB)", f"after {steps} (dB)", "change"]
+    return markdown(heads, rows)
+
+
+def cost_table(cells: Mapping[str, str], seconds: Seconds) -> str:
+    """What training took: parameters, the time of each stage, and the work of the forward and backward solves."""
+    rows = []
+    for cell, regularizer in cells.items():
+        trained, _ = bundle.read(MODELS / cell)
+        curve = tables.read(SOURCES.cells / cell / "finetune.csv")
+        work = (sum(float(row.get(name) or 0) for row in curve) for name in ("evaluations", "backward_products"))
+        times = (seconds(f"pretrain {regularizer}"), seconds(f"tune {cell}"), seconds(f"finetune {cell}"))
+        name, count = regularizer.replace("_", " "), sum(p.numel() for p in trained.parameters())
+        rows.append([name, str(count), *map(spelled, times), *(f"{number:.0f}" for number in work)])
+    heads = ["", "parameters", "pre-training", "tuning", "DEQ training", "evaluations in DEQ training", "products"]
+    return markdown(heads, rows)
+
+
+def spelled(seconds: float | None) -> str:
+    """A duration in minutes; empty if it is unknown."""
+    return "" if seconds is None else f"{seconds / 60:.1f} min"
+
+
+def against_bm3d(noise: float) -> str:
+    """BM3D on the same noisy pictures, computed now; or why it is not."""
+    if not bm3d.available():
+        return "BM3D is left out: the package `bm3d` is not installed (`pip install elder[bench]`)."
+    samples = test_samples("denoise")
+    found: list[Result] = bm3d.evaluate_bm3d(samples, noise)
+    psnr, ssim, time = (sum(r.row[key] for r in found) / len(found) for key in ("psnr", "ssim", "seconds"))
+    return f"BM3D on the same noisy pictures: {psnr:.2f} dB, SSIM {ssim:.4f}, {time:.1f} s a picture."
+
+
+def test_samples(problem: str) -> list[Sample]:
+    """The test measurements of a problem, with their truths."""
+    made = problems.make(problem, params.read().problem(problem))
+    paths = io.list_sources(SOURCES.images / "test")
+    truths = [io.to_tensor(io.read_image(path)) for path in paths]
+    return read_all(MEASUREMENTS / problem / "test", made, [path.stem for path in paths], truths)
+
+
+def seconds() -> Seconds:
+    """How long the last finished run of a stage took, by its name; from the MLflow store, if there is one."""
+    try:
+        from pipeline import runs, tracking
+
+        client, experiment = tracking.open_existing()
+    except (ImportError, UserError):
+        return lambda name: None
+    found: dict[str, float] = {}
+    for run in runs.every(client, experiment, "attributes.status = 'FINISHED'"):
+        name = run.data.tags.get("cell", "")
+        if run.info.end_time is not None:
+            found.setdefault(name, (run.info.end_time - run.info.start_time) / 1000)
+    return found.get
+
+
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -78,3 +78,27 @@ def test_a_batch_too_small_for_the_processes_is_refused():
     with pytest.raises(UserError, match=r"^batch=2: 3 processes need an image each"):
         Processes(0, 3).check_batch(2)
     Processes(0, 3).check_batch(3)
+
+
+@pytest.mark.slow
+def test_a_stage_under_torchrun_writes_what_it_writes_alone(project):
+    project.only_least_squares()
+    for target in ("pretrain@least_squares", "tune@csmri-least_squares"):
+        project.run("dvc", "repro", target)
+    cell = "csmri-least_squares"
+    reads = [
+        "--images",
+        "data/prepared",
+        "--measurements",
+        "data/measurements/csmri",
+        "--tuned",
+        f"models/tuned/{cell}",
+    ]
+    made = {}
+    for name, launch in (("alone", [sys.executable]), ("together", LAUNCH)):
+        writes = ["--out", f"{name}/model", "--metrics", f"{name}/metrics.json", "--curve", f"{name}/curve.csv"]
+        project.run(*launch, "-m", "stages.finetune", "--cell", cell, *reads, *writes)
+        made[name] = io.read_json(project.folder / name / "metrics.json")
+        assert (project.folder / name / "model" / "weights.safetensors").exists()
+    assert made["together"] == {key: pytest.approx(value, rel=1e-3) for key, value in made["alone"].items()}
+    assert not list((project.folder / ".checkpoints").rglob("state.pt"))

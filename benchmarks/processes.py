@@ -1,7 +1,7 @@
 """How training speeds up with processes: `python -m benchmarks.processes --runs 3`.
 
 A batch of 8 pictures of 64x64 is shared by 1 and by 2 processes of one thread each, which send gradients by gloo. Each
-count runs under torchrun; seconds are of 10 steps after one that warms up. More processes than free cores gain nothing.
+count runs under torchrun; seconds are of 4 steps after one that warms up. More processes than free cores gain nothing.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from benchmarks.common import TRAINING, Row, main, model, pictures, trained
+from benchmarks.common import TRAINING, Row, main, pictures
+from elder import problems, regularizers
 from elder.backend import Compute
+from elder.model.model import Hyperparameters, Model
 from elder.training.finetune import Finetuning, progress, update
 from elder.training.patches import Patches
 from elder.training.pretrain import Pretraining, pretrain
 from elder.training.processes import Processes, joined
 
 COUNTS = (1, 2)
-NETWORK, STEPS = "DnCNN 64x12", 10
+NETWORK, STEPS = {"name": "dncnn", "width": 32, "depth": 5}, 4
 
 
 def run(runs: int) -> Iterator[Row]:
     """The speed of each count over that of one process, for both trainings."""
-    trained(NETWORK)  # once, before the processes
     rounds = [[launched(count) for count in COUNTS] for _ in range(runs)]
     for number, training in enumerate(("pre-training", "DEQ training")):
         for place, count in enumerate(COUNTS[1:], 1):
@@ -57,9 +58,12 @@ def timed(train: Callable[[int], None]) -> float:
 def both(processes: Processes) -> list[float]:
     """Seconds of pre-training and of DEQ training."""
     torch.set_num_threads(1)
-    chosen, patches = model(NETWORK, "csmri", ratio=0.2), Patches(pictures(TRAINING, (256, 256)), 64, TRAINING)
-    denoiser = trained(NETWORK)
-    settings = Finetuning(batch=8, patch=64, max_steps=12, warmup=0.0, learning_rate=1e-9, tuning_rate=1e-9)
+    torch.manual_seed(0)
+    denoiser = regularizers.make("least_squares", NETWORK)
+    chosen = Model(problems.make("csmri", {"ratio": 0.2}), denoiser, Hyperparameters(0.01, 0.1, 100.0), {})
+    patches = Patches(pictures(TRAINING, (256, 256)), 64, TRAINING)
+    # No solve ends early, whatever the weights.
+    settings = Finetuning(batch=8, patch=64, max_steps=12, tol=1e-12, warmup=0.0, learning_rate=1e-9, tuning_rate=1e-9)
 
     def denoise(steps: int) -> None:
         pretrain(denoiser, patches, Pretraining(steps=steps, batch=8, patch=64), processes=processes)

@@ -8,7 +8,7 @@ import sys
 
 from benchmarks.common import RESULTS
 
-NAMES = ("gradient", "memory", "solvers", "adjoint", "training", "batch", "ct", "peer")
+NAMES = ("gradient", "memory", "solvers", "adjoint", "training", "batch", "ct", "data", "processes", "peer")
 
 
 def main() -> None:

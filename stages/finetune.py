@@ -6,31 +6,39 @@ import argparse
 from dataclasses import replace
 
 from elder import io
+from elder.backend import Compute
 from elder.model.model import load
 from elder.training.finetune import finetune
+from elder.training.processes import Processes, joined
 from elder.training.validation import validate
-from pipeline import params, tracking
-from stages import command
+from pipeline import params
+from stages import command, tracked
 from stages.patches import read_patches
 from stages.samples import read_samples
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Minimize the squared error of the fixed points; write the bundle that is best on validation, and the curve."""
+    with joined(params.read().compute) as (processes, compute):
+        train(arguments, processes, compute)
+
+
+def train(arguments: argparse.Namespace, processes: Processes, compute: Compute) -> None:
+    """Train together with the other processes; the first one writes the results."""
     whole = params.read()
     chosen, cell, safe = whole.finetuning(arguments.cell), whole.cells[arguments.cell], whole.safeguards
-    before = load(arguments.tuned, own_code=whole.own_class(cell.problem)).on(whole.compute)
+    before = load(arguments.tuned, own_code=whole.own_class(cell.problem)).on(compute)
     patches = read_patches(arguments.images, chosen.patch)
     validation = read_samples(arguments.images, arguments.measurements, "validation", before.problem)
     side = min(min(sample.truth.shape[-2:]) for sample in validation)
     measured = before.problem.on_patches(chosen.patch / side)
     drawn = [measured.override(change) for change in cell.training_problems]
     logged = {"finetune": vars(chosen), "problem": {**measured.settings, **cell.training_problem}}
-    if cell.finetune:
+    if cell.finetune and processes.first:
         print(params.overrides("finetune", f"cells.{arguments.cell}", cell.finetune, whole.finetune))
     title, every = f"finetune {arguments.cell}", safe.finetune_checkpoint
-    tracked = tracking.training(title, logged, arguments.reads, steps=chosen.steps, every=every)
-    with tracked as (log, report, checkpoint):
+    kept = tracked.training(processes, title, logged, arguments.reads, steps=chosen.steps, every=every)
+    with kept as (log, report, checkpoint):
         trained = finetune(
             before,
             patches,
@@ -40,9 +48,12 @@ def main(arguments: argparse.Namespace) -> None:
             drawn=drawn,
             patience=safe.patience,
             checkpoint=checkpoint,
+            processes=processes,
         )
         model, history = trained.result, trained.history
-        score, _ = validate(model, validation)
+        score, _ = validate(model, validation, processes)
+        if not processes.first:
+            return
         gained = {
             "validation_psnr_before": history.first("val_psnr"),
             "validation_psnr": score.psnr,

@@ -36,15 +36,19 @@ BUILTIN = {
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Split the source's images, make them gray or colored and of one size, and write float32 TIFF with a manifest.
+    """Split the source's images, make them gray or colored and of one size, and write float32 TIFF with a manifest."""
+    prepare(params.read().prepare, arguments.out)
+
+
+def prepare(chosen: Preparation, out: Path) -> None:
+    """Write the images and the manifest to `out`, whole or not at all.
 
     Every file is read, and compared with those of the other splits, before the first is written.
     """
-    chosen = params.read().prepare
     parts = builtin() if chosen.source == "builtin" else split(Path(chosen.folder), chosen)
     pictures = {part: seen(files, part, chosen) for part, files in parts.items()}
     refuse_duplicates([picture for files in pictures.values() for found in files for picture in found])
-    temporary = arguments.out.with_name(f".{arguments.out.name}-partial")
+    temporary = out.with_name(f".{out.name}-partial")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         rows = [row for part in SPLITS for row in write(list(parts[part]), pictures[part], temporary / part, chosen)]
@@ -52,10 +56,10 @@ def main(arguments: argparse.Namespace) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     io.write_json(temporary / "manifest.json", {"source": chosen.source, "images": rows})
-    shutil.rmtree(arguments.out, ignore_errors=True)
-    temporary.rename(arguments.out)
+    shutil.rmtree(out, ignore_errors=True)
+    temporary.rename(out)
     counts = {name: sum(row["split"] == name for row in rows) for name in SPLITS}
-    print(", ".join(f"{counts[name]} {name}" for name in SPLITS), f"images in {arguments.out}")
+    print(", ".join(f"{counts[name]} {name}" for name in SPLITS), f"images in {out}")
 
 
 def builtin() -> dict[str, dict[Path, str]]:

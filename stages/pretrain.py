@@ -7,11 +7,13 @@ import argparse
 import torch
 
 from elder import io, regularizers
+from elder.backend import Compute
 from elder.model import bundle
 from elder.training.initial import initialize, told
 from elder.training.pretrain import denoising_psnr, pretrain
-from pipeline import params, tracking
-from stages import command, inputs
+from elder.training.processes import Processes, joined
+from pipeline import params
+from stages import command, inputs, tracked
 from stages.patches import read_patches
 
 LEVELS = (0.02, 0.06, 0.1, 0.2)
@@ -19,21 +21,27 @@ LEVELS = (0.02, 0.06, 0.1, 0.2)
 
 def main(arguments: argparse.Namespace) -> None:
     """Fit D = I − ∇h to the training images under Gaussian noise; write its weights and its curve."""
+    with joined(params.read().compute) as (processes, compute):
+        train(arguments, processes, compute)
+
+
+def train(arguments: argparse.Namespace, processes: Processes, compute: Compute) -> None:
+    """Train together with the other processes; the first one writes the results."""
     whole = params.read()
-    chosen, safe, compute = whole.pretraining(arguments.regularizer), whole.safeguards, whole.compute
+    chosen, safe = whole.pretraining(arguments.regularizer), whole.safeguards
     patches = read_patches(arguments.images, chosen.patch)
-    _, validation = inputs.clean_images(arguments.images, "validation")
     torch.manual_seed(chosen.seed)
     description = whole.description(arguments.regularizer, patches.images[0].shape[1])
     regularizer = regularizers.make(**description).to(compute.device)
     start = initialize(regularizer, description, chosen.init)
-    print(f"pretrain {arguments.regularizer}: {told(start, chosen.init)}", flush=True)
     logged = {"pretrain": vars(chosen), "regularizer": description}
-    if own := whole.regularizers[arguments.regularizer].pretrain:
-        print(params.overrides("pretrain", f"regularizers.{arguments.regularizer}", own, whole.pretrain))
+    if processes.first:
+        print(f"pretrain {arguments.regularizer}: {told(start, chosen.init)}", flush=True)
+        if own := whole.regularizers[arguments.regularizer].pretrain:
+            print(params.overrides("pretrain", f"regularizers.{arguments.regularizer}", own, whole.pretrain))
     title, every = f"pretrain {arguments.regularizer}", safe.pretrain_checkpoint
-    tracked = tracking.training(title, logged, arguments.reads, steps=chosen.steps, every=every)
-    with tracked as (log, report, checkpoint):
+    kept = tracked.training(processes, title, logged, arguments.reads, steps=chosen.steps, every=every)
+    with kept as (log, report, checkpoint):
         trained = pretrain(
             regularizer,
             patches,
@@ -42,7 +50,11 @@ def main(arguments: argparse.Namespace) -> None:
             precision=compute.precision,
             patience=safe.patience,
             checkpoint=checkpoint,
+            processes=processes,
         )
+        if not processes.first:
+            return
+        _, validation = inputs.clean_images(arguments.images, "validation")
         scores = {f"{level:g}": denoising_psnr(trained.result, validation, level) for level in LEVELS}
         log.metrics({f"denoising_psnr_{level}": score for level, score in scores.items()})
         config = {

@@ -80,9 +80,7 @@ def read(path: str | Path, problem: Problem, truth: Picture) -> Sample:
     return Sample(Path(path).name.removesuffix(".npz"), truth, operator, y)
 
 
-def read_all(
-    folder: str | Path, problem: Problem, names: Sequence[str], truths: Sequence[Picture]
-) -> io.Lazy[int, Sample]:
+def read_all(folder: str | Path, problem: Problem, names: Sequence[str], truths: Sequence[Picture]) -> Sequence[Sample]:
     """The measurement NAME.npz of each clean image, in the order of the names. A sample is read when it is asked for.
 
     Raises `UserError` where a measurement is missing, or belongs to no image.

@@ -21,6 +21,7 @@ from elder.tensors import norm, per_image
 from elder.training.checkpoint import Checkpoint
 from elder.training.history import History, Report, Trained, silent
 from elder.training.patches import Patches
+from elder.training.processes import ALONE, Processes
 from elder.training.progress import Progress
 from elder.training.validation import validate
 
@@ -132,6 +133,7 @@ def finetune(
     drawn: Sequence[Problem] = (),
     patience: int = 10,
     checkpoint: Checkpoint | None = None,
+    processes: Processes = ALONE,
 ) -> Trained[Model]:
     """The model whose fixed points have the least mean squared error, of those seen at each validation; its history.
 
@@ -147,20 +149,22 @@ def finetune(
     each step's number and its metrics while training runs. drawn: the problems that make the training measurements, one
     of them drawn at each step, that of `before` if there is none; the same measurement on smaller pictures, say, or at
     several ratios. With a checkpoint training resumes where the last run stopped, and returns the history of all steps.
-    Raises `FloatingPointError` after `patience` steps in a row without a finite gradient.
+    processes: those that share each batch and the validation; the first one alone is given the checkpoint. Raises
+    `FloatingPointError` after `patience` steps in a row without a finite gradient.
     """
-    now, history = progress(before, settings), History()
+    processes.check_batch(settings.batch)
+    now, history = progress(before, settings, processes), History()
 
     def record(step: int, metrics: dict[str, float]) -> None:
         history.append(step, metrics)
         report(step, metrics)
 
-    state = None if checkpoint is None else checkpoint.load()
+    state = processes.from_first(None if checkpoint is None else checkpoint.load())
     if state is not None:
         now.restore(state)
         history.rows.extend(state["history"])
     else:
-        now.best_score, _ = validate(before, validation)
+        now.best_score, _ = validate(before, validation, processes)
         record(0, {"val_psnr": now.best_score.psnr, "val_converged": now.best_score.converged})
     for step in range(now.step + 1, settings.steps + 1):
         now.step = step
@@ -182,7 +186,7 @@ def finetune(
 def _validate(now: Progress, before: Model, validation: Sequence[Sample], settings: Finetuning) -> dict[str, float]:
     """Judge the averaged parameters, and go back where they are far below the best."""
     model = now.model.model(before, now.scale)
-    score, _ = validate(model, validation)
+    score, _ = validate(model, validation, now.processes)
     lost = now.judge(model, score)
     # During the warm-up solves are cut short on purpose, and may not converge yet.
     back = lost > settings.go_back and now.step > settings.warmup * settings.steps
@@ -191,7 +195,7 @@ def _validate(now: Progress, before: Model, validation: Sequence[Sample], settin
     return {"val_psnr": score.psnr, "val_converged": score.converged, "went_back": float(back)}
 
 
-def progress(before: Model, settings: Finetuning) -> Progress:
+def progress(before: Model, settings: Finetuning, processes: Processes = ALONE) -> Progress:
     """Where a fine-tuning of `before` begins."""
     return Progress(
         before,
@@ -200,6 +204,7 @@ def progress(before: Model, settings: Finetuning) -> Progress:
         average=settings.average,
         penalty_weight=settings.stability_weight,
         seed=settings.seed,
+        processes=processes,
     )
 
 
@@ -208,51 +213,62 @@ def update(
 ) -> dict[str, float]:
     """Take one step of the optimizer and return its metrics; they hold a loss only if the gradient was finite.
 
-    drawn: the problems one of which makes the measurements of this step.
+    drawn: the problems one of which makes the measurements of this step. Every process draws the whole batch, solves
+    for its share, and takes the gradient there, by the implicit function theorem, with no other process. Then the
+    gradients are averaged over the batch. A process none of whose images gave a gradient adds zero.
     """
     measured = drawn[0] if len(drawn) == 1 else drawn[int(torch.randint(len(drawn), (), generator=now.generator))]
-    x = patches.draw(settings.batch, now.generator)
+    x, together, batch = patches.draw(settings.batch, now.generator), now.processes, settings.batch
     operator, y = measured.simulate(x, now.generator)
+    if together.count > 1:
+        own = torch.arange(batch)[together.share(batch)]
+        operator, y, x = operator.select(own), y[own], x[own]
     operator, y, x = operator.to(before.device), y.to(before.device), x.to(before.device)
     problem = now.theta.objective(measured.fidelity(operator, y))
     effort = Effort.at(settings, now.step)
-    at, tau, solved, metrics = _solve(now, problem, measured.initial(operator, y), effort, before.precision)
+    at, tau, solved, metrics = _solve(now, problem, measured.initial(operator, y), effort, settings, before.precision)
     adjoint = ADJOINTS[settings.adjoint](problem, effort.adjoint_tol, settings.adjoint_steps)
     attached, backward = ImplicitGradient(adjoint, FALLBACKS[settings.fallback]).attach_to(at, tau, solved=solved)
     error = (attached - x).square().flatten(1).mean(1)
-    loss = LOSSES[settings.loss](error)
+    errors = together.gather(error.detach(), batch)  # of the whole batch, as all that is called so below
     charge, stability = _stability(at, tau, now, settings)
-    total = loss + UNITS[settings.loss](error.detach()) * charge
+    total = LOSSES[settings.loss](error) + UNITS[settings.loss](errors).to(error) * charge
     now.optimizer.zero_grad()
     total.backward(inputs=list(now.theta.parameters()))
+    together.average_gradients(now.theta.parameters(), len(x) / batch)
     length = torch.nn.utils.clip_grad_norm_(now.theta.parameters(), settings.clip)
     exact = 0 if backward.exact is None else int(backward.exact.sum())
+    counts = together.gather(torch.tensor([[exact, backward.skipped, backward.products]]), together.count)
+    exact, skipped = counts[:, 0].sum().item(), counts[:, 1].sum().item()
     metrics |= stability | {
-        "backward_products": float(backward.products),
-        "exact": exact / len(x),
-        "approximate": 1 - (exact + backward.skipped) / len(x),
-        "left_out": backward.skipped / len(x),
+        "backward_products": float(counts[:, 2].max()),
+        "exact": exact / batch,
+        "approximate": 1 - (exact + skipped) / batch,
+        "left_out": skipped / batch,
     }
-    if bool(length.isfinite()) and backward.skipped < len(x):
+    if bool(length.isfinite()) and skipped < batch:
         now.optimizer.step()
         now.schedule.step()
         now.averaged.update_parameters(now.theta)
-        metrics |= {"loss": float(loss.detach()), "mse": float(error.detach().mean()), "gradient_norm": float(length)}
+        loss = LOSSES[settings.loss](errors)
+        metrics |= {"loss": float(loss), "mse": float(errors.mean()), "gradient_norm": float(length)}
     return metrics
 
 
 def _solve(
-    now: Progress, problem: Equilibrium, start: Tensor, effort: Effort, precision: str
+    now: Progress, problem: Equilibrium, start: Tensor, effort: Effort, settings: Finetuning, precision: str
 ) -> tuple[Linearization, Tensor, Tensor, dict[str, float]]:
     """Solve for the fixed points from `start`, (b, c, h, w), without recording.
 
     Returns the linearization at them, the step τ (b,) of the fixed-point map, which images were solved (b,), and
-    metrics.
+    metrics of the whole batch.
     """
     lambda_reg = float(problem.lambda_reg.detach())
     first = torch.tensor(now.scale / lambda_reg)
     solution = fixed_point(problem, start, first, tol=effort.tol, max_steps=effort.max_steps, precision=precision)
-    now.advance(solution, lambda_reg)
+    told = torch.stack([v.double() for v in (solution.step, solution.steps, ~solution.succeeded, solution.evaluations)])
+    sizes, steps, failed, evaluations = now.processes.gather(told.T, settings.batch).T
+    now.advance(sizes, lambda_reg)
     # A diverged solve (NaN compares as false) is linearized at its initial guess: its last iterate teaches nothing.
     kept = norm(solution.x) <= DIVERGED * norm(start)
     at = Linearization.at(problem, torch.where(kept.view(-1, 1, 1, 1), solution.x, start))
@@ -262,9 +278,9 @@ def _solve(
         "weight": lambda_reg,
         "sigma": float(problem.sigma.detach()),
         "step_size": now.scale / lambda_reg,
-        "forward_steps": float(solution.steps.double().mean()),
-        "forward_failed": float((~solution.succeeded).sum()),
-        "evaluations": float(solution.evaluations.sum()),
+        "forward_steps": float(steps.mean()),
+        "forward_failed": float(failed.sum()),
+        "evaluations": float(evaluations.sum()),
     }
     return at, tau, solution.succeeded & kept, metrics
 
@@ -277,14 +293,16 @@ def _stability(
         return 0.0, {}
     rho = _radius(at, tau, now, settings)
     charge = now.penalty_weight * settings.stability_every * penalty(rho, settings.stability)
-    metrics = {"spectral_radius": float(rho.detach().max()), "penalty_weight": now.penalty_weight}
-    now.penalty_weight = adapted(now.penalty_weight, rho, settings.stability)
+    radii = now.processes.gather(rho.detach(), settings.batch)
+    metrics = {"spectral_radius": float(radii.max()), "penalty_weight": now.penalty_weight}
+    now.penalty_weight = adapted(now.penalty_weight, radii, settings.stability)
     return charge, metrics
 
 
 def _radius(at: Linearization, tau: Tensor, now: Progress, settings: Finetuning) -> Tensor:
     """ρ from where the solve still moves, which is where it converges slowest, with some noise to see the rest."""
-    noise = torch.randn(at.x.shape, generator=now.generator).to(at.x)
+    drawn = torch.randn((settings.batch, *at.x.shape[1:]), generator=now.generator)
+    noise = drawn[now.processes.share(settings.batch)].to(at.x)
     moving = fixed_point_step(at, tau) - at.x.detach()
     scale = moving.flatten(1).norm(dim=1) / noise.flatten(1).norm(dim=1)
     return spectral_radius(at, tau, moving + 0.3 * per_image(scale, noise) * noise, settings.power_steps)

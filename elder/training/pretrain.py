@@ -16,6 +16,7 @@ from elder.training.averaging import moving_average
 from elder.training.checkpoint import Checkpoint
 from elder.training.history import History, Report, Trained, silent
 from elder.training.patches import Patches
+from elder.training.processes import ALONE, Processes
 
 # Steps of the shortest one-cycle schedule: in shorter ones the rise would have no step.
 SHORTEST = 20
@@ -54,6 +55,7 @@ def pretrain(
     precision: str = "float32",
     patience: int = 10,
     checkpoint: Checkpoint | None = None,
+    processes: Processes = ALONE,
 ) -> Trained[Regularizer]:
     """Minimize the mean of ‖x − D(x + σn, σ)‖² over patches x, noise n and levels σ, in place.
 
@@ -61,8 +63,10 @@ def pretrain(
     step: ∇h is a forward computation, so training differentiates once. Runs where the weights are; draws come
     from the CPU, the same for every device. precision: of the network, see `elder.backend`. With a checkpoint, training
     resumes where the last run stopped, and returns the metrics of all steps. A step whose gradient is not finite is
-    left out and counted. Raises `FloatingPointError` after `patience` of them in a row.
+    left out and counted. Raises `FloatingPointError` after `patience` of them in a row. processes: those that share
+    each batch; the first one alone is given the checkpoint.
     """
+    processes.check_batch(settings.batch)
     generator = torch.Generator().manual_seed(settings.seed)
     device = next(regularizer.parameters()).device
     regularizer.train().requires_grad_()
@@ -73,7 +77,8 @@ def pretrain(
     )
     parts = {"regularizer": regularizer, "averaged": averaged, "optimizer": optimizer, "schedule": schedule}
     first, failures, history = 1, 0, History()
-    if checkpoint is not None and (state := checkpoint.load()) is not None:
+    state = processes.from_first(None if checkpoint is None else checkpoint.load())
+    if state is not None:
         for name, part in parts.items():
             part.load_state_dict(state[name])
         generator.set_state(state["generator"])
@@ -82,16 +87,20 @@ def pretrain(
         x = patches.draw(settings.batch, generator)
         sigma = settings.sigma_max * torch.rand(settings.batch, generator=generator)
         noisy = x + sigma.view(-1, 1, 1, 1) * torch.randn(x.shape, generator=generator)
+        own = processes.share(settings.batch)
+        x, sigma, noisy = x[own], sigma[own], noisy[own]
+        weight = len(x) / settings.batch
         with autocast(precision, device):
             denoised = regularizer.denoise(noisy.to(device), sigma.to(device))
         loss = (denoised - x.to(device)).square().mean()
         optimizer.zero_grad()
         loss.backward()
+        processes.average_gradients(regularizer.parameters(), weight)
         norm = torch.nn.utils.clip_grad_norm_(regularizer.parameters(), settings.clip)
         metrics = {"gradient_norm": float(norm), "learning_rate": float(schedule.get_last_lr()[0])}
         failures = 0 if bool(norm.isfinite()) else failures + 1
         if failures == 0:
-            metrics["loss"] = float(loss.detach())
+            metrics["loss"] = float(processes.gather(weight * loss.detach().view(1), processes.count).sum())
             optimizer.step()
             schedule.step()
             averaged.update_parameters(regularizer)

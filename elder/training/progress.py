@@ -8,14 +8,14 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from elder.fidelity import Fidelity
 from elder.model.model import Hyperparameters, Model
 from elder.objective import Equilibrium, make_objective
-from elder.solvers import Solution
 from elder.training.averaging import moving_average
 from elder.training.pretrain import SHORTEST
+from elder.training.processes import ALONE, Processes
 from elder.training.validation import Score
 
 # What λτ regains at a step: the line search of a few images must not shorten every later step.
@@ -49,9 +49,18 @@ class Progress:
     """θ, its moving average, the optimizer, the best so far, and the numbers that adapt on the way."""
 
     def __init__(
-        self, before: Model, *, rates: tuple[float, float], steps: int, average: float, penalty_weight: float, seed: int
+        self,
+        before: Model,
+        *,
+        rates: tuple[float, float],
+        steps: int,
+        average: float,
+        penalty_weight: float,
+        seed: int,
+        processes: Processes = ALONE,
     ) -> None:
         """rates: the peaks for the network, and for log λ and log σ. average: the decay of `averaged`."""
+        self.processes = processes
         self.theta = Parameters(before)
         self.averaged = moving_average(self.theta, average)
         groups = [self.theta.regularizer.parameters(), [self.theta.log_lambda, self.theta.log_sigma]]
@@ -94,9 +103,9 @@ class Progress:
             self.best, regularizer=regularizer, hyperparameters=Hyperparameters(**state["best"]["tuning"])
         )
 
-    def advance(self, solution: Solution, lambda_reg: float) -> None:
-        """Keep λτ where the line search of most images leaves it, and let it recover."""
-        self.scale = min(self.longest, REGAIN * lambda_reg * float(solution.step.median()))
+    def advance(self, steps: Tensor, lambda_reg: float) -> None:
+        """Keep λτ where the line search of most images leaves it, and let it recover. steps: τ of each image."""
+        self.scale = min(self.longest, REGAIN * lambda_reg * float(steps.median()))
 
     def judge(self, model: Model, score: Score) -> float:
         """Keep the model if it is the best so far; the dB of merit by which it falls short of that."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from elder.evaluation.quality import psnr
 from elder.model.model import Model
 from elder.problems.samples import Sample
 from elder.solvers import Solution
+from elder.training.processes import ALONE, Processes
 
 # The share of solves that a model must bring to a fixed point, and the dB that a missing share of one is charged.
 ENOUGH, CHARGE = 0.95, 20.0
@@ -35,9 +38,12 @@ class Score:
         return self.merit > other.merit + by
 
 
-def validate(model: Model, samples: Sequence[Sample]) -> tuple[Score, list[Solution]]:
-    """The score, and the solution of every image."""
-    solutions = [model.solve(m.operator, m.y) for m in samples]
-    quality = [float(psnr(s.x, m.truth)) for s, m in zip(solutions, samples, strict=True)]
-    converged = [bool(s.succeeded.all()) for s in solutions]
-    return Score(sum(quality) / len(quality), sum(converged) / len(converged)), solutions
+def validate(model: Model, samples: Sequence[Sample], processes: Processes = ALONE) -> tuple[Score, list[Solution]]:
+    """The score, and the solutions of this process's share of the images: of all of them if it is alone."""
+    solutions, found = [], []
+    for m in (samples[i] for i in range(len(samples))[processes.share(len(samples))]):
+        solutions.append(model.solve(m.operator, m.y))
+        found.append((float(psnr(solutions[-1].x, m.truth)), float(solutions[-1].succeeded.all())))
+    whole = processes.gather(torch.tensor(found, dtype=torch.float64).view(-1, 2), len(samples))
+    quality, converged = (sum(column) / len(samples) for column in whole.T.tolist())
+    return Score(quality, converged), solutions

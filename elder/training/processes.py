@@ -1,0 +1,112 @@
+"""One training over several processes: each computes its share of the batch, and all of them take the same step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from io import BytesIO
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from elder.backend import Compute
+from elder.errors import UserError
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that train one model, this one among them. Made by `joined`; by default there is one.
+
+    Every process draws the whole batch from the same generator and works on its share, so that a training does not
+    depend on their number, but for rounding. With one process, nothing is sent, and no value is changed.
+    """
+
+    rank: int = 0
+    count: int = 1
+    device: str = "cpu"  # where values are that are sent
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes, logs and reports."""
+        return self.rank == 0
+
+    def check_batch(self, batch: int) -> None:
+        """Raise `UserError` for a batch that leaves a process without an image."""
+        if batch < self.count:
+            raise UserError(f"batch={batch}: {self.count} processes need an image each; start fewer, or raise batch")
+
+    def share(self, total: int) -> slice:
+        """This process's part of `total` images: shares are neighbors, and differ by one at most."""
+        return slice(self.rank * total // self.count, (self.rank + 1) * total // self.count)
+
+    def gather(self, values: Tensor, total: int) -> Tensor:
+        """The values of all images, (total, ...) float64, from those of this process's share. Every process calls it.
+
+        With one process, they are `values`.
+        """
+        if self.count == 1:
+            return values
+        whole = torch.zeros((total, *values.shape[1:]), dtype=torch.float64, device=self.device)
+        whole[self.share(total)] = values.to(whole)
+        distributed.all_reduce(whole)
+        return whole
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter], weight: float) -> None:
+        """Put Σ weight · gradient over the processes in the place of each gradient: one all-reduce, in float64.
+
+        weight: the share of the batch that this process has, if its loss is a mean over its images. The sum is the
+        same in every process, bit by bit. One that is not finite makes that of all so.
+        """
+        if self.count == 1:
+            return
+        trained = list(parameters)
+        # A parameter that this process's images did not reach has no gradient.
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+        flat = weight * torch.cat([gradient.flatten().double() for gradient in gradients])
+        distributed.all_reduce(flat)
+        for p, gradient in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
+            p.grad = gradient.view_as(p).to(p.dtype)
+
+    def from_first(self, state: dict[str, Any] | None) -> dict[str, Any] | None:
+        """The state of a training that the first process has read, in every process; others give `None`.
+
+        So the processes need no common file system.
+        """
+        if self.count == 1:
+            return state
+        written = BytesIO()
+        torch.save(state, written)
+        size = torch.tensor(written.tell(), device=self.device)
+        distributed.broadcast(size, src=0)
+        sent = torch.zeros(int(size), dtype=torch.uint8, device=self.device)
+        if self.first:
+            sent.copy_(torch.frombuffer(bytearray(written.getvalue()), dtype=torch.uint8))
+        distributed.broadcast(sent, src=0)
+        return torch.load(BytesIO(sent.cpu().numpy().tobytes()), map_location="cpu", weights_only=True)
+
+
+ALONE = Processes()
+
+
+@contextmanager
+def joined(compute: Compute) -> Iterator[tuple[Processes, Compute]]:
+    """The processes that torchrun started, and where this one computes; `ALONE` if it was started otherwise.
+
+    Values are sent by NCCL between GPUs, and by gloo else. `cuda` becomes a GPU of this process's own.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield ALONE, compute
+        return
+    if compute.device.startswith("cuda"):
+        compute = replace(compute, device=f"cuda:{os.environ['LOCAL_RANK']}")
+        torch.cuda.set_device(compute.device)
+    distributed.init_process_group("nccl" if compute.device.startswith("cuda") else "gloo")
+    try:
+        device = compute.device if compute.device.startswith("cuda") else "cpu"
+        yield Processes(distributed.get_rank(), count, device), compute
+    finally:
+        distributed.destroy_process_group()

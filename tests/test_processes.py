@@ -1,0 +1,104 @@
+"""A training over two processes is the training of one."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import trainings
+from conftest import ROOT
+
+from elder import UserError, io
+from elder.training.processes import ALONE, Processes
+
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+@pytest.fixture(scope="module", params=[6, pytest.param(20, marks=pytest.mark.slow)])
+def both(request, tmp_path_factory) -> dict[str, tuple[dict, Path]]:
+    """What one process gave and left, and what two gave and left, which also resumed what the one had left."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("alone", "together")}
+    alone = trained(folders["alone"], request.param)
+    shutil.copy(folders["alone"] / "left" / "state.pt", folders["together"] / "state.pt")
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": str(Path(sys.executable).parent)}
+    script = [str(ROOT / "tests" / "trainings.py"), str(folders["together"]), str(request.param)]
+    done = subprocess.run([*LAUNCH, *script], env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    together = io.read_json(folders["together"] / "results.json")
+    return {"alone": (alone, folders["alone"]), "together": (together, folders["together"])}
+
+
+def trained(folder: Path, steps: int, **options: bool) -> dict[str, list]:
+    try:
+        return trainings.trainings(folder, ALONE, steps, **options)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def assert_equal(found: list[dict], expected: list[dict]) -> None:
+    """Every metric of every step, to within rounding."""
+    assert len(found) == len(expected)
+    for row, reference in zip(found, expected, strict=True):
+        assert row == {name: pytest.approx(value, rel=1e-5, abs=1e-9) for name, value in reference.items()}
+
+
+@pytest.mark.parametrize("training", ["pretrain", "finetune", "mse", "skip"])
+def test_two_processes_train_as_one_does(training, both):
+    found = both["together"][0][training]
+    assert_equal(found, both["alone"][0][training])
+    if training == "finetune":
+        assert {"loss", "spectral_radius", "val_psnr"} <= {name for row in found for name in row}
+        assert len({row["step_size"] * row["weight"] for row in found[1:]}) > 1  # what adapts has moved
+    if training == "skip":
+        assert any(row["left_out"] == 0.5 and row["skipped"] == 0 for row in found[1:])
+
+
+def test_either_resumes_what_the_other_left(both, tmp_path):
+    (expected, _), (found, folder) = both["alone"], both["together"]
+    assert_equal(found["resumed"], expected["finetune"])
+    steps = len(expected["pretrain"])
+    shutil.copy(folder / "left" / "state.pt", tmp_path / "state.pt")
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["numbers"]["step"] == steps - 2
+    assert_equal(trained(tmp_path, steps, whole=False)["resumed"], expected["finetune"])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_every_image_is_in_one_share(count):
+    for total in (5, 6, 7, 20):
+        shares = [range(total)[Processes(rank, count).share(total)] for rank in range(count)]
+        assert [i for share in shares for i in share] == list(range(total))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_batch_too_small_for_the_processes_is_refused():
+    with pytest.raises(UserError, match=r"^batch=2: 3 processes need an image each"):
+        Processes(0, 3).check_batch(2)
+    Processes(0, 3).check_batch(3)
+
+
+@pytest.mark.slow
+def test_a_stage_under_torchrun_writes_what_it_writes_alone(project):
+    project.only_least_squares()
+    for target in ("pretrain@least_squares", "tune@csmri-least_squares"):
+        project.run("dvc", "repro", target)
+    cell = "csmri-least_squares"
+    reads = [
+        "--images",
+        "data/prepared",
+        "--measurements",
+        "data/measurements/csmri",
+        "--tuned",
+        f"models/tuned/{cell}",
+    ]
+    made = {}
+    for name, launch in (("alone", [sys.executable]), ("together", LAUNCH)):
+        writes = ["--out", f"{name}/model", "--metrics", f"{name}/metrics.json", "--curve", f"{name}/curve.csv"]
+        project.run(*launch, "-m", "stages.finetune", "--cell", cell, *reads, *writes)
+        made[name] = io.read_json(project.folder / name / "metrics.json")
+        assert (project.folder / name / "model" / "weights.safetensors").exists()
+    assert made["together"] == {key: pytest.approx(value, rel=1e-3) for key, value in made["alone"].items()}
+    assert not list((project.folder / ".checkpoints").rglob("state.pt"))

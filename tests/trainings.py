@@ -1,0 +1,84 @@
+"""The trainings of test_processes: `torchrun --nproc-per-node N tests/trainings.py OUT STEPS` writes what they gave."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from elder import io, problems, regularizers
+from elder.backend import Compute
+from elder.model.model import Hyperparameters, Model
+from elder.problems.csmri import CSMRI
+from elder.problems.samples import measure
+from elder.training.checkpoint import Checkpoint
+from elder.training.finetune import Finetuning, finetune
+from elder.training.patches import Patches
+from elder.training.pretrain import Pretraining, pretrain
+from elder.training.processes import Processes, joined
+
+DESCRIPTION = {"name": "least_squares", "network": {"name": "dncnn", "channels": 1, "width": 4, "depth": 2}}
+
+
+class Spoilt(CSMRI):
+    """The last measurement of each batch is so large that its solve does not end."""
+
+    def simulate(self, x, generator):
+        operator, y = super().simulate(x, generator)
+        y[-1] *= 1e6
+        return operator, y
+
+
+def trainings(folder: Path, processes: Processes, steps: int, *, whole: bool = True) -> dict[str, list]:
+    """The histories of some trainings, and of one that resumes the checkpoint in `folder`, if there is one.
+
+    A batch of 5 does not divide evenly. A checkpoint is left in `folder`/left, of two steps before the end.
+    DEQ training is in double precision, since rounding grows from step to step. whole: false for the resumed one alone.
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.rand(1, 1, 4, 5, generator=generator) for _ in range(4)]
+    images = [torch.nn.functional.interpolate(x, scale_factor=8, mode="bicubic").clamp(0, 1) for x in images]
+    patches = Patches(images, 16, list("abcd"))
+    torch.manual_seed(1)
+    energy = regularizers.make(**DESCRIPTION)
+    denoising = Pretraining(steps=steps, batch=5, patch=16, learning_rate=5e-3)
+    found = {}
+    if whole:
+        found["pretrain"] = pretrain(energy, patches, denoising, processes=processes).history.rows
+    torch.manual_seed(1)
+    energy = regularizers.make(**DESCRIPTION)
+    pretrain(energy, patches, Pretraining(steps=20, batch=4, patch=16, learning_rate=5e-3))
+    torch.set_default_dtype(torch.float64)
+    energy, patches = energy.double(), replace(patches, images=[x.double() for x in images])
+    problem = problems.make("csmri", {"ratio": 0.4, "seed": 5})
+    validation = measure(problem, list("abc"), [x.double() for x in images[:3]])
+    start = Hyperparameters(0.1, 0.1, 10.0, tol=1e-4, max_steps=20)
+    before = Model(problem, energy.eval().requires_grad_(False), start, DESCRIPTION)
+    usual = Finetuning(
+        steps=steps, batch=5, patch=16, validate_every=steps // 2, learning_rate=1e-3, max_steps=8, adjoint_steps=8
+    )
+    errors = replace(usual, steps=4, batch=3, validate_every=2, loss="mse", stability=0.6)
+    skipping = replace(usual, steps=4, batch=2, validate_every=4, fallback="skip", max_steps=30, adjoint_steps=30)
+
+    def finetuned(settings: Finetuning, checkpoint: Checkpoint | None = None, **options) -> list:
+        kept = checkpoint if processes.first else None
+        return finetune(
+            before, patches, validation, settings, checkpoint=kept, processes=processes, **options
+        ).history.rows
+
+    if whole:
+        found["finetune"] = finetuned(usual, Checkpoint(folder / "left", every=steps - 2))
+        found["mse"] = finetuned(errors)
+        found["skip"] = finetuned(skipping, drawn=[Spoilt(ratio=0.4, seed=5)])
+    if (folder / "state.pt").exists():
+        found["resumed"] = finetuned(usual, Checkpoint(folder, every=steps))
+    return found
+
+
+if __name__ == "__main__":
+    with joined(Compute()) as (together, _):
+        results = trainings(Path(sys.argv[1]), together, int(sys.argv[2]))
+        if together.first:
+            io.write_json(Path(sys.argv[1]) / "results.json", results)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -213,7 +214,9 @@ def test_a_kill_in_mid_training_leaves_nothing_and_the_next_run_finishes(target,
             elif number == signal.SIGTERM:
                 assert door.returncode == 0
     with serving(project, port, 25) as (_, printed):
-        assert wait_until(lambda: weights.exists() and "'COMPLETED'" in str(ask(project, port, RUNS)), 240), printed()
+        ended = re.compile(r"Flow run '[\w-]+' - Finished in state Completed")
+        assert wait_until(lambda: ended.search(printed()), 240), printed()
+        assert weights.exists()
         states = ask(project, port, RUNS)
         assert ask(project, port, DEPLOYMENTS) == [[False, 1]]
     types = [state for _, state, _ in states]

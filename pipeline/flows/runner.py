@@ -47,9 +47,15 @@ from pipeline.flows.flow import train
 GRACE = 4.5
 # Seconds between two looks at the runs of the deployment.
 INTERVAL = 5.0
+# Seconds after which a runner without an answer has lost the server. It asks about every 10 s.
+SILENCE = 60.0
 # Runs in one answer of the server.
 PAGE = 200
 UNFINISHED = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
+
+
+class ServerLost(RuntimeError):
+    """The runner has had no answer for `SILENCE` seconds."""
 
 
 class PromptRunner(Runner):
@@ -77,7 +83,7 @@ def end(code: int) -> NoReturn:
 async def serve(name: str, when: Schedule) -> NoReturn:
     """Close what an earlier process of this deployment left, then run what is due, until this process ends.
 
-    SIGTERM ends it. So does a server that fails to answer three times in a row, which takes about half a minute.
+    SIGTERM ends it. So does a server that has not answered for `SILENCE` seconds.
     """
     # A pause that is left behind by a shutdown would outlive the next start.
     runner = PromptRunner(name=name, pause_on_shutdown=False, limit=1)
@@ -85,13 +91,13 @@ async def serve(name: str, when: Schedule) -> NoReturn:
     async with get_client() as client:
         await close(client, await runs(client, deployment, UNFINISHED))
         await skip(client, due(await runs(client, deployment, [StateType.SCHEDULED])), "due while nothing served it")
-        watching = asyncio.create_task(watch(client, deployment))
+        watching = asyncio.create_task(watch(runner, client, deployment))
         running = asyncio.create_task(runner.start())
         await asyncio.wait([watching, running], return_when=asyncio.FIRST_COMPLETED)
-    for task in (watching, running):
-        if task.done() and (error := task.exception()):
-            print(f"serve: the runner gave up: {cause(error)}", file=sys.stderr, flush=True)
-    end(1)
+        for task in (watching, running):
+            if task.done() and (error := task.exception()):
+                print(f"serve: the runner gave up: {cause(error)}", file=sys.stderr, flush=True)
+        end(1)
 
 
 def cause(error: BaseException) -> BaseException:
@@ -101,11 +107,16 @@ def cause(error: BaseException) -> BaseException:
     return error
 
 
-async def watch(client: PrefectClient, deployment: UUID) -> None:
-    """Keep at most one run due, and none `Running` without a process."""
+async def watch(runner: Runner, client: PrefectClient, deployment: UUID) -> NoReturn:
+    """Keep at most one run due, and none `Running` without a process.
+
+    Raises `ServerLost` once the runner has had no answer for `SILENCE` seconds. Prefect's runner itself would stop
+    asking after three failures, and then wait for its flow.
+    """
     while True:
         await asyncio.sleep(INTERVAL)
-        # A server that does not answer is the business of the runner.
+        if runner.last_polled and (datetime.now(UTC) - runner.last_polled).total_seconds() > SILENCE:
+            raise ServerLost(f"the Prefect server at {client.api_url} has not answered for {SILENCE:g} s")
         with contextlib.suppress(httpx.HTTPError, PrefectHTTPStatusError):
             # A run may end or begin between two questions: it is alive if it was so before or after.
             before = flow_processes()

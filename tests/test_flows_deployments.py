@@ -72,7 +72,7 @@ def server(tmp_path_factory) -> Iterator[str]:
         process.stop(child)
 
 
-def artifacts() -> list[tuple[str, str]]:
+def artifacts() -> list[tuple[str | None, str]]:
     """Key and data of every artifact on the server."""
     with get_client(sync_client=True) as client:
         return [(found.key, json.dumps(found.data)) for found in client.read_artifacts()]
@@ -298,7 +298,7 @@ def test_an_event_goes_to_a_file_or_a_url_and_its_failure_is_told(tmp_path, monk
             self.send_response(204)
             self.end_headers()
 
-        def log_message(self, *_):
+        def log_message(self, format, *args):
             pass
 
     monkeypatch.delenv(notify.VARIABLE, raising=False)

@@ -9,6 +9,7 @@ import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,7 +71,7 @@ def test_half_precision_is_taken_where_it_costs_nothing(shipped, trained):
 @pytest.mark.parametrize("factors", [(1e-7, 1e4, 3e4), (1, 1, 1e9)], ids=["digits are lost", "overflow"])
 def test_float32_is_taken_where_half_precision_costs_quality(factors, shelf, tmp_path, pictures):
     torch.manual_seed(3)
-    regularizer = regularizers.make(**DESCRIPTION)
+    regularizer: Any = regularizers.make(**DESCRIPTION)
     with torch.no_grad():
         for conv, factor in zip(regularizer.network.convs, factors, strict=True):
             conv.weight.mul_(factor)

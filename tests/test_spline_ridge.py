@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import cases
 import pytest
@@ -125,7 +126,7 @@ def test_gradients_of_far_apart_pictures_keep_to_the_lipschitz_constant(rng):
 def test_at_the_start_the_energy_scales_with_picture_and_noise(rng):
     """h(cx, cσ) = c² h(x, σ): what is noise at one level is noise at every other."""
     torch.manual_seed(0)
-    energy = regularizers.make("wcrr", filters=[2, 6], kernel_size=3).double()
+    energy: Any = regularizers.make("wcrr", filters=[2, 6], kernel_size=3).double()
     x = cases.randn((1, 1, 9, 12), rng)
     first, second = energy.value(x, torch.tensor(0.05)), energy.value(4 * x, torch.tensor(0.2))
     torch.testing.assert_close(second, 16 * first, rtol=1e-6, atol=0)

@@ -179,7 +179,7 @@ def against_bm3d(noise: float) -> str:
     return f"BM3D on the same noisy pictures: {psnr:.2f} dB, SSIM {ssim:.4f}, {time:.1f} s a picture."
 
 
-def test_samples(problem: str) -> list[Sample]:
+def test_samples(problem: str) -> Sequence[Sample]:
     """The test measurements of a problem, with their truths."""
     made = problems.make(problem, params.read().problem(problem))
     paths = io.list_sources(SOURCES.images / "test")

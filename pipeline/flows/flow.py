@@ -1,6 +1,7 @@
-"""The pipeline as a Prefect flow. Each task is one stage of one cell. DVC is the only cache."""
+"""The pipeline as a Prefect flow. Each task is one stage of one cell. DVC is the only cache.
 
-from __future__ import annotations
+Annotations are no strings here: a runner sends the flow to its process without the names that strings would need.
+"""
 
 import json
 from collections.abc import Sequence

@@ -13,8 +13,9 @@ run: $(READY)  ## train, evaluate and register: dvc repro, then what was made
 	@$(BIN)/dvc repro
 	@$(BIN)/python -m pipeline.report.summary
 
+# Files in the order of their names: in xdist's own order, those of few but long tests come last, all on one worker.
 test: $(READY)  ## all tests but the slow ones
-	@$(BIN)/python -m pytest -n 2 --dist loadfile && echo "Tested. Next: make run, or make help for the rest"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder && echo "Tested. Next: make run, or make help for the rest"
 
 lint: $(READY)  ## ruff, import-linter and pyright
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache --no-logo && $(BIN)/pyright

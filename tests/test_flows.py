@@ -87,9 +87,11 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def served(project, tmp_path):
-    """`python -m pipeline.serve` on a short interval, in a copy of the project."""
+def served(project, tmp_path, request):
+    """`python -m pipeline.serve` on a short interval, in a copy of the project; a parameter replaces its stages."""
     project.only_least_squares()
+    if stages := getattr(request, "param", None):
+        (project.folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
     port = free_port()
     log = tmp_path / "serve.log"
     with log.open("w") as file:
@@ -123,6 +125,7 @@ def ask(project, port: int, code: str):
     return json.loads(project.python(script).splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_scheduled_run_fires_by_itself_and_finishes(served):
     project, port, log = served
     finished = project.folder / "reports" / "index.html"
@@ -131,6 +134,14 @@ def test_a_scheduled_run_fires_by_itself_and_finishes(served):
     assert wait_until(lambda: [True, "COMPLETED"] in ask(project, port, runs), 60), log.read_text()[-3000:]
     artifacts = ask(project, port, "[a.key for a in await client.read_artifacts()]")
     assert {"csmri-least-squares-table", "csmri-panel", "csmri-least-squares-verdict", "report"} <= set(artifacts)
+
+
+@pytest.mark.parametrize("served", [{"one": {"cmd": "echo 1 > one.txt", "outs": ["one.txt"]}}], indirect=True)
+def test_a_served_run_reaches_its_end(served):
+    project, port, log = served
+    assert wait_until((project.folder / "one.txt").exists, 120), log.read_text()[-3000:]
+    runs = "[(r.auto_scheduled, r.state.type.value) for r in await client.read_flow_runs()]"
+    assert wait_until(lambda: [True, "COMPLETED"] in ask(project, port, runs), 60), log.read_text()[-3000:]
 
 
 def test_a_stage_that_fails_fails_the_flow_with_its_reason(project):

@@ -307,6 +307,7 @@ def killed(project, marker: str) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_killed_anywhere_it_ends_as_if_it_had_not_been(finished, project):
     project.only_least_squares()
     markers = (

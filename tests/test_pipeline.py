@@ -340,6 +340,7 @@ def ends_as(finished, project) -> None:
     assert not list((project.folder / ".checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_two_trainings_of_one_thing_do_not_meet(project):
     project.only_least_squares()
     project.change("pretrain", steps=100_000)

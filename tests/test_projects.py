@@ -46,6 +46,7 @@ def test_a_folder_of_pictures_is_split_and_used(project, photographs):
     assert {row["split"] for row in manifest["images"]} == {"train", "validation", "test"}
 
 
+@pytest.mark.slow
 def test_color_goes_through_to_the_registry(project):
     """Deblurring color pictures, from their preparation to the served champion."""
     project.only_least_squares()
@@ -75,6 +76,7 @@ def test_color_goes_through_to_the_registry(project):
     assert io.read_image(project.folder / "sharp.png").shape == (30, 28, 3)
 
 
+@pytest.mark.slow
 def test_the_documented_problem_of_ones_own_is_trained_and_found_by_name(project):
     text = (ROOT / "docs" / "own-problem.md").read_text()
     (project.folder / "wide.py").write_text(text.split("```python\n")[1].split("```")[0])

@@ -27,7 +27,7 @@ EPILOG = {
 
 Writes OUT/NAME.npz for every picture: y, the measurement, and what the operator needs besides (mask for csmri).""",
     "reconstruct": """examples:
-  elder reconstruct released:csmri-brain --measurement measurements/slice.npz --out slice.png
+  elder reconstruct released:NAME --measurement measurements/slice.npz --out slice.png
   elder reconstruct models/csmri-least_squares --measurement measurements/camera.npz --out camera.png
   elder reconstruct models:/elder-csmri@champion --measurement y.npy --set mask=mask.png --out x.tif
 

@@ -56,7 +56,7 @@ class Elsewhere:
         clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         reached = subprocess.run([*pip, "--dry-run", "--no-deps", "jaxtyping"], env=clean, cwd=self.folder)
         if reached.returncode:
-            pytest.skip("makes an environment from scratch, and pip reaches no package index from here: try on line")
+            pytest.skip("needs a package index to make an environment from, and pip reaches none from this machine")
         subprocess.run([*pip, *what], env=clean, cwd=self.folder, check=True)
 
     def run(self, *command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -44,7 +44,7 @@ def evaluate(model: Model, samples: Sequence[Sample], report: Report = lambda re
 def denoise(model: Model, x: Tensor) -> Tensor:
     """D(x, σ) at the σ of the model, (b, c, h, w), on the device of x.
 
-    At a fixed point D removes nothing that is noise to it, and yet may add to PSNR: D was trained on pictures.
+    It is one more step of the denoiser after a reconstruction, as Zou et al. 2023 report it for super-resolution.
     """
     sigma = torch.tensor(model.hyperparameters.sigma, device=model.device)
     return model.regularizer.denoise(x.to(model.device), sigma).to(x.device)

@@ -5,6 +5,7 @@ Annotations are no strings here: a runner sends the flow to its process without 
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -35,14 +36,11 @@ async def _is_busy(task: Task, run: TaskRun, state: State) -> bool:
     return isinstance(await state.aresult(raise_on_failure=False), RepositoryBusy)
 
 
-@task(
-    name="reproduce",
-    task_run_name="{label}",
-    cache_policy=NO_CACHE,
-    retries=10,
-    retry_delay_seconds=30,
-    retry_condition_fn=_is_busy,
-)
+# A task that starts DVC: tried again, for five minutes, while another DVC process holds the repository.
+of_dvc = partial(task, cache_policy=NO_CACHE, retries=10, retry_delay_seconds=30, retry_condition_fn=_is_busy)
+
+
+@of_dvc(name="reproduce", task_run_name="{label}")
 def reproduce(stage: str, label: str, folder: Path, timeout: float) -> None:
     """`dvc repro --single-item STAGE`, in a process that ends with this task; again later if the repository is busy."""
     show = Progress(f"progress-{key_of(stage)}", stage.split("@")[0], get_run_logger().info)
@@ -53,14 +51,7 @@ def reproduce(stage: str, label: str, folder: Path, timeout: float) -> None:
     check(stage, code, lines)
 
 
-@task(
-    name="changed",
-    task_run_name="what changed in {name}",
-    cache_policy=NO_CACHE,
-    retries=10,
-    retry_delay_seconds=30,
-    retry_condition_fn=_is_busy,
-)
+@of_dvc(name="changed", task_run_name="what changed in {name}")
 def changed(name: str, stages: Sequence[str], folder: Path, timeout: float) -> list[str]:
     """Those of the stages that DVC would run or restore: one look at all of them, in place of a `dvc repro` of each."""
     code, lines = process.run(["dvc", "status", "--json", *stages], lambda line: None, folder=folder, timeout=timeout)

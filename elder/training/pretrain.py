@@ -26,7 +26,7 @@ SHORTEST = 20
 class Pretraining:
     """Settings of `pretrain`."""
 
-    init: str = "none"  # where the weights start: none, released, or the folder of a bundle; see `initial`
+    init: str = "released"  # where the weights start: none, released, or the folder of a bundle; see `initial`
     steps: int = 700  # from random weights
     refine_steps: int = 50  # of the training that goes on from a trained denoiser
     batch: int = 4

@@ -1,6 +1,7 @@
 """Where the cells of the matrix are trained: on this machine, or by the workers of Dask or Ray."""
 
 import importlib.util
+import logging
 import os
 import socket
 import time
@@ -185,6 +186,7 @@ def _factory(engine: Engine, at_once: int, cluster: Cluster, threads: int) -> Ca
     if engine == "dask":
         from prefect_dask import DaskTaskRunner
 
+        logging.getLogger("distributed").setLevel(logging.WARNING)  # else it tells of each connection
         if cluster.address:
             return lambda: DaskTaskRunner(address=cluster.address)
         workers = {"n_workers": at_once, "threads_per_worker": 1, "processes": True, "dashboard_address": None}

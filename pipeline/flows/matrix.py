@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from uuid import UUID
 
+import httpx
 from prefect import get_client, get_run_logger
+from prefect.exceptions import PrefectException
 from prefect.futures import PrefectFuture, as_completed
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Crashed
 
 from pipeline import REPRO
 from pipeline.flows import cluster, commands, copies, graph, lockfile, process
@@ -149,12 +154,22 @@ def _take(future: PrefectFuture[copies.Delivery], job: copies.Job, folder: Path,
         delivery = future.result()
     except copies.JobFailed as error:
         told, delivery = str(error), error.delivery
-    except Exception as error:  # of the stage, or of the engine, whose worker may have died
-        return f"{job.name}: {type(error).__name__}: {' '.join(str(error).split())}"
+    except Exception as error:  # of the engine, if the worker died
+        told = f"{job.name}: {type(error).__name__}: {' '.join(str(error).split())}"
+        _close(future.task_run_id, told)
+        return told
     gather(job.name, delivery, job.sharing, folder, timeout)
     if not told:
         shutil.rmtree(Path(job.copies) / job.name, ignore_errors=True)  # where this machine sees it
     return told
+
+
+def _close(run: UUID, told: str) -> None:
+    """Set a task whose worker died to `Crashed`: nobody else reports its end."""
+    with contextlib.suppress(httpx.HTTPError, PrefectException), get_client(sync_client=True) as client:
+        state = client.read_task_run(run).state
+        if state is None or not state.is_final():
+            client.set_task_run_state(run, Crashed(message=told), force=True)
 
 
 def _left(

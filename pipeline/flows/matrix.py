@@ -89,7 +89,7 @@ def spread(
         commands.run("push", ["push", "--remote", site.sharing.remote, *ready], folder, timeout)
     if shared_store():
         collect(folder, timeout)  # two stages that begin at once would each make a run of this flow
-    jobs = _jobs(over, stages, due, site, folder, timeout)
+    jobs = _jobs(over, stages, due, ready, site, folder, timeout)
     failures: list[str] = []
     with temporary_settings({PREFECT_API_URL: _api()}), site.make() as runner:
         try:
@@ -121,6 +121,7 @@ def _jobs(
     over: str,
     stages: dict[str, list[str]],
     due: dict[str, list[str]],
+    ready: Sequence[str],
     site: cluster.Site,
     folder: Path,
     timeout: float,
@@ -133,6 +134,7 @@ def _jobs(
     found = {}
     for key, missing in due.items():
         names = stages[key][stages[key].index(missing[0]) :]
+        kept = {*ready, *stages[key]} - set(missing)  # DVC takes seconds to write what all other cells have
         found[key] = copies.Job(
             name=f"{over}-{key}",
             stages=tuple(names),
@@ -140,7 +142,7 @@ def _jobs(
             sharing=site.sharing,
             timeout=timeout,
             snapshot=packed,
-            locked={stage: entry for stage, entry in locked.items() if stage not in missing},
+            locked={stage: entry for stage, entry in locked.items() if stage in kept},
             variables=variables,
             own_store=not shared_store(),
         )

@@ -374,6 +374,7 @@ def toy(folder: Path) -> Project:
     (work / ".dvc").mkdir(parents=True)
     (work / ".dvc" / "config").write_text("[core]\n    analytics = false\n    no_scm = true\n")
     (work / "stages").mkdir()
+    (work / "stages" / "__init__.py").touch()  # else the stages of this project would be found
     (work / "stages" / "toy.py").write_text(
         "import os, signal, sys\nfrom pathlib import Path\nimport psutil\n"
         f"beside = Path({str(folder)!r})\n"

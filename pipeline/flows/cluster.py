@@ -1,5 +1,6 @@
 """Where the cells of the matrix are trained: on this machine, or by the workers of Dask or Ray."""
 
+import importlib
 import importlib.util
 import logging
 import os
@@ -153,9 +154,7 @@ def _missing(runner: Any, site: Site) -> str:
     """What a job waits for; empty if there is all of it."""
     if not site.options:
         return "" if runner.client.scheduler_info()["workers"] else "worker"
-    import ray
-
-    there = ray.cluster_resources()
+    there = importlib.import_module("ray").cluster_resources()
     wanted = (("CPU", "num_cpus", "processors"), ("GPU", "num_gpus", "GPUs"))
     return " and ".join(
         f"{site.options[option]:g} {name}" for key, option, name in wanted if there.get(key, 0) < site.options[option]
@@ -168,9 +167,7 @@ def submitting(options: dict[str, Any]) -> Iterator[None]:
     if not options:
         yield
         return
-    from prefect_ray.context import remote_options
-
-    with remote_options(**options):
+    with importlib.import_module("prefect_ray.context").remote_options(**options):
         yield
 
 
@@ -184,16 +181,14 @@ def _factory(engine: Engine, at_once: int, cluster: Cluster, threads: int) -> Ca
     if engine == "local":
         return lambda: ThreadPoolTaskRunner(max_workers=at_once)
     if engine == "dask":
-        from prefect_dask import DaskTaskRunner
-
+        dask = importlib.import_module("prefect_dask").DaskTaskRunner
         logging.getLogger("distributed").setLevel(logging.WARNING)  # else it tells of each connection
         if cluster.address:
-            return lambda: DaskTaskRunner(address=cluster.address)
+            return lambda: dask(address=cluster.address)
         workers = {"n_workers": at_once, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
-        return lambda: DaskTaskRunner(cluster_kwargs=workers)
+        return lambda: dask(cluster_kwargs=workers)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing reports home
-    from prefect_ray import RayTaskRunner
-
+    ray = importlib.import_module("prefect_ray").RayTaskRunner
     if cluster.address:
-        return lambda: RayTaskRunner(address=cluster.address)
-    return lambda: RayTaskRunner(init_kwargs={"num_cpus": at_once * threads, "include_dashboard": False})
+        return lambda: ray(address=cluster.address)
+    return lambda: ray(init_kwargs={"num_cpus": at_once * threads, "include_dashboard": False})

@@ -97,7 +97,8 @@ def _copy(source: MlflowClient, run: Run, client: MlflowClient, experiment: str,
     points = [point for key in run.data.metrics for point in source.get_metric_history(run.info.run_id, key)]
     for group in _parts(points, METRICS):
         client.log_batch(run_id, metrics=group)
-    client.log_inputs(run_id, datasets=run.inputs.dataset_inputs)
+    if run.inputs is not None:
+        client.log_inputs(run_id, datasets=run.inputs.dataset_inputs)
     with tempfile.TemporaryDirectory() as folder:
         if source.list_artifacts(run.info.run_id):
             client.log_artifacts(run_id, source.download_artifacts(run.info.run_id, "", folder))

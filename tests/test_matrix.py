@@ -19,6 +19,7 @@ from conftest import ROOT, Project, copy_project, forget_store
 from mlflow import MlflowClient
 from prefect import get_client
 from prefect.exceptions import ParameterTypeError
+from prefect.task_runners import ThreadPoolTaskRunner
 from test_ends import processes_in
 from test_flows import free_port, wait_until
 from test_flows_deployments import server  # noqa: F401  a fixture
@@ -140,15 +141,15 @@ def test_a_store_that_takes_one_writer_is_not_shared(uri, shared, monkeypatch):
     assert matrix.shared_store() is shared
 
 
-def test_a_cluster_without_a_worker_is_told(monkeypatch):
+def test_a_cluster_without_a_worker_is_told():
     class Client:
         def scheduler_info(self):
             return {"workers": {}}
 
-    class Runner:
+    class Runner(ThreadPoolTaskRunner):
         client = Client()
 
-    site = cluster.Site(lambda: None, "tcp://host:8786", Path("/copies"), Sharing("cache"), {}, {})
+    site = cluster.Site(Runner, "tcp://host:8786", Path("/copies"), Sharing("cache"), {}, {})
     with pytest.raises(ValueError, match=r"^cluster\.address: tcp://host:8786 has had no worker for 0 s"):
         cluster.await_workers(Runner(), site, 0.0)
 
@@ -321,7 +322,7 @@ def test_runs_come_with_their_curves_files_and_data_and_twice_is_once(stores, mo
     assert [entry.dataset.name for entry in run.inputs.dataset_inputs] == ["images"]
     table = client.download_artifacts(run.info.run_id, "tune.csv")
     assert Path(table).read_text() == "weight\n0.1\n"
-    assert Path(run.info.artifact_uri).is_relative_to(stores / "project")
+    assert Path(str(run.info.artifact_uri)).is_relative_to(stores / "project")
     # The same result, made again here, resumes the run that came.
     Path("images").mkdir()
     Path("images", "1.txt").write_text("1")
@@ -352,6 +353,8 @@ def test_the_example_for_slurm_is_python_and_asks_for_one_gpu_a_worker():
 @needs("dask_jobqueue")
 def test_the_example_for_slurm_writes_a_job_script():
     spec = importlib.util.spec_from_file_location("slurm", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     with module.cluster(free_port()) as made:

@@ -38,23 +38,25 @@ class Cluster(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     address: str = Field(
-        "",
+        default="",
         description="Of a Dask scheduler, such as tcp://host:8786, or of a Ray head, such as host:6379. Empty: workers "
         "of this run alone, at_once of them, on this machine.",
     )
     threads: int | None = Field(
-        None,
+        default=None,
         ge=1,
         description="Processor threads of a cell. Empty: OMP_NUM_THREADS, or without it the cores of this machine "
         "divided by at_once; of a cluster with an address, what the environment of its workers says.",
     )
-    gpus: float = Field(0.0, ge=0, description="GPUs of a cell that Ray hands out; 0.5 lets two cells share one.")
+    gpus: float = Field(
+        default=0.0, ge=0, description="GPUs of a cell that Ray hands out; 0.5 lets two cells share one."
+    )
     remote: str = Field(
-        "",
+        default="",
         description="The DVC remote that carries data and results, if workers do not see the project's DVC cache.",
     )
     copies: str = Field(
-        "",
+        default="",
         description="The folder of the working copies, on every worker. Empty: .dvc/tmp/copies in the project.",
     )
 
@@ -97,7 +99,7 @@ def site(engine: Engine, at_once: int, cluster: Cluster, root: Path) -> Site | N
     if not copies.is_absolute():
         raise ValueError(f"cluster.copies: {copies} must be an absolute path, which every worker has")
     threads = cluster.threads or (None if cluster.address else _threads(at_once))
-    variables = dict.fromkeys(THREADS, str(threads)) if threads else {}
+    variables: dict[str, str] = {name: str(threads) for name in THREADS} if threads else {}
     options = {"num_cpus": threads or 1, "num_gpus": cluster.gpus} if engine == "ray" else {}
     make = _factory(engine, at_once, cluster, threads or 1)
     return Site(make, cluster.address, copies, sharing(root, cluster), variables, options)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+import itertools
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,10 @@ class Selection:
         parts = [str(self.cells[key].get(kind, "")) for kind in ("problem", "regularizer")]
         return stage if all(part in key for part in parts) else f"{stage} ({', '.join(parts)})"
 
+    def stages(self, group: Group) -> list[str]:
+        """The stages of a group that are left."""
+        return [group.stage(key) for key in (self.keys(group.over) if group.over else [""])]
+
     def _lost(self, cell: str) -> bool:
         made_of = {("cells", cell), *((f"{kind}s", str(name)) for kind, name in self.cells[cell].items())}
         return bool(made_of & self.dropped)
@@ -90,6 +95,19 @@ def read(folder: Path) -> tuple[list[Group], Mapping[str, Mapping[str, Any]]]:
         raise ValueError(f"folder: {folder} has no dvc.yaml; give the folder of the project")
     stages = yaml.safe_load((folder / "dvc.yaml").read_text())["stages"]
     return list(_groups(stages)), sections(folder)
+
+
+def parted(groups: Sequence[Group]) -> tuple[list[Group], list[list[Group]], list[Group]]:
+    """The groups before the matrix, the matrix, and those after it.
+
+    The matrix is the first unbroken row of groups with a stage for each problem, regularizer or cell. Neighbors over
+    the same section are one batch: the stages of one entry need those of no other entry of it. What comes after the
+    matrix writes what all cells share: the registry and the report.
+    """
+    first = next((index for index, group in enumerate(groups) if group.over), len(groups))
+    after = next((index for index in range(first, len(groups)) if not groups[index].over), len(groups))
+    batches = [list(batch) for _, batch in itertools.groupby(groups[first:after], key=lambda group: group.over)]
+    return list(groups[:first]), batches, list(groups[after:])
 
 
 def sections(folder: Path) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from pipeline import ROOT
 PATIENCE = 2.5
 # Seconds between two looks at the process that started this one.
 INTERVAL = 0.5
+# What `run` has started, in any thread of this process, and has not seen the end of.
+_running: set[subprocess.Popen[str]] = set()
 
 
 class TimedOut(RuntimeError):
@@ -74,6 +76,7 @@ def run(
         errors="replace",
         env=environment() | dict(variables or {}),
     )
+    _running.add(child)
     expired = threading.Event()
 
     def expire() -> None:
@@ -95,6 +98,7 @@ def run(
     finally:
         timer.cancel()
         stop(child)
+        _running.discard(child)
     if expired.is_set():
         raise TimedOut(f"{' '.join(command)}: killed after {timeout:g} s")
     return code, lines
@@ -110,6 +114,12 @@ def stop(child: subprocess.Popen[str]) -> None:
     """`close`, and wait until it has ended."""
     close(child)
     child.wait()
+
+
+def close_all() -> None:
+    """`close` every command of `run`, also of other threads: an exception reaches the main one alone."""
+    for child in tuple(_running):
+        close(child)
 
 
 def end_with_parent() -> None:

@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -78,7 +78,6 @@ def heal(folder: Path) -> list[str]:
     """
     # DVC takes most of a second to import, and flows are imported to be listed and deployed too.
     from dvc.lock import LockError
-    from dvc.lock import make_lock as lock_of
 
     temporary = folder / TEMPORARY
     temporary.mkdir(parents=True, exist_ok=True)
@@ -88,11 +87,19 @@ def heal(folder: Path) -> list[str]:
         ("lock", _mend_lock_file, folder / "dvc.lock"),
     ):
         try:
-            with lock_of(str(temporary / name), tmp_dir=str(temporary), hardlink_lock=_hardlinks(folder)):
+            with locked(folder, name):
                 told += mend(path, temporary)
         except LockError:
             told.append(f"{path} was not looked at: another DVC command holds {temporary / name}")
     return told
+
+
+def locked(folder: Path, name: str) -> AbstractContextManager[Any]:
+    """Hold one of DVC's own locks. It raises DVC's `LockError` if a DVC command holds it."""
+    from dvc.lock import make_lock
+
+    temporary = folder / TEMPORARY
+    return make_lock(str(temporary / name), tmp_dir=str(temporary), hardlink_lock=_hardlinks(folder))
 
 
 def _hardlinks(folder: Path) -> bool:

@@ -12,7 +12,8 @@ from pydantic import Field
 
 from pipeline import ROOT
 from pipeline.flows import deployed, graph, notify, source
-from pipeline.flows.flow import Seconds, train
+from pipeline.flows.cluster import Cluster, Engine
+from pipeline.flows.flow import AtOnce, Seconds, train
 
 
 @flow(name="watch", on_failure=[notify.failed], on_crashed=[notify.failed])
@@ -21,6 +22,9 @@ def watch(
     quiet: Annotated[float, Field(ge=0)] = 60.0,
     stage_timeout: Seconds = 6 * 3600.0,
     wait: Annotated[float, Field(ge=0)] = 3600.0,
+    runner: Engine = "local",
+    at_once: AtOnce = 1,
+    cluster: Cluster = Cluster(),  # noqa: B008  it is frozen
 ) -> State:
     """Start a training if the data source has changed since the last training that succeeded.
 
@@ -32,6 +36,9 @@ def watch(
         quiet: Seconds without a change before a training starts, so that it does not read half of what is being copied.
         stage_timeout: Seconds that one stage may take.
         wait: Seconds to wait while another run uses the project.
+        runner: Who trains the cells, as in `train`.
+        at_once: Cells that are trained at the same time, on this machine.
+        cluster: A cluster elsewhere, and what each cell gets of it.
     """
     deployed.end_with_starter()
     root, log = Path(folder).resolve(), get_run_logger()
@@ -43,7 +50,7 @@ def watch(
     log.info(f"{root / str(settings.get('folder', ''))}: {why or 'changed, so a training starts'}")
     if why is not None:
         return Completed(message=why)
-    train(folder, stage_timeout=stage_timeout, wait=wait)
+    train(folder, stage_timeout=stage_timeout, wait=wait, runner=runner, at_once=at_once, cluster=cluster)
     return Completed(message=f"trained on {len(found.files)} files")
 
 

@@ -16,6 +16,8 @@ from torch import Tensor
 from benchmarks.common import NETWORKS, TOLERANCES, Row, counted, main, measured, model
 from elder.implicit import ImplicitGradient
 from elder.linear import GMRES, MINRES, AndersonFixedPoint, FixedPoint, LinearSolver
+from elder.model.model import Model
+from elder.problems.samples import Sample
 from elder.solvers import fixed_point
 
 ERROR, MOST = 1e-3, 300
@@ -49,7 +51,7 @@ def run(runs: int) -> list[Row]:
     return rows
 
 
-def products(chosen, m) -> dict[str, int]:
+def products(chosen: Model, m: Sample) -> dict[str, int]:
     """The fewest products with which each solver brings the gradient's relative error to 1e-3, or MOST."""
     problem = chosen.objective(m.operator, m.y)
     start, step = chosen.problem.initial(m.operator, m.y), torch.tensor(chosen.hyperparameters.step)

@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.common import TEST, TRAINING, Row, counted, main, model, paired, pictures, summarized
 from elder.regularizers.base import Energy
+from elder.shapes import Images, OneOrEach, PerImage
 from elder.solvers import fixed_point
 
 TITLE, SIZE = "DnCNN 64x12", (128, 128)
@@ -23,10 +24,10 @@ class Counting(Energy):
         self.inner = inner
         self.seen = 0
 
-    def value(self, x, sigma):
+    def value(self, x: Images, sigma: OneOrEach) -> PerImage:
         return self.inner.value(x, sigma)
 
-    def value_and_grad(self, x, sigma):
+    def value_and_grad(self, x: Images, sigma: OneOrEach) -> tuple[PerImage, Images]:
         self.seen += len(x)
         return self.inner.value_and_grad(x, sigma)
 

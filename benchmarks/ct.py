@@ -23,9 +23,10 @@ from skimage.data import shepp_logan_phantom
 from skimage.transform import iradon, radon, resize
 
 from benchmarks.common import Row, counted, main, paired, summarized
-from elder import problems, regularizers
+from elder import problems
 from elder.objective import Objective
 from elder.operators import Radon
+from elder.regularizers.total_variation import SmoothedTotalVariation
 from elder.solvers import fixed_point
 from elder.solvers.primal_dual import reconstruct_tv
 
@@ -72,15 +73,15 @@ def measure(size: int, angles: int, runs: int) -> dict[str, dict[str, Any]]:
 def solves(problem: problems.Problem, operator: Radon, y: torch.Tensor) -> dict[str, tuple[float, str]]:
     """Time, steps and projections of each solve."""
     initial, fidelity = problem.initial(operator, y), problem.fidelity(operator, y)
-    smoothed = regularizers.make("total_variation", epsilon=0.02)
-    objective = Objective(fidelity, smoothed, torch.tensor(LAMBDA), torch.tensor(0.0))
+    objective = Objective(fidelity, SmoothedTotalVariation(epsilon=0.02), torch.tensor(LAMBDA), torch.tensor(0.0))
     methods: dict[str, Callable[[], torch.Tensor]] = {
-        "total variation": lambda: reconstruct_tv(fidelity, initial, LAMBDA)[1],
+        "total variation": lambda: reconstruct_tv(fidelity, initial, LAMBDA).steps,
         "smoothed total variation": lambda: fixed_point(objective, initial, torch.tensor(STEP)).steps,
     }
     figures = {}
-    projections, project = [], Radon.A
-    Radon.A = lambda self, z: projections.append(1) or project(self, z)
+    projections: list[int] = []
+    project = Radon.A
+    Radon.A = lambda self, x: projections.append(1) or project(self, x)
     for name, solve in methods.items():
         projections.clear()
         start = time.process_time()

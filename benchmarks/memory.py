@@ -42,11 +42,13 @@ def finetuning_step(iterations: int, size: int = 96, batch: int = 4) -> int:
     from elder.implicit import ImplicitGradient
     from elder.linear import MINRES
     from elder.objective import Objective
+    from elder.regularizers.base import Energy
     from elder.solvers import ProximalGradient, solve
 
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     energy = regularizers.make("least_squares", {"name": "dncnn", "width": 32, "depth": 6})
+    assert isinstance(energy, Energy)
     x = torch.rand((batch, 1, size, size), generator=generator)
     problem = problems.make("csmri", {"ratio": 0.3})
     operator, y = problem.simulate(x, generator)

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice, takewhile
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -113,6 +113,7 @@ def training(case: str, chosen: Model, runs: int) -> list[Row]:
         errors[name] = away(gradient, setup.exact(x))
     name, goal = min(errors.items(), key=lambda pair: pair[1])
     exact = setup.exact(setup.ours(TOLERANCES[0])[0])
+    tol, error = TOLERANCES[0], float("inf")
     for tol in TOLERANCES:
         error = away(setup.ours(tol)[1], exact)
         if error <= goal:
@@ -229,9 +230,9 @@ def physics_of(chosen: Model, m: Sample):
 
 def ours_as_physics(m: Sample):
     """Our operator with its closed-form prox as an operator of deepinv."""
-    operator = m.operator
+    dinv, operator = deepinv(), m.operator
 
-    class Physics(deepinv().physics.LinearPhysics):
+    class Physics(dinv.physics.LinearPhysics):
         def A(self, x: Tensor, **options: object) -> Tensor:
             return operator.A(x)
 
@@ -247,13 +248,12 @@ def ours_as_physics(m: Sample):
 
 def Peer(chosen: Model, m: Sample, most: int, anderson: bool, residual: float = 0.0, backward: bool | None = None):
     """deepinv's proximal gradient descent on the same energy: gradient step on the prior, then prox of the data."""
-    dinv = deepinv()
-    energy = chosen.regularizer
+    dinv, network = deepinv(), chosen.regularizer.get_submodule("network")
 
     class Residual(dinv.optim.Prior):
         def __init__(self) -> None:
             super().__init__()
-            self.network = energy.network  # type: ignore[attr-defined]
+            self.network = network
 
         def fn(self, x: Tensor, sigma: Tensor, *args: object, **kwargs: object) -> Tensor:
             r = x - self.network(x, torch.as_tensor(chosen.hyperparameters.sigma))
@@ -283,7 +283,7 @@ def steps_to(goal: float, chosen: Model, m: Sample, x0: Tensor, objective: Objec
     peer = Peer(chosen, m, MOST, anderson)
     reached: list[int] = []
 
-    def check(it: int, X_prev: dict, X: dict) -> bool:
+    def check(it: int, X_prev: dict[str, Any], X: dict[str, Any]) -> bool:
         if float(objective.value(X["est"][0])) <= goal:
             reached.append(it + 1)
         return bool(reached)

@@ -16,7 +16,9 @@ from typing import Any
 import torch
 
 from benchmarks.common import NETWORKS, Row, counted, main, measured, model
+from elder.model.model import Model
 from elder.objective import Objective
+from elder.problems.samples import Sample
 from elder.solvers import Anderson, Inertial, Iterate, ProximalGradient, iterates, path
 
 GAP, MOST = 1e-4, 150
@@ -56,7 +58,7 @@ def run(runs: int) -> list[Row]:
 
 
 @torch.no_grad()
-def evaluations(chosen, m) -> dict[str, int]:
+def evaluations(chosen: Model, m: Sample) -> dict[str, int]:
     """How many evaluations each method took to come within the gap, or MOST."""
     objective = chosen.objective(m.operator, m.y)
     assert isinstance(objective, Objective)

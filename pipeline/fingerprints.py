@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from elder import released
 from pipeline import ROOT, params
 
 PACKAGES = ("elder", "stages", "pipeline")
@@ -42,7 +43,8 @@ def manifests(chosen: params.Params) -> dict[str, str]:
     """The code behind each stage: a line with the fingerprint and the name of each module that it uses.
 
     The user's own problems, in `own_code`, and the files that settings of problems name, masks and kernels, belong to
-    every stage that uses problems. The bundles that pre-training starts from belong to that stage.
+    every stage that uses problems. The bundles and the released denoisers that pre-training starts from belong to that
+    stage.
 
     A module counts if the stage imports it, directly or through other modules. Its fingerprint is that of its syntax
     tree, so comments, docstrings and layout do not affect it. Data files beside a module count too, by their content.
@@ -58,6 +60,7 @@ def manifests(chosen: params.Params) -> dict[str, str]:
     own_lines = [f"{digest(path.read_text())}  {path.as_posix()}\n" for path in own if not _in_packages(path)]
     own_lines += [f"{content_hash(path)[:16]}  {path.as_posix()}\n" for path in chosen.problem_files]
     starts = [f"{content_hash(path)[:16]}  {path.as_posix()}\n" for path in chosen.initial_bundles]
+    starts += [f"{content_hash(released.folder(name))[:16]}  released:{name}\n" for name in chosen.initial_released]
     texts = {}
     for stage in stages:
         used = sorted({stage, *graph.find_upstream_modules(stage)})
@@ -79,7 +82,8 @@ def of_module(module: str) -> dict[str, str]:
     assert spec.origin is not None
     source = Path(spec.origin)
     folders = [source.parent]
-    folders += [path for path in source.parent.iterdir() if path.is_dir() and not any(path.glob("*.py"))]
+    if module != released.__name__:  # a released model affects the stage that starts from it, and no other
+        folders += [path for path in source.parent.iterdir() if path.is_dir() and not any(path.glob("*.py"))]
     data = sorted(path for folder in folders for path in folder.iterdir() if path.is_file())
     package = module if spec.submodule_search_locations else module.rpartition(".")[0]
     found = {

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
-from elder import io, problems, regularizers
+from elder import io, problems, regularizers, released
 from elder.backend import Compute
 from elder.errors import DataWarning, UserError
 from elder.networks import NETWORKS
@@ -202,6 +202,14 @@ class Params(Section):
         """The folders of the bundles that pre-training starts from."""
         inits = {self.pretraining(name).init for name in self.regularizers} - {"none", "released"}
         return sorted(Path(init) for init in inits)
+
+    @property
+    def initial_released(self) -> list[str]:
+        """The names of the released denoisers that pre-training starts from."""
+        channels = 3 if self.prepare.color else 1
+        starting = [name for name in self.regularizers if self.pretraining(name).init == "released"]
+        found = (released.denoiser(self.description(name, channels)) for name in starting)
+        return sorted({name for name in found if name is not None})
 
     def unused(self, kind: str) -> list[str]:
         """The names of the `kind`, problem or regularizer, that no cell uses."""

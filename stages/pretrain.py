@@ -34,6 +34,7 @@ def train(arguments: argparse.Namespace, processes: Processes, compute: Compute)
     description = whole.description(arguments.regularizer, patches.images[0].shape[1])
     regularizer = regularizers.make(**description).to(compute.device)
     start = initialize(regularizer, description, chosen.init)
+    chosen = chosen if start is None else chosen.refining()
     logged = {"pretrain": vars(chosen), "regularizer": description}
     if processes.first:
         print(f"pretrain {arguments.regularizer}: {told(start, chosen.init)}", flush=True)

@@ -21,7 +21,7 @@ from elder import UserError, cli, io, problems, regularizers, released
 from elder.model import bundle, registry
 from elder.problems import samples
 from elder.training.initial import initialize, told
-from pipeline import params, preset, release
+from pipeline import fingerprints, params, preset, release
 
 DESCRIPTION = {"name": "least_squares", "network": {"name": "dncnn", "channels": 1, "width": 6, "depth": 3}}
 CARD = release.Card("Removes noise.", "six photographs", "public domain")
@@ -145,6 +145,20 @@ def test_training_starts_from_a_denoiser_of_the_same_architecture(shipped, train
     assert initialize(regularizer, spelled, "released") == "released:denoise-small"
     expected = elder.load("released:denoise-small").regularizer.parameters()
     assert all(torch.equal(a, b) for a, b in zip(expected, regularizer.parameters(), strict=True))
+
+
+def test_another_released_denoiser_re_runs_what_starts_from_it_and_nothing_else(shipped):
+    raw = params.raw()
+    raw["regularizers"] = {"least_squares": {"pretrain": {"init": "released"}}, "red": {}}
+    raw["cells"] = {f"inpaint-{name}": {"problem": "inpaint", "regularizer": name} for name in raw["regularizers"]}
+    raw["network"] = {key: value for key, value in DESCRIPTION["network"].items() if key != "channels"}
+    chosen = params.validated(params.Params, raw)
+    assert chosen.initial_released == ["denoise-small"]
+    before = fingerprints.manifests(chosen)
+    weights = shipped / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes() + b" ")
+    after = fingerprints.manifests(chosen)
+    assert {stage for stage in before if before[stage] != after[stage]} == {"pretrain"}
 
 
 def test_training_keeps_its_weights_if_no_denoiser_fits_and_says_so(shipped):

@@ -324,10 +324,10 @@ def test_a_server_answers_many_and_names_what_is_bad(version, served, small_mode
 
 @pytest.mark.slow
 def test_a_server_that_gives_up_on_a_request_goes_on(version, pair, tmp_path):
-    """The solve would take for ever. It ends with the request, so the server is free when it is told to stop."""
+    """The solve would take minutes. It ends with the request, so the server is free when it is told to stop."""
     request = spoiled(pair, {})
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     with serving(str(version), {**environment, "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": "1"}, tmp_path) as (address, _):
-        status, answer = ask(address, request, {"tol": 1e-300, "max_steps": 10**12, "details": True})
+        status, answer = ask(address, request, {"tol": 1e-16, "max_steps": 100_000, "details": True})
         assert status in (200, 504)
         assert status == 504 or answer["status"] == ["time_limit"] * 2

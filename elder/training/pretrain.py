@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,11 +26,13 @@ SHORTEST = 20
 class Pretraining:
     """Settings of `pretrain`."""
 
-    init: str = "none"  # where the weights start: none, released, or the folder of a bundle; see `initial`
-    steps: int = 700
+    init: str = "released"  # where the weights start: none, released, or the folder of a bundle; see `initial`
+    steps: int = 700  # from random weights
+    refine_steps: int = 50  # of the training that goes on from a trained denoiser
     batch: int = 4
     patch: int = 48
     learning_rate: float = 2e-3  # the peak of a one-cycle schedule
+    refine_rate: float = 1e-4  # that peak, from a trained denoiser
     sigma_max: float = 0.2  # noise levels are uniform in [0, sigma_max]
     clip: float = 0.1  # largest gradient norm
     average: float = 0.99  # decay of the moving average of the weights, which training returns; 0: the last ones
@@ -39,11 +41,15 @@ class Pretraining:
     def __post_init__(self) -> None:
         if not self.init:
             raise UserError("init='' must be none, released, or the folder of a bundle")
-        for name in ("steps", "batch", "patch", "learning_rate", "sigma_max", "clip"):
+        for name in ("steps", "refine_steps", "batch", "patch", "learning_rate", "refine_rate", "sigma_max", "clip"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name}={getattr(self, name)} must be positive")
         if not 0 <= self.average < 1:
             raise UserError(f"average={self.average} must be in [0, 1)")
+
+    def refining(self) -> Pretraining:
+        """The settings of the training that goes on from a trained denoiser: few steps, at a low rate."""
+        return replace(self, steps=self.refine_steps, learning_rate=self.refine_rate)
 
 
 def pretrain(

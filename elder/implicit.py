@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 from elder.linear import MINRES, LinearSolution, LinearSolver, Map
 from elder.objective import Equilibrium
 from elder.shapes import Flags, Images, Multiplier, OneOrEach
-from elder.tensors import per_image
+from elder.tensors import only, per_image
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,16 +113,16 @@ class ImplicitGradient:
             v, exact = torch.zeros_like(u), torch.zeros_like(everywhere)
             if bool(solved.any()):
                 weights = None if self.solver.contraction else at.problem.fidelity.metric()
-                found = self.solver(_within(solved, at.transposed), _only(solved, u), at.preconditioner(step, weights))
+                found = self.solver(_within(solved, at.transposed), only(solved, u), at.preconditioner(step, weights))
                 report.solution, report.products = found, found.products
                 exact = solved & found.converged
-                v = _only(exact, found.v)
+                v = only(exact, found.v)
             left = ~exact
             if self.fallback is not None and bool(left.any()):
-                rough = self.fallback(_within(left, at.transposed), _only(left, u), at.preconditioner(step))
+                rough = self.fallback(_within(left, at.transposed), only(left, u), at.preconditioner(step))
                 report.products += rough.products
                 left = left & ~rough.converged
-                v = v + _only(~exact & ~left, rough.v)
+                v = v + only(~exact & ~left, rough.v)
             report.exact, report.skipped = exact, int(left.sum())
             return v
 
@@ -138,11 +138,6 @@ def fixed_point_step(at: Linearization, step: OneOrEach) -> Images:
     """T(x) = prox_{τg}(x − τλR_θ(x)), (b, c, h, w); step τ: (b,) or scalar."""
     tau = step.expand(len(at.x))
     return at.problem.fidelity.prox(at.x - per_image(tau, at.x) * at.reg_grad, tau)
-
-
-def _only(images: Flags, v: Images) -> Images:
-    """v at the images for which `images`, (b,) bool, holds; zero at the others, whatever v is there."""
-    return torch.where(per_image(images, v) > 0, v, 0.0)
 
 
 def _within(images: Flags, H: Map) -> Map:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from elder.shapes import Flags, Measurement, OneOrEach, PerImage
+from elder.shapes import Flags, Images, Measurement, OneOrEach, PerImage
 
 
 def dot(a: Measurement, b: Measurement) -> PerImage:
@@ -27,3 +27,8 @@ def norm(a: Measurement) -> PerImage:
 def per_image(a: OneOrEach | Flags, like: Measurement) -> Float[Tensor, "#b 1 1 1"]:
     """(b,) as (b, 1, 1, 1), in the dtype of `like`."""
     return a.to(like.dtype).view(-1, 1, 1, 1)
+
+
+def only(images: Flags, v: Images) -> Images:
+    """v, (b, c, h, w), at the images for which `images`, (b,), holds; zero at the others, whatever v is there."""
+    return torch.where(per_image(images, v) > 0, v, 0.0)

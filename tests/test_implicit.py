@@ -14,7 +14,7 @@ from torch import Tensor
 from elder import spectral
 from elder.fidelity import Fidelity, HardConstraint, LeastSquares
 from elder.implicit import ImplicitGradient
-from elder.linear import GMRES, JACOBIAN_FREE, MINRES, AndersonFixedPoint, FixedPoint, LinearSolver, Neumann
+from elder.linear import GMRES, JACOBIAN_FREE, MINRES, AndersonFixedPoint, FixedPoint, LinearSolver, Map, Neumann
 from elder.objective import Equation, Equilibrium, make_objective
 from elder.regularizers import EXPLICIT, Energy, Regularizer
 from elder.tensors import dot
@@ -286,3 +286,54 @@ def test_products_that_overflow_spoil_their_own_image_alone(solver):
     found = solver(H, b, lambda r: r)
     assert found.converged.tolist() == [True, False]
     torch.testing.assert_close(found.v[0], b[0] / 2)
+
+
+BATCHED = [GMRES(1e-2, 40), MINRES(1e-2, 40), AndersonFixedPoint(1e-2, 40), FixedPoint(1e-2, 400)]
+
+
+def systems(spreads: list[float]) -> Tensor:
+    """Symmetric matrices I + S, (b, 12, 12), one an image, with ‖S‖ from the list: the larger, the longer a solve."""
+    s = torch.randn(len(spreads), 12, 12, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    s = s + s.mT
+    scale = torch.tensor(spreads, dtype=s.dtype) / torch.linalg.matrix_norm(s, ord=2)
+    return torch.eye(12, dtype=s.dtype) + scale.view(-1, 1, 1) * s
+
+
+def times(matrices: Tensor) -> Map:
+    return lambda v: (matrices @ v.flatten(1).unsqueeze(2)).view_as(v)
+
+
+@pytest.mark.parametrize("solver", BATCHED, ids=lambda solver: type(solver).__name__)
+def test_a_batch_is_solved_as_its_images_one_by_one(solver):
+    matrices = systems([0.0, 0.3, 0.9])
+    b = torch.randn(3, 1, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    together = solver(times(matrices), b, lambda r: r)
+    alone = [solver(times(matrices[i : i + 1]), b[i : i + 1], lambda r: r) for i in range(3)]
+    assert torch.cat([found.converged for found in alone]).all()
+    torch.testing.assert_close(together.v, torch.cat([found.v for found in alone]), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(together.residual, torch.cat([found.residual for found in alone]), rtol=1e-8, atol=1e-12)
+    counts = [found.products for found in alone]
+    assert together.products == max(counts)
+    assert counts[0] < counts[1] < counts[2]
+    # No image is solved better than it was asked for because another one takes long.
+    assert 1e-4 < float(together.residual[1]) <= 1e-2
+
+
+@pytest.mark.parametrize("solver", [GMRES(1e-8, 60), MINRES(1e-8, 60)], ids=lambda solver: type(solver).__name__)
+def test_an_image_that_converges_at_once_waits_for_the_others(solver):
+    """Its next products would be rounding, which a method that goes on raises by a factor of 1e4 each."""
+    matrices = torch.cat([1e4 * systems([0.0]), torch.linspace(0.1, 1.0, 12, dtype=torch.float64).diag()[None]]).float()
+    b = torch.randn(2, 1, 3, 4, generator=torch.Generator().manual_seed(0))
+    found = solver(times(matrices), b, lambda r: r)
+    assert found.products > 10
+    assert found.converged.tolist() == [True, True]
+    torch.testing.assert_close(found.v[0], b[0] / 1e4)
+
+
+@pytest.mark.parametrize("solver", BATCHED[:2], ids=lambda solver: type(solver).__name__)
+def test_a_right_hand_side_of_zero_costs_nothing(solver):
+    def refused(v: Tensor) -> Tensor:
+        raise AssertionError("a product")
+
+    found = solver(refused, torch.zeros(2, 1, 3, 4), lambda r: r)
+    assert (found.products, found.converged.tolist(), float(found.v.abs().max())) == (0, [True, True], 0.0)

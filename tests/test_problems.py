@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from dataclasses import replace
 
@@ -270,3 +271,42 @@ def test_a_mask_from_a_file_has_one_size(name, tmp_path):
     with pytest.raises(UserError, match=r"mask\.npy is 20x24 but the image is 48x48"):
         problem.check_size((48, 48))
     problems.make(name).check_size((48, 48))
+
+
+def lines_drawn_whole(size: tuple[int, int], lines: int, offset: float) -> torch.Tensor:
+    """The mask of so many lines, each point of a line tested by itself."""
+    mask = torch.zeros(size)
+    for angle in offset + torch.arange(lines, dtype=torch.float64) * math.pi / lines:
+        for reach in torch.arange(-max(size), max(size) + 1, dtype=torch.float64) / 2:
+            row, col = (round(float(n // 2 + reach * f)) for n, f in zip(size, (angle.sin(), angle.cos()), strict=True))
+            if 0 <= row < size[0] and 0 <= col < size[1]:
+                mask[row, col] = 1
+    return torch.fft.ifftshift(mask)
+
+
+@pytest.mark.parametrize(("size", "ratio"), [((13, 9), 0.2), ((8, 12), 0.45), ((11, 11), 0.7)])
+def test_a_radial_mask_has_the_lines_whose_share_is_nearest(size, ratio, rng):
+    state = rng.get_state()
+    found = masks.radial(size, ratio, rng)
+    offset = float(torch.rand((), generator=rng.set_state(state), dtype=torch.float64)) * math.pi
+    drawn = [lines_drawn_whole(size, lines, offset) for lines in range(1, 24)]
+    nearest = min(abs(float(mask.mean()) - ratio) for mask in drawn)
+    assert abs(float(found.mean()) - ratio) == nearest
+    assert any(torch.equal(found, mask) for mask in drawn)
+
+
+def test_a_motion_kernel_is_the_damped_walk_that_it_says(rng):
+    state = rng.get_state()
+    found = kernels.motion(rng, 15)
+    rng.set_state(state)
+    push, velocity, path = torch.randn(256, 2, generator=rng, dtype=torch.float64), torch.zeros(2).double(), []
+    for k in range(256):
+        velocity = 0.97 * velocity + 0.1 * push[k] if k else velocity
+        path.append(path[-1] + velocity if k else velocity)
+    path = torch.stack(path)
+    path = path - (path.amax(0) + path.amin(0)) / 2
+    path = path / path.abs().max() * (0.35 + 0.6 * float(torch.rand((), generator=rng, dtype=torch.float64))) * 6 + 7
+    # Bilinear weights keep the mean of the points.
+    middle = torch.stack([(found.sum(1 - axis) * torch.arange(15)).sum() for axis in (0, 1)])
+    torch.testing.assert_close(middle, path.mean(0).float(), rtol=1e-4, atol=1e-4)
+    assert bool((found[path[:, 0].round().long(), path[:, 1].round().long()] > 0).all())

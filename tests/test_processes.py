@@ -46,13 +46,15 @@ def assert_equal(found: list[dict], expected: list[dict]) -> None:
         assert row == {name: pytest.approx(value, rel=1e-5, abs=1e-9) for name, value in reference.items()}
 
 
-@pytest.mark.parametrize("training", ["pretrain", "finetune", "mse", "skip"])
+@pytest.mark.parametrize("training", ["pretrain", "finetune", "implicit", "mse", "skip"])
 def test_two_processes_train_as_one_does(training, both):
     found = both["together"][0][training]
     assert_equal(found, both["alone"][0][training])
     if training == "finetune":
         assert {"loss", "spectral_radius", "val_psnr"} <= {name for row in found for name in row}
         assert len({row["step_size"] * row["weight"] for row in found[1:]}) > 1  # what adapts has moved
+    if training == "implicit":
+        assert all(row["exact"] == 1 for row in found[1:])  # every gradient is that of GMRES
     if training == "skip":
         assert any(row["left_out"] == 0.5 and row["skipped"] == 0 for row in found[1:])
 

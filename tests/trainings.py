@@ -20,6 +20,7 @@ from elder.training.pretrain import Pretraining, pretrain
 from elder.training.processes import Processes, joined
 
 DESCRIPTION = {"name": "least_squares", "network": {"name": "dncnn", "channels": 1, "width": 4, "depth": 2}}
+IMPLICIT = {**DESCRIPTION, "name": "implicit"}
 
 
 class Spoilt(CSMRI):
@@ -47,30 +48,37 @@ def trainings(folder: Path, processes: Processes, steps: int, *, whole: bool = T
     found = {}
     if whole:
         found["pretrain"] = pretrain(energy, patches, denoising, processes=processes).history.rows
-    torch.manual_seed(1)
-    energy = regularizers.make(**DESCRIPTION)
-    pretrain(energy, patches, Pretraining(steps=20, batch=4, patch=16, learning_rate=5e-3))
+    denoisers = []
+    for description in (DESCRIPTION, IMPLICIT):
+        torch.manual_seed(1)
+        denoisers.append(regularizers.make(**description))
+        pretrain(denoisers[-1], patches, Pretraining(steps=20, batch=4, patch=16, learning_rate=5e-3))
     torch.set_default_dtype(torch.float64)
-    energy, patches = energy.double(), replace(patches, images=[x.double() for x in images])
+    energy, residual = (denoiser.double().eval().requires_grad_(False) for denoiser in denoisers)
+    patches = replace(patches, images=[x.double() for x in images])
     problem = problems.make("csmri", {"ratio": 0.4, "seed": 5})
     validation = measure(problem, list("abc"), [x.double() for x in images[:3]])
-    start = Hyperparameters(0.1, 0.1, 10.0, tol=1e-4, max_steps=20)
-    before = Model(problem, energy.eval().requires_grad_(False), start, DESCRIPTION)
+    tuned = Hyperparameters(0.1, 0.1, 10.0, tol=1e-4, max_steps=20)
+    before = Model(problem, energy, tuned, DESCRIPTION)
+    without_energy = Model(problem, residual, tuned, IMPLICIT)
     usual = Finetuning(
         steps=steps, batch=5, patch=16, validate_every=steps // 2, learning_rate=1e-3, max_steps=8, adjoint_steps=8
     )
     errors = replace(usual, steps=4, batch=3, validate_every=2, loss="mse", stability=0.6)
     skipping = replace(usual, steps=4, batch=2, validate_every=4, fallback="skip", max_steps=30, adjoint_steps=30)
 
-    def finetuned(settings: Finetuning, checkpoint: Checkpoint | None = None, **options) -> list:
+    def finetuned(
+        settings: Finetuning, checkpoint: Checkpoint | None = None, start: Model = before, **options
+    ) -> list:
         kept = checkpoint if processes.first else None
         return finetune(
-            before, patches, validation, settings, checkpoint=kept, processes=processes, **options
+            start, patches, validation, settings, checkpoint=kept, processes=processes, **options
         ).history.rows
 
     if whole:
         found["finetune"] = finetuned(usual, Checkpoint(folder / "left", every=steps - 2))
         found["mse"] = finetuned(errors)
+        found["implicit"] = finetuned(replace(skipping, batch=5), start=without_energy)
         found["skip"] = finetuned(skipping, drawn=[Spoilt(ratio=0.4, seed=5)])
     if (folder / "state.pt").exists():
         found["resumed"] = finetuned(usual, Checkpoint(folder, every=steps))

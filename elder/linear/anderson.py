@@ -27,17 +27,17 @@ class AndersonFixedPoint(IterativeSolver):
         best, least = v, torch.full((len(b),), torch.inf, dtype=torch.float64, device=b.device)
         points: list[Images] = []
         moves: list[Images] = []
-        while products < self.max_steps:
+        while True:
             r = b - H(v)
             products += 1
             left = norm(r)
             best = torch.where(per_image(left < least, v) > 0, v, best)
             least = torch.minimum(left, least)
-            if bool((least <= self.tol * norm(b)).all()):
-                break
+            live = least > self.tol * norm(b)
+            if products == self.max_steps or not bool(live.any()):
+                return solution(best, least, b, products, self.tol)
             points, moves = [*points, v][-self.depth :], [*moves, precondition(r)][-self.depth :]
-            v = _mix(points, moves)
-        return solution(best, least, b, products, self.tol)
+            v = torch.where(per_image(live, v) > 0, _mix(points, moves), v)
 
 
 def _mix(points: list[Images], moves: list[Images]) -> Images:

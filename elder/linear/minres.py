@@ -8,7 +8,7 @@ import torch
 
 from elder.linear.base import IterativeSolver, LinearSolution, Map, solution
 from elder.shapes import Images
-from elder.tensors import dot, norm, per_image
+from elder.tensors import dot, norm, only, per_image
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class MINRES(IterativeSolver):
             live = (phi_bar > self.tol * beta1) & (beta > 0)
             if not bool(live.any()):
                 break
-            q = z / per_image(beta.where(live, torch.ones_like(beta)), b)
+            # An image that has converged keeps its v. Left alone, its q would be a power iteration, and overflow.
+            q = only(live, z / per_image(beta, b))
             z = Hq = H(q)
             products += 1
             if k > 0:
@@ -56,6 +57,6 @@ class MINRES(IterativeSolver):
             back, further, scale = (per_image(a, b) for a in (delta, epsilon_old, gamma))
             w_old, w = w, (q - further * w_old - back * w) / scale
             Hw_old, Hw = Hw, (Hq - further * Hw_old - back * Hw) / scale
-            move = per_image(phi.where(live, torch.zeros_like(phi)), b)
-            v, Hv = v + move * w, Hv + move * Hw
+            move = per_image(phi, b)
+            v, Hv = v + only(live, move * w), Hv + only(live, move * Hw)
         return solution(v, norm(b - Hv), b, products, self.tol)

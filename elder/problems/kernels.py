@@ -33,11 +33,8 @@ def motion(generator: torch.Generator, size: int = 25) -> Kernel:
     """
     steps = 256
     push = torch.randn(steps, 2, generator=generator, dtype=torch.float64)
-    velocity = torch.zeros(2, dtype=torch.float64)
-    path = torch.zeros(steps, 2, dtype=torch.float64)
-    for k in range(1, steps):
-        velocity = 0.97 * velocity + 0.1 * push[k]
-        path[k] = path[k - 1] + velocity
+    # Plain numbers: 256 steps of two numbers each take tensors thirty times as long.
+    path = torch.tensor([_walk(along) for along in push.mT.tolist()], dtype=torch.float64).mT
     path = path - (path.amax(0) + path.amin(0)) / 2
     reach = (0.35 + 0.6 * float(torch.rand((), generator=generator, dtype=torch.float64))) * (size - 3) / 2
     path = path / path.abs().max() * reach + (size - 1) / 2
@@ -49,6 +46,15 @@ def motion(generator: torch.Generator, size: int = 25) -> Kernel:
             weight = (share[:, 0] if i else 1 - share[:, 0]) * (share[:, 1] if j else 1 - share[:, 1])
             kernel.index_put_((lower[:, 0] + i, lower[:, 1] + j), weight, accumulate=True)
     return (kernel / kernel.sum()).float()
+
+
+def _walk(push: list[float]) -> list[float]:
+    """The positions of a damped walk along one axis, from 0, its velocity pushed at each step after the first."""
+    velocity, path = 0.0, [0.0]
+    for p in push[1:]:
+        velocity = 0.97 * velocity + 0.1 * p
+        path.append(path[-1] + velocity)
+    return path
 
 
 def load(name: str) -> Kernel:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from elder import io
@@ -16,6 +16,7 @@ from elder.errors import UserError
 from elder.shapes import Argument, Size
 
 Mask = Float[Tensor, "h w"]
+Angles = Float64[Tensor, " a"]
 
 
 def radial(size: Size, ratio: float, generator: torch.Generator) -> Mask:
@@ -24,10 +25,10 @@ def radial(size: Size, ratio: float, generator: torch.Generator) -> Mask:
     low, high = 1, 4 * max(size)
     while low < high:  # the share sampled grows with the number of lines
         lines = (low + high) // 2
-        if float(_lines(size, lines, offset).mean()) < ratio:
-            low = lines + 1
-        else:
+        if _reaches(ratio, size, lines, offset):
             high = lines
+        else:
+            low = lines + 1
     candidates = [_lines(size, lines, offset) for lines in (max(low - 1, 1), low)]
     return torch.fft.ifftshift(min(candidates, key=lambda m: abs(float(m.mean()) - ratio)))
 
@@ -83,14 +84,44 @@ def read(path: str | Path) -> np.ndarray:
     return found[0]
 
 
+def _reaches(ratio: float, size: Size, lines: int, offset: float) -> bool:
+    """Whether the mask of so many lines samples `ratio` or more: lines are drawn until they do, spread evenly."""
+    canvas = _canvas(size)
+    for first, every in ((0, 16), (8, 16), (4, 8), (2, 4), (1, 2)):
+        _draw(canvas, size, _angles(lines, offset)[first::every])
+        if float(_middle(canvas, size).mean()) >= ratio:
+            return True
+    return False
+
+
 def _lines(size: Size, lines: int, offset: float) -> Mask:
     """`lines` diameters of the k-space rectangle, the zero frequency at the center."""
-    h, w = size
-    angles = offset + torch.arange(lines, dtype=torch.float64) * math.pi / lines
+    canvas = _canvas(size)
+    _draw(canvas, size, _angles(lines, offset))
+    return _middle(canvas, size)
+
+
+def _angles(lines: int, offset: float) -> Angles:
+    return offset + torch.arange(lines, dtype=torch.float64) * math.pi / lines
+
+
+def _canvas(size: Size) -> Float[Tensor, "n n"]:
+    """A square that holds the lines whole, so that no point needs a test; its middle pixel is the zero frequency."""
+    side = max(size) // 2 * 2 + 5
+    return torch.zeros(side, side)
+
+
+def _middle(canvas: Float[Tensor, "n n"], size: Size) -> Mask:
+    """The k-space rectangle within the canvas."""
+    (h, w), middle = size, len(canvas) // 2
+    return canvas[middle - h // 2 :, middle - w // 2 :][:h, :w].contiguous()
+
+
+def _draw(canvas: Float[Tensor, "n n"], size: Size, angles: Angles) -> None:
+    """Set the pixels of the canvas that lines at these angles pass, as long as the longer side, every half pixel."""
+    (h, w), middle = size, len(canvas) // 2
     reach = torch.arange(-max(size), max(size) + 1, dtype=torch.float64) / 2
-    rows = (h // 2 + reach.unsqueeze(0) * torch.sin(angles).unsqueeze(1)).round().long()
-    cols = (w // 2 + reach.unsqueeze(0) * torch.cos(angles).unsqueeze(1)).round().long()
-    inside = (rows >= 0) & (rows < h) & (cols >= 0) & (cols < w)
-    mask = torch.zeros(h, w)
-    mask[rows[inside], cols[inside]] = 1
-    return mask
+    # In place: fresh memory would take most of the time.
+    rows = (torch.sin(angles).unsqueeze(1) * reach).add_(h // 2).round_().add_(middle - h // 2)
+    cols = (torch.cos(angles).unsqueeze(1) * reach).add_(w // 2).round_().add_(middle - w // 2)
+    canvas.view(-1).index_fill_(0, rows.mul_(len(canvas)).add_(cols).long().view(-1), 1)

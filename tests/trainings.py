@@ -67,9 +67,7 @@ def trainings(folder: Path, processes: Processes, steps: int, *, whole: bool = T
     errors = replace(usual, steps=4, batch=3, validate_every=2, loss="mse", stability=0.6)
     skipping = replace(usual, steps=4, batch=2, validate_every=4, fallback="skip", max_steps=30, adjoint_steps=30)
 
-    def finetuned(
-        settings: Finetuning, checkpoint: Checkpoint | None = None, start: Model = before, **options
-    ) -> list:
+    def finetuned(settings: Finetuning, checkpoint: Checkpoint | None = None, start: Model = before, **options) -> list:
         kept = checkpoint if processes.first else None
         return finetune(
             start, patches, validation, settings, checkpoint=kept, processes=processes, **options

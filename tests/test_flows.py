@@ -139,7 +139,7 @@ def test_a_scheduled_run_fires_by_itself_and_finishes(served):
 @pytest.mark.parametrize("served", [{"one": {"cmd": "echo 1 > one.txt", "outs": ["one.txt"]}}], indirect=True)
 def test_a_served_run_reaches_its_end(served):
     project, port, log = served
-    assert wait_until((project.folder / "one.txt").exists, 120), log.read_text()[-3000:]
+    assert wait_until((project.folder / "one.txt").exists, 300), log.read_text()[-3000:]
     runs = "[(r.auto_scheduled, r.state.type.value) for r in await client.read_flow_runs()]"
     assert wait_until(lambda: [True, "COMPLETED"] in ask(project, port, runs), 60), log.read_text()[-3000:]
 

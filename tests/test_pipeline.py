@@ -170,7 +170,10 @@ def test_the_champion_is_served_without_pickle(finished):
 
 
 def test_the_command_lists_the_registry(finished):
-    lines = finished.run("elder", "models").stdout.splitlines()[1:]
+    shown = finished.run("elder", "models").stdout.splitlines()
+    (header,) = (number for number, line in enumerate(shown) if line.split()[:2] == ["name", "version"])
+    assert [line for line in shown[:header] if line.startswith("released:")]  # those of the package come first
+    lines = shown[header + 1 :]
     assert sorted(line.split()[:2] for line in lines) == [["elder-csmri", "1"], ["elder-csmri", "2"]]
     (champion,) = [line for line in lines if "champion" in line]
     verdicts = [io.read_json(finished.folder / "reports" / "cells" / cell / "registered.json") for cell in CELLS]

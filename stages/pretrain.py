@@ -38,8 +38,10 @@ def train(arguments: argparse.Namespace, processes: Processes, compute: Compute)
     logged = {"pretrain": vars(chosen), "regularizer": description}
     if processes.first:
         print(f"pretrain {arguments.regularizer}: {told(start, chosen.init)}", flush=True)
-        if own := whole.regularizers[arguments.regularizer].pretrain:
-            print(params.overrides("pretrain", f"regularizers.{arguments.regularizer}", own, whole.pretrain))
+        own = whole.regularizers[arguments.regularizer].pretrain
+        in_force = {name: value for name, value in own.items() if getattr(chosen, name) == value}
+        if in_force:
+            print(params.overrides("pretrain", f"regularizers.{arguments.regularizer}", in_force, whole.pretrain))
     title, every = f"pretrain {arguments.regularizer}", safe.pretrain_checkpoint
     kept = tracked.training(processes, title, logged, arguments.reads, steps=chosen.steps, every=every)
     with kept as (log, report, checkpoint):

@@ -13,7 +13,7 @@ from stages import command
 
 def main(arguments: argparse.Namespace) -> None:
     """Write the page with its tables, and the figures in it also as files; log them to the run of the `dvc repro`."""
-    sources = page.Sources(arguments.images, arguments.cells, arguments.baselines)
+    sources = page.Sources(arguments.images, arguments.cells, arguments.baselines, arguments.pretrained)
     page.write(sources, arguments.out, arguments.figures)
     print(f"the report: {arguments.out}")
     tracking.log_repro(psnr(arguments.cells), arguments.out, arguments.figures)
@@ -26,4 +26,4 @@ def psnr(cells: Path) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    command.run(main, reads=("images", "cells", "baselines"), writes=("out", "figures"))
+    command.run(main, reads=("images", "cells", "baselines", "pretrained"), writes=("out", "figures"))

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from elder import problems
+from elder import io, problems
 from elder.evaluation import bm3d
 from elder.evaluation.evaluate import evaluate
 from elder.evaluation.quality import psnr
 from elder.problems.samples import measure
-from pipeline.report import results
+from pipeline.report import page, results
+from pipeline.report.tables import Method
 from stages.results import image_row
 
 
@@ -59,3 +60,19 @@ def test_bm3d_gets_the_noisy_picture_and_its_level(channels, monkeypatch):
 def test_without_bm3d_the_text_says_so(monkeypatch):
     monkeypatch.setattr(bm3d, "available", lambda: False)
     assert "not installed" in results.against_bm3d(0.1)
+
+
+def test_who_stays_behind_the_implicit_one_is_told_with_its_denoiser(tmp_path):
+    def row(regularizer: str, psnr: float, phase: str = "finetuned") -> Method:
+        return Method(regularizer, phase, regularizer, {"psnr": psnr}, [], 0.0)
+
+    for name, score in (("scalar", 27.0), ("red", 28.0), ("implicit", 28.25)):
+        (tmp_path / name).mkdir()
+        io.write_json(tmp_path / name / "metrics.json", {"denoising_psnr": {"0.02": 1.0, "0.1": score}})
+    methods = [row("implicit", 30.0), row("scalar", 29.85), row("red", 29.95), row("red", 20.0, "pretrained")]
+    assert page.behind(methods, tmp_path) == (
+        "More than 0.1 dB below the implicit one: scalar. "
+        "As denoisers on validation (σ = 0.1), where DEQ training began: scalar 27.00 dB, implicit 28.25 dB"
+    )
+    assert page.behind(methods[:1] + methods[2:], tmp_path) == ""
+    assert page.behind(methods[1:], tmp_path) == ""

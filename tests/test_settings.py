@@ -314,7 +314,8 @@ def test_a_mask_of_new_content_re_runs_what_uses_it(tmp_path, monkeypatch, check
 def test_a_preset_of_another_name_is_named(project):
     done = project.run(sys.executable, "-m", "pipeline.preset", "huge", check=False)
     assert done.returncode == 1
-    assert "unknown preset 'huge': there are brain, color, default, denoise, denoisers, gray, mri, photo, tiny" in done.stderr
+    known = "brain, color, default, denoise, denoisers, gray, mri, photo, tiny"
+    assert f"unknown preset 'huge': there are {known}" in done.stderr
 
 
 @pytest.mark.parametrize(("patch", "message"), [(20, "the kernel is 25x25, larger"), (31, "scale=2 must divide")])

@@ -19,16 +19,19 @@ from pipeline import ROOT, params
 from pipeline.report import figures, tables
 
 SHOWN = 4  # test images in a panel
+BEHIND = 0.1  # dB below the implicit regularizer, of which the page says that an explicit one stays behind
+LEVEL = "0.1"  # σ at which the page compares denoisers
 TEMPLATE = Path(__file__).with_name("page.html")
 
 
 @dataclass(frozen=True)
 class Sources:
-    """The folders that the page is made of: prepared images, results of the cells, and results of the baselines."""
+    """The folders that the page is made of: prepared images, and results of cells, baselines and pre-training."""
 
     images: Path
     cells: Path
     baselines: Path
+    pretrained: Path
 
 
 def write(sources: Sources, out: Path, pictures: Path) -> None:
@@ -77,6 +80,7 @@ def chapter(problem: str, cells: Mapping[str, str], sources: Sources, out: Path)
         "early": any(method.stopped_early for method in methods),
         "best": max(methods, key=lambda method: method.metrics["psnr"]),
         "against": against(methods),
+        "behind": behind(methods, sources.pretrained),
         "registered": [verdict["told"] for verdict in verdicts],
         "first": truths[0].stem,
         "robustness": tables.robustness(dict(cells), sources.baselines / problem, sources.cells),
@@ -85,12 +89,34 @@ def chapter(problem: str, cells: Mapping[str, str], sources: Sources, out: Path)
 
 
 def against(methods: list[tables.Method]) -> str:
-    """Each explicit regularizer's DEQ row compared with the implicit one's."""
-    after = {m.regularizer: m for m in methods if m.phase == "finetuned"}
+    """Each explicit regularizer's DEQ row compared with the implicit one's; empty where there is no implicit one."""
+    after = tables.tuned(methods)
     implicit = after.pop("implicit", None)
     if implicit is None:
         return ""
     return "; ".join(f"{name.replace('_', ' ')} {tables.compared(m.psnr, implicit.psnr)}" for name, m in after.items())
+
+
+def behind(methods: list[tables.Method], pretrained: Path) -> str:
+    """Which explicit regularizers stay behind the implicit one after DEQ training, and how good a denoiser each was.
+
+    pretrained: the folder with the results of pre-training. Empty where no regularizer stays behind.
+    """
+    after = tables.tuned(methods)
+    if "implicit" not in after:
+        return ""
+    least = after["implicit"].metrics["psnr"] - BEHIND
+    slow = [name for name, method in after.items() if method.metrics["psnr"] < least]
+    if not slow:
+        return ""
+    scores = {
+        name: io.read_json(pretrained / name / "metrics.json")["denoising_psnr"][LEVEL] for name in (*slow, "implicit")
+    }
+    told = ", ".join(f"{name.replace('_', ' ')} {score:.2f} dB" for name, score in scores.items())
+    return (
+        f"More than {BEHIND:g} dB below the implicit one: {', '.join(slow).replace('_', ' ')}. "
+        f"As denoisers on validation (σ = {LEVEL}), where DEQ training began: {told}"
+    )
 
 
 def panel(

@@ -24,7 +24,9 @@ from pipeline import params, preset
 from pipeline.report import page, tables
 from pipeline.report.tables import Method
 
-SOURCES = page.Sources(Path("data/prepared"), Path("reports/cells"), Path("reports/baselines"))
+SOURCES = page.Sources(
+    Path("data/prepared"), Path("reports/cells"), Path("reports/baselines"), Path("reports/pretrained")
+)
 MEASUREMENTS, MODELS, PRETRAINED = Path("data/measurements"), Path("models"), Path("reports/pretrained")
 # Seconds of a stage for a cell or a regularizer, or `None` if no run of it is in the store.
 Seconds = Callable[[str], float | None]
@@ -97,6 +99,8 @@ def chapter(problem: str, cells: dict[str, str], seconds: Seconds) -> list[str]:
         parts.append(against_bm3d(made.noise))
     if against := page.against(methods):
         parts.append(f"Explicit against implicit after DEQ training: {against}.")
+    if behind := page.behind(methods, SOURCES.pretrained):
+        parts.append(f"{behind}.")
     parts += [long_table(cells), cost_table(cells, seconds)]
     rows = tables.robustness(cells, SOURCES.baselines / problem, SOURCES.cells)
     if rows:

@@ -120,6 +120,11 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def tuned(methods: Sequence[Method]) -> dict[str, Method]:
+    """The row of each regularizer after DEQ training."""
+    return {method.regularizer: method for method in methods if method.phase == "finetuned"}
+
+
 def _read(folder: Path, key: str, title: str, phase: str, regularizer: str) -> Method:
     rows = [row for row in read(folder / "images.csv") if row["method"] == key]
     metrics, seconds = (io.read_json(folder / name)[key] for name in ("metrics.json", "seconds.json"))

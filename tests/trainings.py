@@ -14,10 +14,11 @@ from elder.model.model import Hyperparameters, Model
 from elder.problems.csmri import CSMRI
 from elder.problems.samples import measure
 from elder.training.checkpoint import Checkpoint
-from elder.training.finetune import Finetuning, finetune
+from elder.training.finetune import finetune
 from elder.training.patches import Patches
 from elder.training.pretrain import Pretraining, pretrain
 from elder.training.processes import Processes, joined
+from elder.training.settings import Finetuning
 
 DESCRIPTION = {"name": "least_squares", "network": {"name": "dncnn", "channels": 1, "width": 4, "depth": 2}}
 IMPLICIT = {**DESCRIPTION, "name": "implicit"}

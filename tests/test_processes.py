@@ -52,7 +52,10 @@ def test_two_processes_train_as_one_does(training, both):
     assert_equal(found, both["alone"][0][training])
     if training == "finetune":
         assert {"loss", "spectral_radius", "val_psnr"} <= {name for row in found for name in row}
-        assert len({row["step_size"] * row["weight"] for row in found[1:]}) > 1  # what adapts has moved
+        scales = [row["step_size"] * row["weight"] for row in found[1:]]
+        penalties = [row["penalty_weight"] for row in found if "penalty_weight" in row]
+        # What adapts has moved, by more than rounding.
+        assert all(max(adapted) > 1.05 * min(adapted) for adapted in (scales, penalties))
     if training == "implicit":
         assert all(row["exact"] == 1 for row in found[1:])  # every gradient is that of GMRES
     if training == "skip":

@@ -172,7 +172,11 @@ def test_a_picture_larger_than_a_part_is_one(monkeypatch):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"device": "gpu"}, r"^device='gpu' can't be used"), ({"precision": "fp8"}, r"^precision='fp8'")],
+    [
+        ({"device": "gpu"}, r"^device='gpu' can't be used"),
+        ({"precision": "fp8"}, r"^precision='fp8'"),
+        ({"micro_batch": -1}, "^micro_batch=-1"),
+    ],
 )
 def test_bad_settings_name_themselves(settings, message):
     with pytest.raises(UserError, match=message):

@@ -87,7 +87,8 @@ def trainings(folder: Path, processes: Processes, steps: int, *, whole: bool = T
 
 
 if __name__ == "__main__":
-    with joined(Compute()) as (together, _):
+    # A share of 2 images is one part, that of 3 is two.
+    with joined(Compute(micro_batch=2)) as (together, _):
         results = trainings(Path(sys.argv[1]), together, int(sys.argv[2]))
         if together.first:
             io.write_json(Path(sys.argv[1]) / "results.json", results)

@@ -43,8 +43,8 @@ def finetune(
     each step's number and its metrics while training runs. drawn: the problems that make the training measurements, one
     of them drawn at each step, that of `before` if there is none; the same measurement on smaller pictures, say, or at
     several ratios. With a checkpoint training resumes where the last run stopped, and returns the history of all steps.
-    processes: those that share each batch and the validation; the first one alone is given the checkpoint. Raises
-    `FloatingPointError` after `patience` steps in a row without a finite gradient.
+    processes: those that share each batch, in parts that bound the memory, and the validation; the first one alone is
+    given the checkpoint. Raises `FloatingPointError` after `patience` steps in a row without a finite gradient.
     """
     processes.check_batch(settings.batch)
     now, history = progress(before, settings, processes), History()

@@ -16,7 +16,7 @@ from elder.objective import Equilibrium
 # the same weight.
 LOSSES: dict[str, Callable[[Tensor], Tensor]] = {"mse": torch.mean, "psnr": lambda error: error.log().mean()}
 # A loss whose gradient grows with the error gets its penalty in the same units.
-UNITS: dict[str, Callable[[Tensor], Tensor]] = {"mse": torch.mean, "psnr": lambda error: torch.ones(())}
+UNITS: dict[str, Callable[[Tensor], Tensor]] = {"mse": torch.mean}
 # The tolerances of the solves at the start of the warm-up, and the most steps, in units of those at its end.
 LOOSER, FEWER = 10.0, 0.4
 

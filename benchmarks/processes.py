@@ -19,10 +19,12 @@ from benchmarks.common import TRAINING, Row, main, pictures
 from elder import problems, regularizers
 from elder.backend import Compute
 from elder.model.model import Hyperparameters, Model
-from elder.training.finetune import Finetuning, progress, update
+from elder.training.finetune import progress
 from elder.training.patches import Patches
 from elder.training.pretrain import Pretraining, pretrain
 from elder.training.processes import Processes, joined
+from elder.training.settings import Finetuning
+from elder.training.update import update
 
 COUNTS = (1, 2)
 NETWORK, STEPS = {"name": "dncnn", "width": 32, "depth": 5}, 4

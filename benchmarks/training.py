@@ -12,8 +12,10 @@ from dataclasses import replace
 
 from benchmarks.common import NETWORKS, TRAINING, Row, main, model, paired, pictures, summarized
 from elder.model.model import Model
-from elder.training.finetune import Finetuning, progress, update
+from elder.training.finetune import progress
 from elder.training.patches import Patches
+from elder.training.settings import Finetuning
+from elder.training.update import update
 
 AS_IT_IS = Finetuning(batch=4, patch=64, tol=3e-4, max_steps=12, warmup=0.0, learning_rate=1e-9, tuning_rate=1e-9)
 BEFORE = replace(AS_IT_IS, stability=0.0, fallback="skip")

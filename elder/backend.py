@@ -25,15 +25,19 @@ class Compute:
     """Settings that change the time of a result, and the result itself no further than rounding does.
 
     device: cpu, cuda, cuda:1, mps, or auto, the accelerator if there is one. precision: float32; or tf32 or bf16 for
-    the rough part of every solve, which float32 then polishes, and for pre-training.
+    the rough part of every solve, which float32 then polishes, and for pre-training. micro_batch: images of a batch
+    that training computes at once, which bounds its memory; 0: all of them.
     """
 
     device: str = "cpu"
     precision: str = "float32"
+    micro_batch: int = 0
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise UserError(f"precision={self.precision!r} must be one of {', '.join(PRECISIONS)}")
+        if self.micro_batch < 0:
+            raise UserError(f"micro_batch={self.micro_batch} must be a number of images, or 0 for the whole batch")
         if self.device == "auto":
             found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
             object.__setattr__(self, "device", str(found))

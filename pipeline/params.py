@@ -26,8 +26,8 @@ from elder.errors import DataWarning, UserError
 from elder.networks import NETWORKS
 from elder.problems import Problem
 from elder.regularizers import OF_FILTERS
-from elder.training.finetune import Finetuning
 from elder.training.pretrain import Pretraining
+from elder.training.settings import Finetuning
 from pipeline import explain
 
 # Names that DVC's run cache leaves out of its keys, wherever they stand: two values of such a setting share one result.

@@ -16,9 +16,10 @@ from elder.io import to_tensor
 from elder.model.model import Hyperparameters, Model
 from elder.objective import Objective, make_objective
 from elder.problems.samples import measure
-from elder.training.finetune import Finetuning, finetune
+from elder.training.finetune import finetune
 from elder.training.patches import Patches
 from elder.training.pretrain import Pretraining, pretrain
+from elder.training.settings import Finetuning
 from elder.training.tune import trial_of
 
 DESCRIPTION = {"name": "least_squares", "network": {"name": "dncnn", "channels": 1, "width": 8, "depth": 3}}
@@ -171,7 +172,11 @@ def test_a_picture_larger_than_a_part_is_one(monkeypatch):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"device": "gpu"}, r"^device='gpu' can't be used"), ({"precision": "fp8"}, r"^precision='fp8'")],
+    [
+        ({"device": "gpu"}, r"^device='gpu' can't be used"),
+        ({"precision": "fp8"}, r"^precision='fp8'"),
+        ({"micro_batch": -1}, "^micro_batch=-1"),
+    ],
 )
 def test_bad_settings_name_themselves(settings, message):
     with pytest.raises(UserError, match=message):

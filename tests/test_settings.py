@@ -23,8 +23,8 @@ from elder.networks import NETWORKS
 from elder.problems import PROBLEMS
 from elder.problems.denoise import Denoise
 from elder.regularizers import OF_FILTERS, OVER_A_NETWORK
-from elder.training.finetune import Finetuning
 from elder.training.pretrain import Pretraining
+from elder.training.settings import Finetuning
 from pipeline import fingerprints, params, preset
 
 DEFAULT = yaml.safe_load((ROOT / "params.yaml").read_text())

@@ -16,10 +16,11 @@ from elder.problems.samples import Sample, measure
 from elder.stability import spectral_radius
 from elder.training.averaging import moving_average
 from elder.training.checkpoint import Checkpoint
-from elder.training.finetune import Effort, Finetuning, finetune
+from elder.training.finetune import finetune
 from elder.training.history import History, Trained, silent
 from elder.training.patches import Patches
 from elder.training.pretrain import Pretraining, denoising_psnr, pretrain
+from elder.training.settings import Effort, Finetuning
 from elder.training.tune import Trial, edges, starting_lambda, trial_of, tune
 from elder.training.validation import Score, validate
 

@@ -14,10 +14,11 @@ from elder.model.model import Hyperparameters, Model
 from elder.problems.csmri import CSMRI
 from elder.problems.samples import measure
 from elder.training.checkpoint import Checkpoint
-from elder.training.finetune import Finetuning, finetune
+from elder.training.finetune import finetune
 from elder.training.patches import Patches
 from elder.training.pretrain import Pretraining, pretrain
 from elder.training.processes import Processes, joined
+from elder.training.settings import Finetuning
 
 DESCRIPTION = {"name": "least_squares", "network": {"name": "dncnn", "channels": 1, "width": 4, "depth": 2}}
 IMPLICIT = {**DESCRIPTION, "name": "implicit"}
@@ -60,6 +61,8 @@ def trainings(folder: Path, processes: Processes, steps: int, *, whole: bool = T
     validation = measure(problem, list("abc"), [x.double() for x in images[:3]])
     tuned = Hyperparameters(0.1, 0.1, 10.0, tol=1e-4, max_steps=20)
     before = Model(problem, energy, tuned, DESCRIPTION)
+    # The line search shortens so long a first step, and λτ moves from step to step.
+    long = replace(before, hyperparameters=replace(tuned, step=500.0))
     without_energy = Model(problem, residual, tuned, IMPLICIT)
     usual = Finetuning(
         steps=steps, batch=5, patch=16, validate_every=steps // 2, learning_rate=1e-3, max_steps=8, adjoint_steps=8
@@ -67,7 +70,7 @@ def trainings(folder: Path, processes: Processes, steps: int, *, whole: bool = T
     errors = replace(usual, steps=4, batch=3, validate_every=2, loss="mse", stability=0.6)
     skipping = replace(usual, steps=4, batch=2, validate_every=4, fallback="skip", max_steps=30, adjoint_steps=30)
 
-    def finetuned(settings: Finetuning, checkpoint: Checkpoint | None = None, start: Model = before, **options) -> list:
+    def finetuned(settings: Finetuning, checkpoint: Checkpoint | None = None, start: Model = long, **options) -> list:
         kept = checkpoint if processes.first else None
         return finetune(
             start, patches, validation, settings, checkpoint=kept, processes=processes, **options
@@ -77,14 +80,15 @@ def trainings(folder: Path, processes: Processes, steps: int, *, whole: bool = T
         found["finetune"] = finetuned(usual, Checkpoint(folder / "left", every=steps - 2))
         found["mse"] = finetuned(errors)
         found["implicit"] = finetuned(replace(skipping, batch=5), start=without_energy)
-        found["skip"] = finetuned(skipping, drawn=[Spoilt(ratio=0.4, seed=5)])
+        found["skip"] = finetuned(skipping, start=before, drawn=[Spoilt(ratio=0.4, seed=5)])
     if (folder / "state.pt").exists():
         found["resumed"] = finetuned(usual, Checkpoint(folder, every=steps))
     return found
 
 
 if __name__ == "__main__":
-    with joined(Compute()) as (together, _):
+    # A share of 2 images is one part, that of 3 is two.
+    with joined(Compute(micro_batch=2)) as (together, _):
         results = trainings(Path(sys.argv[1]), together, int(sys.argv[2]))
         if together.first:
             io.write_json(Path(sys.argv[1]) / "results.json", results)

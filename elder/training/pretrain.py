@@ -70,7 +70,7 @@ def pretrain(
     from the CPU, the same for every device. precision: of the network, see `elder.backend`. With a checkpoint, training
     resumes where the last run stopped, and returns the metrics of all steps. A step whose gradient is not finite is
     left out and counted. Raises `FloatingPointError` after `patience` of them in a row. processes: those that share
-    each batch; the first one alone is given the checkpoint.
+    each batch, in parts that bound the memory; the first one alone is given the checkpoint.
     """
     processes.check_batch(settings.batch)
     generator = torch.Generator().manual_seed(settings.seed)
@@ -93,20 +93,22 @@ def pretrain(
         x = patches.draw(settings.batch, generator)
         sigma = settings.sigma_max * torch.rand(settings.batch, generator=generator)
         noisy = x + sigma.view(-1, 1, 1, 1) * torch.randn(x.shape, generator=generator)
-        own = processes.share(settings.batch)
-        x, sigma, noisy = x[own], sigma[own], noisy[own]
-        weight = len(x) / settings.batch
-        with autocast(precision, device):
-            denoised = regularizer.denoise(noisy.to(device), sigma.to(device))
-        loss = (denoised - x.to(device)).square().mean()
         optimizer.zero_grad()
-        loss.backward()
+        own, loss = len(x[processes.share(settings.batch)]), x.new_zeros(1, device=device)
+        for part in processes.parts(settings.batch):
+            clean = x[part].to(device)
+            with autocast(precision, device):
+                denoised = regularizer.denoise(noisy[part].to(device), sigma[part].to(device))
+            error = len(clean) / own * (denoised - clean).square().mean()
+            error.backward()
+            loss += error.detach()
+        weight = own / settings.batch
         processes.average_gradients(regularizer.parameters(), weight)
         norm = torch.nn.utils.clip_grad_norm_(regularizer.parameters(), settings.clip)
         metrics = {"gradient_norm": float(norm), "learning_rate": float(schedule.get_last_lr()[0])}
         failures = 0 if bool(norm.isfinite()) else failures + 1
         if failures == 0:
-            metrics["loss"] = float(processes.gather(weight * loss.detach().view(1), processes.count).sum())
+            metrics["loss"] = float(processes.gather(weight * loss, processes.count).sum())
             optimizer.step()
             schedule.step()
             averaged.update_parameters(regularizer)

@@ -1,4 +1,4 @@
-"""One training over several processes: each computes its share of the batch, and all of them take the same step."""
+"""How a batch is divided: over processes, all of which take the same step, and in each of them into parts."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ class Processes:
     """The processes that train one model, this one among them. Made by `joined`; by default there is one.
 
     Every process draws the whole batch from the same generator and works on its share, so that a training does not
-    depend on their number, but for rounding. With one process, nothing is sent, and no value is changed.
+    depend on their number, but for rounding. With one process, nothing is sent, and no value is changed. The parts of a
+    share are computed one after another, and their gradients added.
     """
 
     rank: int = 0
     count: int = 1
     device: str = "cpu"  # where values are that are sent
+    micro_batch: int = 0  # images of a part at most; 0: a share is one part
 
     @property
     def first(self) -> bool:
@@ -41,6 +43,14 @@ class Processes:
     def share(self, total: int) -> slice:
         """This process's part of `total` images: shares are neighbors, and differ by one at most."""
         return slice(self.rank * total // self.count, (self.rank + 1) * total // self.count)
+
+    def parts(self, total: int) -> list[slice]:
+        """This process's share of `total` images in parts of `micro_batch` images at most, which differ by one."""
+        share = self.share(total)
+        size = share.stop - share.start
+        count = -(-size // self.micro_batch) if self.micro_batch else 1
+        within = [replace(self, rank=k, count=count).share(size) for k in range(count)]
+        return [slice(share.start + part.start, share.start + part.stop) for part in within]
 
     def gather(self, values: Tensor, total: int) -> Tensor:
         """The values of all images, (total, ...) float64, from those of this process's share. Every process calls it.
@@ -93,13 +103,13 @@ ALONE = Processes()
 
 @contextmanager
 def joined(compute: Compute) -> Iterator[tuple[Processes, Compute]]:
-    """The processes that torchrun started, and where this one computes; `ALONE` if it was started otherwise.
+    """The processes that torchrun started, and where this one computes; one process if it was started otherwise.
 
     Values are sent by NCCL between GPUs, and by gloo else. `cuda` becomes a GPU of this process's own.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
-        yield ALONE, compute
+        yield Processes(micro_batch=compute.micro_batch), compute
         return
     if compute.device.startswith("cuda"):
         compute = replace(compute, device=f"cuda:{os.environ['LOCAL_RANK']}")
@@ -107,6 +117,6 @@ def joined(compute: Compute) -> Iterator[tuple[Processes, Compute]]:
     distributed.init_process_group("nccl" if compute.device.startswith("cuda") else "gloo")
     try:
         device = compute.device if compute.device.startswith("cuda") else "cpu"
-        yield Processes(distributed.get_rank(), count, device), compute
+        yield Processes(distributed.get_rank(), count, device, compute.micro_batch), compute
     finally:
         distributed.destroy_process_group()

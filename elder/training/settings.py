@@ -1,0 +1,108 @@
+"""The settings of DEQ fine-tuning, and what their words stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from elder.errors import UserError
+from elder.linear import GMRES, MINRES, AndersonFixedPoint, FixedPoint, LinearSolver, Neumann
+from elder.objective import Equilibrium
+
+# The loss from ‖x − x̄‖² of each image. The logarithm, which is PSNR with the sign changed, gives easy and hard images
+# the same weight.
+LOSSES: dict[str, Callable[[Tensor], Tensor]] = {"mse": torch.mean, "psnr": lambda error: error.log().mean()}
+# A loss whose gradient grows with the error gets its penalty in the same units.
+UNITS: dict[str, Callable[[Tensor], Tensor]] = {"mse": torch.mean}
+# The tolerances of the solves at the start of the warm-up, and the most steps, in units of those at its end.
+LOOSER, FEWER = 10.0, 0.4
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """Settings of `elder.training.finetune`."""
+
+    steps: int = 60
+    batch: int = 4
+    patch: int = 48
+    learning_rate: float = 3e-4  # of the network, the peak of a one-cycle schedule
+    tuning_rate: float = 1e-2  # of log λ and log σ, also the peak
+    clip: float = 3.0  # largest gradient norm
+    tol: float = 3e-4  # of the forward solve
+    max_steps: int = 20  # of a forward solve
+    warmup: float = 0.3  # share of the training in which the solves' steps grow and their tolerances shrink to these
+    adjoint: str = "krylov"  # how the backward pass solves its linear system, see `ADJOINTS`
+    adjoint_tol: float = 5e-2  # of the linear solve of the backward pass
+    adjoint_steps: int = 30  # products with the Hessian at most, terms of neumann
+    fallback: str = "jacobian_free"  # the gradient of images without a fixed point, see `FALLBACKS`
+    stability: float = 0.95  # what the spectral radius of the fixed-point map is kept below; 0: no penalty
+    stability_weight: float = 30.0  # of the penalty at the start; it is adapted
+    stability_every: int = 2  # steps between two penalties
+    power_steps: int = 2  # products with the Jacobian that find the spectral radius
+    average: float = 0.98  # decay of the moving average of the weights, which is validated; 0: the weights themselves
+    validate_every: int = 20
+    go_back: float = 6.0  # dB of merit that a state may lose before training goes back to the best one
+    loss: str = "psnr"  # mse: mean squared error; psnr: its logarithm, image by image
+    seed: int = 3
+
+    def __post_init__(self) -> None:
+        may_be_zero = ("seed", "warmup", "stability", "average")
+        for name, kind in self.__annotations__.items():
+            if kind != "str" and name not in may_be_zero and not getattr(self, name) > 0:
+                raise UserError(f"{name}={getattr(self, name)} must be positive")
+        if not 0 <= self.warmup <= 1:
+            raise UserError(f"warmup={self.warmup} must be in [0, 1]")
+        for name in ("stability", "average"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must be in [0, 1)")
+        for name, known in (("loss", LOSSES), ("adjoint", ADJOINTS), ("fallback", FALLBACKS)):
+            if getattr(self, name) not in known:
+                raise UserError(f"{name}={getattr(self, name)!r} must be one of {', '.join(known)}")
+
+
+def _krylov(problem: Equilibrium, tol: float, steps: int) -> LinearSolver:
+    # The Hessian of an energy is symmetric; the Jacobian of an implicit regularizer is not.
+    return MINRES(tol, steps) if problem.symmetric else GMRES(tol, steps)
+
+
+# Solvers of the adjoint equation, from the problem, a tolerance and a number of steps.
+ADJOINTS: dict[str, Callable[[Equilibrium, float, int], LinearSolver]] = {
+    "krylov": _krylov,  # MINRES for an energy, GMRES without
+    "anderson": lambda problem, tol, steps: AndersonFixedPoint(tol, steps),
+    "fixed_point": lambda problem, tol, steps: FixedPoint(tol, steps),
+    "neumann": lambda problem, tol, steps: Neumann(steps),
+    "jacobian_free": lambda problem, tol, steps: Neumann(0),
+}
+# For images whose forward or backward solve did not converge: one step's gradient, that of five, or none.
+FALLBACKS: dict[str, LinearSolver | None] = {
+    "jacobian_free": Neumann(0, measured=False),
+    "neumann": Neumann(5, measured=False),
+    "skip": None,
+}
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What the solves of one step may cost."""
+
+    tol: float
+    max_steps: int
+    adjoint_tol: float
+
+    @classmethod
+    def at(cls, settings: Finetuning, step: int) -> Effort:
+        """Little at first, all that the settings allow after the warm-up; geometric in between.
+
+        A gradient need not be better than its noise, which is that of a batch: early on, when each step moves far,
+        rough solves on many pictures teach more than exact ones on few.
+        """
+        grown = min(1.0, step / max(1.0, settings.warmup * settings.steps)) if settings.warmup else 1.0
+        loose = LOOSER ** (1 - grown)
+        return cls(
+            tol=settings.tol * loose,
+            max_steps=max(1, round(settings.max_steps * FEWER ** (1 - grown))),
+            adjoint_tol=min(settings.adjoint_tol * loose, max(settings.adjoint_tol, 0.3)),
+        )

@@ -1,0 +1,210 @@
+"""One step of DEQ fine-tuning: forward solves, implicit gradients, and what adapts to a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from elder.implicit import Backward, ImplicitGradient, Linearization, fixed_point_step
+from elder.model.model import Model
+from elder.objective import Equilibrium
+from elder.operators.base import Operator
+from elder.problems.base import Problem
+from elder.solvers import fixed_point
+from elder.stability import adapted, penalty, spectral_radius
+from elder.tensors import norm, per_image
+from elder.training.patches import Patches
+from elder.training.progress import Progress
+from elder.training.settings import ADJOINTS, FALLBACKS, LOSSES, UNITS, Effort, Finetuning
+
+# The norm of an iterate, in units of that of the initial guess, beyond which its solve has diverged.
+DIVERGED = 10.0
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some images of a batch, b of them, where their forward solves have ended."""
+
+    problem: Equilibrium
+    truth: Tensor  # (b, c, h, w)
+    x: Tensor  # (b, c, h, w), where the gradient is taken: the last iterate, the initial guess if the solve diverged
+    solved: Tensor  # (b,) bool
+    told: Tensor  # (b, 4) float64: the last step τ, the steps, whether the solve failed, evaluations
+    noise: Tensor | None  # (b, c, h, w), of the directions in which the radius is sought, if this step is penalized
+
+
+@dataclass(frozen=True, eq=False)
+class Gradient:
+    """What taking the gradient of a part tells."""
+
+    error: Tensor  # (b,) mean squared error
+    radius: Tensor | None  # (b,) spectral radius, if this step is penalized
+    backward: Backward
+
+
+def update(
+    now: Progress, before: Model, patches: Patches, settings: Finetuning, drawn: Sequence[Problem]
+) -> dict[str, float]:
+    """Take one step of the optimizer and return its metrics; they hold a loss only if the gradient was finite.
+
+    drawn: the problems one of which makes the measurements of this step. Every process draws the whole batch, solves
+    for its share, and takes the gradient there, by the implicit function theorem, with no other process. It computes
+    one part of the share after another and adds their gradients. Then the gradients are averaged over the batch. A
+    process none of whose images gave a gradient adds zero.
+    """
+    parts = _solved_parts(now, before, patches, settings, drawn)
+    metrics = _advance(now, parts, settings)
+    now.optimizer.zero_grad()
+    unit, own = _unit(now, parts, settings), sum(len(part.x) for part in parts)
+    gradients = [_add_gradient(now, part, unit, len(part.x) / own, settings) for part in parts]
+    together, batch, theta = now.processes, settings.batch, list(now.theta.parameters())
+    together.average_gradients(theta, own / batch)
+    length = torch.nn.utils.clip_grad_norm_(theta, settings.clip)
+    metrics |= _adapt(now, gradients, settings)
+    counts = together.gather(torch.tensor([_counts([g.backward for g in gradients])]), together.count)
+    exact, skipped = counts[:, 0].sum().item(), counts[:, 1].sum().item()
+    metrics |= {
+        "backward_products": float(counts[:, 2].max()),
+        "exact": exact / batch,
+        "approximate": 1 - (exact + skipped) / batch,
+        "left_out": skipped / batch,
+    }
+    if bool(length.isfinite()) and skipped < batch:
+        now.optimizer.step()
+        now.schedule.step()
+        now.averaged.update_parameters(now.theta)
+        errors = together.gather(torch.cat([g.error for g in gradients]), batch)  # of the whole batch
+        loss = LOSSES[settings.loss](errors)
+        metrics |= {"loss": float(loss), "mse": float(errors.mean()), "gradient_norm": float(length)}
+    return metrics
+
+
+def _solved_parts(
+    now: Progress, before: Model, patches: Patches, settings: Finetuning, drawn: Sequence[Problem]
+) -> list[Part]:
+    """Draw a batch, and solve for this process's share of it, one part after another.
+
+    All draws are of the whole batch and come before the solves, so they do not depend on the parts.
+    """
+    measured = drawn[0] if len(drawn) == 1 else drawn[int(torch.randint(len(drawn), (), generator=now.generator))]
+    x = patches.draw(settings.batch, now.generator)
+    operator, y = measured.simulate(x, now.generator)
+    noise = torch.randn(x.shape, generator=now.generator) if _is_penalized(now, settings) else None
+    parts = []
+    for images in now.processes.parts(settings.batch):
+        index = torch.arange(settings.batch)[images]
+        part = operator if len(index) == settings.batch else operator.select(index)
+        drawn_there = None if noise is None else noise[images]
+        parts.append(_solve(now, before, measured, (part, y[images], x[images]), drawn_there, settings))
+    return parts
+
+
+def _solve(
+    now: Progress,
+    before: Model,
+    measured: Problem,
+    images: tuple[Operator, Tensor, Tensor],
+    noise: Tensor | None,
+    settings: Finetuning,
+) -> Part:
+    """Solve for the fixed points of some images, given as operator, measurement and truth, without recording."""
+    operator, y, x = images[0].to(before.device), images[1].to(before.device), images[2].to(before.device)
+    problem, effort = now.theta.objective(measured.fidelity(operator, y)), Effort.at(settings, now.step)
+    start, first = measured.initial(operator, y), torch.tensor(now.scale / float(problem.lambda_reg.detach()))
+    solution = fixed_point(
+        problem, start, first, tol=effort.tol, max_steps=effort.max_steps, precision=before.precision
+    )
+    told = torch.stack([v.double() for v in (solution.step, solution.steps, ~solution.succeeded, solution.evaluations)])
+    # A diverged solve (NaN compares as false) is linearized at its initial guess: its last iterate teaches nothing.
+    kept = norm(solution.x) <= DIVERGED * norm(start)
+    where = torch.where(kept.view(-1, 1, 1, 1), solution.x, start)
+    return Part(problem, x, where, solution.succeeded & kept, told.T, noise)
+
+
+def _advance(now: Progress, parts: Sequence[Part], settings: Finetuning) -> dict[str, float]:
+    """Let λτ follow the forward solves of the whole batch, and return their metrics."""
+    sizes, steps, failed, evaluations = now.processes.gather(torch.cat([part.told for part in parts]), settings.batch).T
+    lambda_reg = float(now.theta.log_lambda.detach().exp())
+    now.advance(sizes, lambda_reg)
+    return {
+        "weight": lambda_reg,
+        "sigma": float(now.theta.log_sigma.detach().exp()),
+        "step_size": now.scale / lambda_reg,
+        "forward_steps": float(steps.mean()),
+        "forward_failed": float(failed.sum()),
+        "evaluations": float(evaluations.sum()),
+    }
+
+
+def _attach(now: Progress, part: Part, settings: Finetuning) -> tuple[Linearization, Tensor, Tensor, Backward]:
+    """Record λR_θ at the points of a part.
+
+    Returns the record, the step τ (b,) of the fixed-point map, the mean squared errors (b,) as functions of θ, and what
+    their backward pass will fill in.
+    """
+    at = Linearization.at(part.problem, part.x)
+    # The line search shortens its step where λ∇²h is steep. The nominal step lets the penalty see how steep.
+    tau = torch.full_like(part.told[:, 0], now.longest / float(part.problem.lambda_reg.detach()))
+    adjoint_tol = Effort.at(settings, now.step).adjoint_tol
+    adjoint = ADJOINTS[settings.adjoint](part.problem, adjoint_tol, settings.adjoint_steps)
+    attached, backward = ImplicitGradient(adjoint, FALLBACKS[settings.fallback]).attach_to(at, tau, solved=part.solved)
+    return at, tau, (attached - part.truth).square().flatten(1).mean(1), backward
+
+
+def _unit(now: Progress, parts: Sequence[Part], settings: Finetuning) -> Tensor | float:
+    """The unit of the penalty, from the errors of the whole batch.
+
+    Gradients of parts add up only in a unit that is known before the first of them. So a loss with a unit costs one
+    more evaluation of each image.
+    """
+    if settings.loss not in UNITS or parts[0].noise is None:
+        return 1.0
+    errors = torch.cat([_attach(now, part, settings)[2].detach() for part in parts])
+    return UNITS[settings.loss](now.processes.gather(errors, settings.batch)).to(errors)
+
+
+def _add_gradient(now: Progress, part: Part, unit: Tensor | float, share: float, settings: Finetuning) -> Gradient:
+    """Add the gradient of a part, which is this share of the process's images, to that of θ. unit: of the penalty."""
+    at, tau, error, backward = _attach(now, part, settings)
+    total, radius = LOSSES[settings.loss](error), None
+    if part.noise is not None:
+        radius = _radius(at, tau, part.noise, settings)
+        charge = now.penalty_weight * settings.stability_every * penalty(radius, settings.stability)
+        total = total + unit * charge
+    (share * total).backward(inputs=list(now.theta.parameters()))
+    return Gradient(error.detach(), None if radius is None else radius.detach(), backward)
+
+
+def _adapt(now: Progress, gradients: Sequence[Gradient], settings: Finetuning) -> dict[str, float]:
+    """Adapt the weight of the penalty to the spectral radii of the whole batch; the metrics of both."""
+    own = [gradient.radius for gradient in gradients if gradient.radius is not None]
+    if not own:
+        return {}
+    radii = now.processes.gather(torch.cat(own), settings.batch)
+    metrics = {"spectral_radius": float(radii.max()), "penalty_weight": now.penalty_weight}
+    now.penalty_weight = adapted(now.penalty_weight, radii, settings.stability)
+    return metrics
+
+
+def _counts(backward: Sequence[Backward]) -> list[int]:
+    """Of this process: images with the implicit gradient, images without any, products of the part with most."""
+    exact = sum(int(b.exact.sum()) for b in backward if b.exact is not None)
+    return [exact, sum(b.skipped for b in backward), max(b.products for b in backward)]
+
+
+def _radius(at: Linearization, tau: Tensor, noise: Tensor, settings: Finetuning) -> Tensor:
+    """ρ from where the solve still moves, which is where it converges slowest, with some noise to see the rest."""
+    noise = noise.to(at.x)
+    moving = fixed_point_step(at, tau) - at.x.detach()
+    scale = moving.flatten(1).norm(dim=1) / noise.flatten(1).norm(dim=1)
+    return spectral_radius(at, tau, moving + 0.3 * per_image(scale, noise) * noise, settings.power_steps)
+
+
+def _is_penalized(now: Progress, settings: Finetuning) -> bool:
+    """Whether this step has the penalty, which a regularizer with a bound on its weak convexity does not need."""
+    if not settings.stability or now.step % settings.stability_every:
+        return False
+    return now.theta.regularizer.weak_convexity(float(now.theta.log_sigma.detach().exp())) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ NAMES = ("gradient", "memory", "solvers", "adjoint", "training", "batch", "ct", 
 
 def main() -> None:
     """Run them, then print all rows as the Markdown table of benchmarks/README.md."""
+    argparse.ArgumentParser(description=__doc__).parse_args()  # `--help` must not start an hour of work
     for name in NAMES:
         print(f"\n{name}", flush=True)
         subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=True)

@@ -27,7 +27,7 @@ EPILOG = {
 
 Writes OUT/NAME.npz for every picture: y, the measurement, and what the operator needs besides (mask for csmri).""",
     "reconstruct": """examples:
-  elder reconstruct released:NAME --measurement measurements/slice.npz --out slice.png
+  elder reconstruct released:denoise-red --measurement measurements/camera.npz --out camera.png
   elder reconstruct models/csmri-least_squares --measurement measurements/camera.npz --out camera.png
   elder reconstruct models:/elder-csmri@champion --measurement y.npy --set mask=mask.png --out x.tif
 
@@ -36,13 +36,14 @@ the MLflow model registry. `elder models` lists the first and the last.
 The measurement is .npy .npz .png .tif .mat or .h5; arrays beside y in it are arguments of the operator. Models expect
 pictures in [0, 1]: give the value of white of other units by --data-range.""",
     "evaluate": """examples:
+  elder evaluate released:denoise-red --images photos --out report --set noise=0.12
   elder evaluate models/csmri-least_squares --images photos --out report --limit 8
   elder evaluate models:/elder-csmri@champion --images brains --set mask=mask_20.mat --out report
 
 Simulates a measurement of every picture, reconstructs it, and writes OUT/metrics.json and the pictures.""",
     "models": """examples:
   elder models
-  elder models --card csmri-brain
+  elder models --card denoise-red
   MLFLOW_TRACKING_URI=http://127.0.0.1:5000 elder models""",
 }
 
@@ -174,18 +175,19 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     import numpy as np
 
     from elder import io
-    from elder.model.address import load
+    from elder.model.address import folder, load
     from elder.solvers import Status
 
     chosen = dict(arguments.set)
     _find_own_code(arguments.own_code)
-    model = load(arguments.model, chosen, arguments.own_code)
+    place = folder(arguments.model)
+    model = load(place, chosen, arguments.own_code)
     if arguments.out.suffix.lower() not in (".png", ".tif", ".tiff", ".npy"):
         raise UserError(
             f"{arguments.out}: can't write {arguments.out.suffix or 'without a suffix'}; use .png .tif .npy"
         )
     io.check_apart(arguments.measurement, arguments.out)
-    io.check_apart(arguments.model, arguments.out)
+    io.check_apart(place, arguments.out)
     _spare_files(chosen, [arguments.out])
     # With a value of white of the user's own, a picture is in the units of its file.
     arrays = _measurement(arguments.measurement, as_stored=isinstance(arguments.data_range, float))
@@ -240,13 +242,15 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from elder.evaluation.evaluate import evaluate, summary
     from elder.evaluation.results import Result
     from elder.io import to_array
-    from elder.model.address import load
+    from elder.model.address import folder, load
     from elder.problems.samples import measure
 
     if arguments.limit is not None and arguments.limit < 1:
         raise UserError(f"--limit {arguments.limit}: must be at least 1")
     _find_own_code(arguments.own_code)
-    model = load(arguments.model, dict(arguments.set), arguments.own_code)
+    place = folder(arguments.model)
+    model = load(place, dict(arguments.set), arguments.own_code)
+    io.check_apart(place, arguments.out)
     names, images = _clean(arguments, model.channels, arguments.limit)
     _spare_files(dict(arguments.set), [arguments.out / f"{name}.png" for name in names])
 
@@ -272,20 +276,24 @@ def _models(arguments: argparse.Namespace) -> None:
         print((released.folder(arguments.card) / "card.md").read_text(), end="")
         return
     for row in released.listing():
-        print(f"released:{row['name']}: {row['about']}")
+        how = ", by one step" if row["converged"] is None else ""
         print(
+            f"released:{row['name']}: {row['about']}\n"
             f"  {row['problem']}, {row['regularizer'].replace('_', ' ')}, {row['parameters']} parameters in "
             f"{row['precision']}, {row['bytes'] / 2**20:.2f} MB; {row['psnr']:.2f} dB on {row['pictures']} validation "
-            f"pictures\n  data: {row['data']}\n  terms of the data: {row['terms']}"
+            f"pictures{how}\n  data: {row['data']}\n  terms of the data: {row['terms']}"
         )
     _list_registry()
 
 
 def _list_registry() -> None:
-    from elder.model import registry
+    from elder.model import registry, store
 
     if not registry.available():
         print("models of a registry are listed where MLflow is installed: pip install mlflow")
+        return
+    if store.address() is None:
+        print(f"there is no registry here: dvc repro makes one in the project's folder, {store.VARIABLE} names another")
         return
     rows = registry.listing()
     if not rows:

@@ -22,15 +22,10 @@ from elder import cli, errors
 from elder.errors import UserError
 from elder.io import file_names, write_json
 from elder.io.arrays import ARRAYS
-from elder.model import registry
+from elder.model.address import folder as bundle_folder
 
 MEASUREMENTS = tuple(ARRAYS)
 PICTURES = (".png", ".tif", ".npy")
-
-
-def bundle(address: str) -> str:
-    """The address of the model, on this machine's disk if it is one of a registry."""
-    return str(registry.download(address)) if address.startswith(("models:/", "runs:/")) else address
 
 
 def reconstruct(model: str, measurement: Path, picture: Path, own_code: str | None) -> dict[str, Any]:
@@ -67,7 +62,7 @@ def main() -> None:
         if not found:
             raise UserError(f"--measurements {folder}: holds no measurement ({' '.join(MEASUREMENTS)})")
         out.mkdir(parents=True, exist_ok=True)
-        model, rows = bundle(arguments.model), []
+        model, rows = str(bundle_folder(arguments.model)), []
         try:
             for path, name in zip(
                 tqdm(found, desc="reconstruct", mininterval=1.0), file_names(found, folder), strict=True

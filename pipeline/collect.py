@@ -107,11 +107,12 @@ def _copy(source: MlflowClient, run: Run, client: MlflowClient, experiment: str,
 
 
 def _parts(items: list[Any], most: int) -> list[list[Any]]:
+    """The items in lists of at most `most`."""
     return [items[start : start + most] for start in range(0, len(items), most)]
 
 
 def main() -> None:
-    """Bring them."""
+    """Bring the runs of the packed stores that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("packed", nargs="*", type=Path, help="a packed store")
     parser.add_argument("--repro", required=True, metavar="NAME", help="the repro to which this belongs")

@@ -4,6 +4,9 @@ Writes elder/released/NAME: the weights, the configuration, what its problem rea
 terms, recipe and metrics. Weights are stored in half precision if that costs less than 0.01 dB on the pictures given,
 else in float32. Run it where the bundle was trained, with that run's params.yaml and no changed code: the card names
 both.
+
+A denoiser is best released after `tune`, from models/tuned/CELL: `elder reconstruct` solves to the end, and the λ and σ
+that suit the end of a solve are not those of one step.
 """
 
 from __future__ import annotations
@@ -38,7 +41,8 @@ from pipeline import params, preset
 RECIPE = ("network", "prepare", "pretrain", "tune", "finetune")
 LARGEST = 5 * 2**20  # bytes of a released model
 LOSS = 0.01  # dB that half precision may cost
-# A pre-trained regularizer has no problem yet. It is released as what it was trained for: a denoiser.
+# A pre-trained regularizer has no problem yet. It is released as what it was trained for: a denoiser, whose λ and σ are
+# those of one step.
 LEVEL = 0.1
 DENOISER = {
     "problem": {"name": "denoise", "settings": {"noise": LEVEL}},
@@ -60,8 +64,9 @@ class Card:
 class Measured:
     """What a stored model reaches on the pictures given."""
 
-    psnr: float  # mean, in dB
-    converged: float | None  # share of the solves; None for a denoiser, which solves nothing
+    psnr: float  # mean, in dB, where solves end; of a pre-trained regularizer that of one step
+    converged: float | None  # share of the solves; None for a pre-trained regularizer, which solves nothing
+    one_step: float | None  # mean of x − ∇h(x, σ), in dB at σ = LEVEL; None if the problem is not denoising
 
 
 def main() -> None:
@@ -102,39 +107,40 @@ def release(source: Path, name: str, card: Card, names: Sequence[str], images: S
     if own := config["problem"]["settings"].get("class"):
         raise UserError(f"{source}: its problem is {own}, a class that does not come with elder; it can't be released")
     settings, commit = params.raw(), _commit()
-    with tempfile.TemporaryDirectory() as made:
-        folders = {kind: Path(made) / kind for kind in PRECISIONS}
+    released.FOLDER.mkdir(exist_ok=True)
+    # On the file system of the package, so that the whole folder comes to its place by one rename.
+    with tempfile.TemporaryDirectory(dir=released.FOLDER.parent, prefix=".released-") as made:
+        folders = {kind: Path(made) / kind for kind, dtype in PRECISIONS.items() if _holds(dtype, regularizer)}
         for kind, folder in folders.items():
             _write(folder, source, regularizer, config, PRECISIONS[kind])
         measured = {kind: _measure(folder, names, images) for kind, folder in folders.items()}
-        half, full = measured["float16"], measured["float32"]
-        if full is None:
-            raise UserError(f"{source}: its weights are not finite")
-        chosen, result = ("float32", full) if half is None or half.psnr <= full.psnr - LOSS else ("float16", half)
+        chosen = min(measured, key=lambda kind: (measured[kind].psnr <= measured["float32"].psnr - LOSS, kind))
+        folder, result = folders[chosen], measured[chosen]
         facts = {
-            "about": card.about,
-            "data": card.data,
-            "terms": card.terms,
+            **vars(card),
             "commit": commit,
             "preset": preset.in_force(Path()),
             "parameters": sum(p.numel() for p in regularizer.parameters()),
             "precision": chosen,
-            "bytes": sum(path.stat().st_size for path in folders[chosen].iterdir() if path.suffix != ".json"),
-            "psnr": result.psnr,
-            "converged": result.converged,
+            "bytes": sum(path.stat().st_size for path in folder.iterdir() if path.suffix != ".json"),
+            **vars(result),
             "pictures": len(images),
-            "measured": {kind: found.psnr for kind, found in measured.items() if found},
+            "measured": {kind: found.psnr for kind, found in measured.items()},
         }
         if facts["bytes"] > LARGEST:
             size, most = (f"{count / 2**20:.1f} MB" for count in (facts["bytes"], LARGEST))
             raise UserError(f"{name}: {size} in {chosen}; a released model has {most} at most: take a smaller network")
         described = {**config, "metadata": {**config.get("metadata", {}), "card": facts}}
-        _write(folders[chosen], source, regularizer, described, PRECISIONS[chosen])
-        (folders[chosen] / "card.md").write_text(_card(name, described, _recipe(settings, config)))
-        folder = released.FOLDER / name
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(folders[chosen], folder)
+        _write(folder, source, regularizer, described, PRECISIONS[chosen])
+        (folder / "card.md").write_text(_card(name, described, _recipe(settings, config)))
+        shutil.rmtree(released.FOLDER / name, ignore_errors=True)
+        folder.rename(released.FOLDER / name)
     return facts
+
+
+def _holds(dtype: torch.dtype, regularizer: Regularizer) -> bool:
+    """Whether every weight is finite in `dtype`: half precision ends at 65504."""
+    return all(bool(value.to(dtype).isfinite().all()) for value in regularizer.state_dict().values())
 
 
 def _write(folder: Path, source: Path, regularizer: Regularizer, config: Mapping[str, Any], dtype: torch.dtype) -> None:
@@ -144,21 +150,14 @@ def _write(folder: Path, source: Path, regularizer: Regularizer, config: Mapping
     bundle.write(folder, regularizer, config, dtype=dtype, files=files)
 
 
-def _measure(folder: Path, names: Sequence[str], images: Sequence[Tensor]) -> Measured | None:
-    """What the bundle reaches as it is stored: where its solves end, or by one step of a pre-trained denoiser.
-
-    `None` if a weight is too large for how it is stored.
-    """
-    try:
-        stored = model.load(folder)
-    except UserError as error:
-        if "weights are not finite" in str(error):
-            return None
-        raise
-    if stored.metadata.get("stage", "pretrain") == "pretrain":
-        return Measured(denoising_psnr(stored.regularizer, images, LEVEL), None)
+def _measure(folder: Path, names: Sequence[str], images: Sequence[Tensor]) -> Measured:
+    """What the bundle reaches as it is stored: where its solves end, and by one step if it is a denoiser."""
+    stored = model.load(folder)
+    step = denoising_psnr(stored.regularizer, images, LEVEL) if stored.problem.name == "denoise" else None
+    if step is not None and stored.metadata.get("stage", "pretrain") == "pretrain":
+        return Measured(step, None, step)
     results = evaluate(stored, measure(stored.problem, names, images))
-    return Measured(mean(results)["psnr"], succeeded(results))
+    return Measured(mean(results)["psnr"], succeeded(results), step)
 
 
 def _pictures(folder: Path, limit: int) -> tuple[list[str], list[Tensor]]:
@@ -195,13 +194,16 @@ def _card(name: str, config: Mapping[str, Any], recipe: str) -> str:
     facts, problem = config["metadata"]["card"], config["problem"]
     metadata = {key: value for key, value in config["metadata"].items() if key != "card"}
     kind = problems.find(problem["name"], None)
-    how = "one step, x − ∇h(x)" if facts["converged"] is None else f"{facts['converged']:.0%} of the solves converged"
+    step = "one step, x − ∇h(x, σ)"
+    how = step if facts["converged"] is None else f"{facts['converged']:.0%} of the solves converged"
+    denoiser = facts["converged"] is not None and facts["one_step"] is not None
     return CARD.format(
         name=name,
         problem=f"{problem['name']}, {_flow(problem['settings'])}",
         arguments=", ".join(kind.operator_arguments) or "none",
         regularizer=_flow(config["regularizer"]),
         how=how,
+        one_step=f"- By {step}, at σ = {LEVEL:g}: {facts['one_step']:.2f} dB on these pictures.\n" if denoiser else "",
         command="" if facts["preset"] is None else f"`python -m pipeline.preset {facts['preset']}`, then `dvc repro`. ",
         recipe=recipe,
         metrics=yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True),
@@ -226,7 +228,7 @@ CARD = """# {name}
 - Regularizer: {regularizer}.
 - Parameters: {parameters}, stored in {precision} ({bytes} bytes).
 - PSNR: {psnr:.2f} dB on {pictures} validation pictures; {how}. Both precisions: {both}.
-- Data: {data}
+{one_step}- Data: {data}
 - Terms of the data: {terms}
 - Code: commit {commit}.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 import tifffile
 
-from elder import io
-from elder.cli import main
+from benchmarks import __main__ as benchmarks
+from elder import io, released
+from elder.cli import EPILOG, main
 
 
 def failure(capsys, *arguments: object) -> str:
@@ -96,6 +98,66 @@ def test_help_teaches_by_example(command, capsys):
         main([command, "--help"])
     assert ended.value.code == 0
     assert "examples:" in capsys.readouterr().out
+
+
+def test_the_released_models_of_the_examples_are_there():
+    named = re.findall(r"(?:released:|--card )([\w-]+)", " ".join(EPILOG.values()).replace("released:NAME", ""))
+    assert named
+    assert set(named) <= set(released.names())
+
+
+def test_models_are_listed_where_there_is_no_store(tmp_path, monkeypatch, capsys):
+    """As in a new clone: what comes with elder is the answer, and no error."""
+    monkeypatch.delitem(sys.modules, "mlflow", raising=False)  # which may know a store of another test
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert main(["models"]) == 0
+    printed = capsys.readouterr()
+    assert "released:denoise-red" in printed.out
+    assert "there is no registry here: dvc repro makes one" in printed.out
+    assert printed.err == ""
+
+
+def test_an_address_without_its_prefix_is_answered_with_the_whole_one(tmp_path, capsys):
+    arguments = ("--measurement", tmp_path / "y.npy", "--out", tmp_path / "x.png")
+    assert failure(capsys, "reconstruct", "denoise-red", *arguments).endswith(
+        "no such folder; the model that comes with elder is released:denoise-red"
+    )
+
+
+def test_a_result_never_lands_in_the_folder_of_its_model(bundle, photographs, tmp_path, capsys):
+    np.save(tmp_path / "y.npy", np.zeros((16, 16), np.float32))
+    there = released.folder("denoise-red")
+    before = sorted(there.iterdir())
+    arguments = ("reconstruct", "released:denoise-red", "--measurement", tmp_path / "y.npy", "--out", there / "x.png")
+    assert "write to another place" in failure(capsys, *arguments)
+    assert sorted(there.iterdir()) == before
+    before = sorted(bundle.iterdir())
+    assert "would replace" in failure(capsys, "evaluate", bundle, "--images", photographs, "--out", bundle)
+    assert sorted(bundle.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((0, 5), "a measurement must hold values; got an empty one, (0, 5)"),
+        ((3, 8, 9), "the model's pictures have 1 channel, those of the measurement 3: give it each channel by itself"),
+    ],
+)
+def test_a_measurement_of_another_shape_than_the_model_s_is_told_with_the_remedy(shape, message, tmp_path, capsys):
+    np.save(tmp_path / "y.npy", np.zeros(shape, np.float32))
+    arguments = ("--measurement", tmp_path / "y.npy", "--out", tmp_path / "x.png")
+    assert message in failure(capsys, "reconstruct", "released:denoise-red", *arguments)
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_help_on_the_benchmarks_starts_none(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--help"])
+    monkeypatch.setattr(benchmarks.subprocess, "run", lambda *arguments, **options: pytest.fail("a benchmark started"))
+    with pytest.raises(SystemExit) as ended:
+        benchmarks.main()
+    assert ended.value.code == 0
+    assert "make bench" in capsys.readouterr().out
 
 
 def test_the_installed_command_answers():

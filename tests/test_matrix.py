@@ -211,11 +211,12 @@ def test_a_copy_that_is_used_again_loses_old_code_and_keeps_checkpoints(folder, 
     (folder / "stages").mkdir()
     (folder / "stages" / "new.py").write_text("new")
     copy = folder / "copies" / "cells-a"
-    for name in ("stages/old.py", ".checkpoints/finetune-a-1/state.pt", "mlflow.db"):
+    for name in ("stages/old.py", ".dvcignore", ".checkpoints/finetune-a-1/state.pt", "mlflow.db"):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).write_text("old")
     copies._fill(copy, job(folder))
     assert [path.name for path in (copy / "stages").iterdir()] == ["new.py"]
+    assert not (copy / ".dvcignore").exists()
     assert (copy / ".checkpoints" / "finetune-a-1" / "state.pt").exists()
     assert (copy / "mlflow.db").exists()
 
@@ -331,6 +332,16 @@ def test_runs_come_with_their_curves_files_and_data_and_twice_is_once(stores, mo
     with tracking.run("tune csmri-red", {"tune": {"tol": 1e-4}}, reads) as log:
         assert log.run_id == run.info.run_id
     forget_store()
+
+
+def test_a_packed_store_that_can_t_be_collected_is_not_left_behind(folder, monkeypatch):
+    def refuse(*arguments: object) -> None:
+        raise commands.StageFailed("collect: the MLflow server does not answer")
+
+    monkeypatch.setattr(matrix, "collect", refuse)
+    with pytest.raises(commands.StageFailed, match="does not answer"):
+        matrix.gather.fn("cells-a", Delivery(store=b"packed"), Sharing("cache"), folder, 10.0)
+    assert list((folder / ".dvc" / "tmp").iterdir()) == []
 
 
 def test_what_is_no_packed_store_is_named(stores, monkeypatch):

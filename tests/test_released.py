@@ -18,9 +18,12 @@ from conftest import ROOT
 
 import elder
 from elder import UserError, cli, io, problems, regularizers, released
+from elder.evaluation.evaluate import evaluate
+from elder.evaluation.results import mean
 from elder.model import bundle, registry
 from elder.problems import samples
 from elder.training.initial import initialize, told
+from elder.training.pretrain import denoising_psnr
 from pipeline import fingerprints, params, preset, release
 
 DESCRIPTION = {"name": "least_squares", "network": {"name": "dncnn", "channels": 1, "width": 6, "depth": 3}}
@@ -174,6 +177,29 @@ def test_a_model_after_deq_training_is_no_start_for_pretraining(shelf, small_mod
     model.save(tmp_path / "bundle")
     release.release(tmp_path / "bundle", "denoise-deq", CARD, *pictures)
     assert released.denoiser(small_model.description) is None
+
+
+def test_the_card_of_a_denoiser_that_solves_tells_where_solves_end_and_what_one_step_gives(
+    shelf, small_model, tmp_path, pictures
+):
+    """Both, since the one is what `elder reconstruct` reaches, and the other what the weights were trained for."""
+    model = replace(small_model, problem=problems.make("denoise"), metadata={"stage": "tune"})
+    model.save(tmp_path / "bundle")
+    facts = release.release(tmp_path / "bundle", "denoise-tuned", CARD, *pictures)
+    results = evaluate(model, samples.measure(model.problem, *pictures))
+    assert facts["psnr"] == pytest.approx(mean(results)["psnr"], abs=0.01)
+    assert facts["one_step"] == pytest.approx(denoising_psnr(model.regularizer, pictures[1], 0.1), abs=0.01)
+    card = (shelf / "denoise-tuned" / "card.md").read_text()
+    assert f"By one step, x − ∇h(x, σ), at σ = 0.1: {facts['one_step']:.2f} dB on these pictures." in card
+    assert released.denoiser(small_model.description) == "denoise-tuned"
+
+
+def test_a_model_that_is_released_again_replaces_the_whole_folder(shipped, trained, pictures):
+    (shipped / "mask.npy").write_bytes(b"of an earlier release")
+    release.release(trained, "denoise-small", CARD, *pictures)
+    assert sorted(path.name for path in shipped.iterdir()) == ["card.md", "config.json", "weights.safetensors"]
+    assert [path.name for path in shipped.parent.iterdir()] == ["denoise-small"]
+    assert not list(shipped.parent.parent.glob(".released-*"))
 
 
 def test_training_starts_from_a_bundle(trained):

@@ -171,6 +171,8 @@ class Model:
         tensor = y if isinstance(y, Tensor) else torch.from_numpy(_single_precision(y))
         if tensor.ndim not in (2, 3, 4):
             raise UserError(f"a measurement must be (h, w), (c, h, w) or (b, c, h, w); got {tuple(tensor.shape)}")
+        if tensor.numel() == 0:
+            raise UserError(f"a measurement must hold values; got an empty one, {tuple(tensor.shape)}")
         if not time_limit > 0:
             raise UserError(f"time_limit={time_limit} must be a positive number of seconds")
         added = 4 - tensor.ndim
@@ -183,8 +185,11 @@ class Model:
             operator.check(tensor)
             initial = self.problem.initial(operator, tensor)
             if initial.shape[1] != self.channels:
+                gray = "give it each channel by itself, or measure the luminance"
+                remedy = gray if self.channels == 1 else "repeat a gray measurement for each channel"
                 raise UserError(
-                    f"the model is for pictures of {self.channels} channels; the measurement has {initial.shape[1]}"
+                    f"the model's pictures have {self.channels} channel{'s' * (self.channels > 1)}, those of the "
+                    f"measurement {initial.shape[1]}: {remedy}"
                 )
             white = self._white(level(initial), data_range)
             solution = self.solve(operator, tensor / white, time_limit=time_limit)

@@ -137,8 +137,10 @@ def snapshot(root: Path) -> bytes:
 
 def _fill(folder: Path, job: Job) -> None:
     """Bring the files and the data of a copy to those of the job. Checkpoints and the MLflow store stay."""
-    for part in PARTS:
-        shutil.rmtree(folder / part, ignore_errors=True)  # what the project has no longer must not stay
+    for part in PARTS:  # what the project has no longer must not stay
+        if (folder / part).is_file():
+            (folder / part).unlink()
+        shutil.rmtree(folder / part, ignore_errors=True)
     with tarfile.open(fileobj=io.BytesIO(job.snapshot)) as packed:
         packed.extractall(folder, filter="data")
     (folder / ".dvc" / "config.local").write_text(job.sharing.config(Path(job.copies)))

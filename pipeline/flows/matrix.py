@@ -27,7 +27,7 @@ STORE = "MLFLOW_TRACKING_URI"
 
 @of_dvc(name="work", task_run_name="{label}")
 def work(label: str, job: copies.Job) -> copies.Delivery:
-    """Run a job, on whichever worker takes it."""
+    """Run a job on the worker that takes it."""
     return copies.run(job, get_run_logger().info)
 
 
@@ -47,9 +47,11 @@ def gather(name: str, delivery: copies.Delivery, sharing: copies.Sharing, folder
         commands.run(name, [*fetch, "--force", *stages], folder, timeout)
     if delivery.store:
         packed = folder / ".dvc" / "tmp" / f"{name}.tar.gz"
-        packed.write_bytes(delivery.store)
-        collect(folder, timeout, packed)
-        packed.unlink()
+        try:
+            packed.write_bytes(delivery.store)
+            collect(folder, timeout, packed)
+        finally:
+            packed.unlink(missing_ok=True)
 
 
 def collect(folder: Path, timeout: float, *packed: Path) -> None:

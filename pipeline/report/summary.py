@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -47,4 +48,5 @@ Next:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m pipeline.report.summary", description=__doc__).parse_args()
     sys.exit(errors.run("summary", main))

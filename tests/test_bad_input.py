@@ -157,8 +157,8 @@ MEASUREMENTS: dict[str, tuple[Callable[[Path], Path], list[str], str]] = {
     ),
     "no data range": (lambda d: zipped(d / "y.npz", y=K, mask=MASK), ["--data-range", "0"], "data_range=0.0 must"),
     "unknown setting": (lambda d: zipped(d / "y.npz", y=K, mask=MASK), ["--set", "masks=x"], "unknown setting 'masks'"),
-    "another type": (lambda d: zipped(d / "y.npz", y=K, mask=MASK), ["--set", "ratio=many"], "must be a float"),
-    "no truth value": (lambda d: zipped(d / "y.npz", y=K, mask=MASK), ["--set", "centered=2"], "must be a bool"),
+    "another type": (lambda d: zipped(d / "y.npz", y=K, mask=MASK), ["--set", "ratio=many"], "must be a number"),
+    "no truth value": (lambda d: zipped(d / "y.npz", y=K, mask=MASK), ["--set", "centered=2"], "must be true or false"),
     "mask file missing": (lambda d: zipped(d / "y.npz", y=K), ["--set", "mask=none.npy"], "neither one of"),
 }  # fmt: skip
 

@@ -17,6 +17,9 @@ from elder.fidelity import Fidelity, LeastSquares
 from elder.operators.base import Operator
 from elder.shapes import Argument, Images, Measurement, Size
 
+# What messages call the types of settings.
+KINDS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
 
 @dataclass(frozen=True)
 class Problem(ABC):
@@ -132,5 +135,5 @@ class Problem(ABC):
                     return {"true": True, "false": False}[value.lower()] if option is bool else option(value)
                 except (ValueError, KeyError):
                     continue
-        wanted = " or ".join(option.__name__ for option in options)
-        raise UserError(f"setting {key}={value!r} of {cls.name} must be a {wanted}")
+        wanted = " or ".join(KINDS.get(option, option.__name__) for option in options)
+        raise UserError(f"setting {key}={value!r} of {cls.name} must be {wanted}")

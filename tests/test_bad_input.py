@@ -151,7 +151,7 @@ MEASUREMENTS: dict[str, tuple[Callable[[Path], Path], list[str], str]] = {
     "mask of one axis": (lambda d: zipped(d / "y.npz", y=K, mask=np.ones(3)), [], "must be (h, w)"),
     "mask of text": (lambda d: zipped(d / "y.npz", y=K, mask=np.array([["a"]])), [], "needs the mask"),
     "one axis": (lambda d: zipped(d / "y.npz", y=GRAY[0] * 1j, mask=MASK), [], "must be (h, w)"),
-    "three colors": (lambda d: zipped(d / "y.npz", y=np.stack([GRAY * 1j] * 3), mask=MASK), [], "of 1 channels"),
+    "three colors": (lambda d: zipped(d / "y.npz", y=np.stack([GRAY * 1j] * 3), mask=MASK), [], "have 1 channel"),
     "NaN in the mask": (
         lambda d: zipped(d / "y.npz", y=K, mask=np.where(MASK, np.nan, 0)), [], "NaN or infinite"
     ),

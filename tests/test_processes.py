@@ -33,9 +33,13 @@ def both(request, tmp_path_factory) -> dict[str, tuple[dict, Path]]:
 
 
 def trained(folder: Path, steps: int, **options: bool) -> dict[str, list]:
+    """In one thread, as each of two processes: sums that other threads divide otherwise round otherwise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
         return trainings.trainings(folder, ALONE, steps, **options)
     finally:
+        torch.set_num_threads(threads)
         torch.set_default_dtype(torch.float32)
 
 
@@ -106,6 +110,8 @@ def test_a_batch_too_small_for_the_processes_is_refused():
 @pytest.mark.slow
 def test_a_stage_under_torchrun_writes_what_it_writes_alone(project):
     project.only_least_squares()
+    # Each step of a solve of this hardly trained energy amplifies the rounding of float32 about tenfold.
+    project.change("finetune", max_steps=3)
     for target in ("pretrain@least_squares", "tune@csmri-least_squares"):
         project.run("dvc", "repro", target)
     cell = "csmri-least_squares"

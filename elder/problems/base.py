@@ -126,7 +126,7 @@ class Problem(ABC):
         if key not in known:
             raise UserError(f"unknown setting {key!r} of {cls.name}: it takes {', '.join(sorted(known))}")
         hint = typing.get_type_hints(cls)[key]
-        options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        options: tuple[type, ...] = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
         for option in options:
             if (option is float and type(value) is int) or option is type(value):
                 return option(value)

@@ -50,13 +50,10 @@ class Elsewhere:
     folder: Path
 
     def install(self, *what: str) -> None:
-        """By pip. Skips the test if pip reaches no index."""
+        """By pip, which must reach a package index."""
         subprocess.run([sys.executable, "-m", "venv", self.folder / "venv"], check=True)
         pip = [self.folder / "venv" / "bin" / "python", "-m", "pip", "install", "--quiet"]
         clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        reached = subprocess.run([*pip, "--dry-run", "--no-deps", "jaxtyping"], env=clean, cwd=self.folder)
-        if reached.returncode:
-            pytest.skip("needs a package index to make an environment from, and pip reaches none from this machine")
         subprocess.run([*pip, *what], env=clean, cwd=self.folder, check=True)
 
     def run(self, *command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from trainings import DESCRIPTION, IMPLICIT
+from trainings import DESCRIPTION, IMPLICIT, smooth_pictures
 
 from elder import regularizers
 from elder.implicit import Linearization
@@ -23,10 +23,7 @@ STEPS = 4
 
 @pytest.fixture(scope="module")
 def patches() -> Patches:
-    generator = torch.Generator().manual_seed(0)
-    images = [torch.rand(1, 1, 4, 5, generator=generator, dtype=torch.float64) for _ in range(4)]
-    images = [torch.nn.functional.interpolate(x, scale_factor=8, mode="bicubic").clamp(0, 1) for x in images]
-    return Patches(images, 16, list("abcd"))
+    return Patches(smooth_pictures(torch.float64), 16, list("abcd"))
 
 
 @pytest.fixture(scope="module")

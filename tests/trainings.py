@@ -33,16 +33,20 @@ class Spoilt(CSMRI):
         return operator, y
 
 
+def smooth_pictures(dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    """Four pictures, (1, 1, 32, 40)."""
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.rand(1, 1, 4, 5, generator=generator, dtype=dtype) for _ in range(4)]
+    return [torch.nn.functional.interpolate(x, scale_factor=8, mode="bicubic").clamp(0, 1) for x in images]
+
+
 def trainings(folder: Path, processes: Processes, steps: int, *, whole: bool = True) -> dict[str, list]:
     """The histories of some trainings, and of one that resumes the checkpoint in `folder`, if there is one.
 
     A batch of 5 does not divide evenly. A checkpoint is left in `folder`/left, of two steps before the end.
     DEQ training is in double precision, since rounding grows from step to step. whole: false for the resumed one alone.
     """
-    generator = torch.Generator().manual_seed(0)
-    images = [torch.rand(1, 1, 4, 5, generator=generator) for _ in range(4)]
-    images = [torch.nn.functional.interpolate(x, scale_factor=8, mode="bicubic").clamp(0, 1) for x in images]
-    patches = Patches(images, 16, list("abcd"))
+    patches = Patches(smooth_pictures(), 16, list("abcd"))
     torch.manual_seed(1)
     energy = regularizers.make(**DESCRIPTION)
     denoising = Pretraining(steps=steps, batch=5, patch=16, learning_rate=5e-3)
@@ -56,9 +60,10 @@ def trainings(folder: Path, processes: Processes, steps: int, *, whole: bool = T
         pretrain(denoisers[-1], patches, Pretraining(steps=20, batch=4, patch=16, learning_rate=5e-3))
     torch.set_default_dtype(torch.float64)
     energy, residual = (denoiser.double().eval().requires_grad_(False) for denoiser in denoisers)
-    patches = replace(patches, images=[x.double() for x in images])
+    images = [x.double() for x in smooth_pictures()]
+    patches = replace(patches, images=images)
     problem = problems.make("csmri", {"ratio": 0.4, "seed": 5})
-    validation = measure(problem, list("abc"), [x.double() for x in images[:3]])
+    validation = measure(problem, list("abc"), images[:3])
     tuned = Hyperparameters(0.1, 0.1, 10.0, tol=1e-4, max_steps=20)
     before = Model(problem, energy, tuned, DESCRIPTION)
     # The line search shortens so long a first step, and λτ moves from step to step.

@@ -106,15 +106,16 @@ def behind(methods: list[tables.Method], pretrained: Path) -> str:
     if "implicit" not in after:
         return ""
     least = after["implicit"].metrics["psnr"] - BEHIND
-    slow = [name for name, method in after.items() if method.metrics["psnr"] < least]
-    if not slow:
+    weaker = [name for name, method in after.items() if method.metrics["psnr"] < least]
+    if not weaker:
         return ""
     scores = {
-        name: io.read_json(pretrained / name / "metrics.json")["denoising_psnr"][LEVEL] for name in (*slow, "implicit")
+        name: io.read_json(pretrained / name / "metrics.json")["denoising_psnr"][LEVEL]
+        for name in (*weaker, "implicit")
     }
     told = ", ".join(f"{name.replace('_', ' ')} {score:.2f} dB" for name, score in scores.items())
     return (
-        f"More than {BEHIND:g} dB below the implicit one: {', '.join(slow).replace('_', ' ')}. "
+        f"More than {BEHIND:g} dB below the implicit one: {', '.join(weaker).replace('_', ' ')}. "
         f"As denoisers on validation (σ = {LEVEL}), where DEQ training began: {told}"
     )
 

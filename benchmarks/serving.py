@@ -101,7 +101,7 @@ def main() -> None:
     from benchmarks.common import pictures
     from elder.model.address import load
     from elder.problems.samples import measure
-    from pipeline import packaging, tracking
+    from pipeline import experiments, packaging
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="models:/elder-csmri@champion", help="a URI of MLflow")
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=8, help="that send at the same time (default: 8)")
     parser.add_argument("--side", type=int, default=144, help="of the picture, in pixels (default: 144)")
     arguments = parser.parse_args()
-    tracking.connect()
+    experiments.connect()
     model = load(arguments.model)
     samples = measure(model.problem, PHOTOGRAPH, pictures(PHOTOGRAPH, (arguments.side, arguments.side)))
     inputs = packaging.served_inputs(model.problem, samples[0])

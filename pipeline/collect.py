@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from elder import errors
 from elder.errors import UserError
 from elder.model import store
-from pipeline import repros, tracking
+from pipeline import experiments, repros
 from pipeline.runs import every
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def collect(repro: str, packed: Sequence[Path]) -> int:
     import mlflow
 
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    tracking.connect()
+    experiments.connect()
     client, experiment = mlflow.MlflowClient(), mlflow.set_experiment(store.EXPERIMENT).experiment_id
     _repro(client, experiment, repro, "FINISHED")
     return sum(_bring(path, client, experiment) for path in packed)
@@ -70,7 +70,7 @@ def _bring(packed: Path, client: MlflowClient, experiment: str) -> int:
 
 def _repro(client: MlflowClient, experiment: str, name: str, status: str) -> str:
     """The id of the run of a repro here, which has the status of its latest stage."""
-    with tracking.locked("repro"):
+    with experiments.locked("repro"):
         run_id = repros.begin(client, experiment, name)
     client.set_terminated(run_id, status if status in ENDED else "KILLED")
     return run_id

@@ -14,7 +14,14 @@ from pipeline import ROOT, params
 
 PACKAGES = ("elder", "stages", "pipeline")
 # Modules that bring settings in and logs out. They do not affect a result, so a change in them re-runs nothing.
-GLUE = ("pipeline.explain", "pipeline.params", "pipeline.tracking", "stages.command")
+GLUE = (
+    "pipeline.experiments",
+    "pipeline.explain",
+    "pipeline.params",
+    "pipeline.recorder",
+    "pipeline.tracking",
+    "stages.command",
+)
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,10 @@ def find(name: str) -> dict[str, str]:
     if not base.startswith(("http://", "https://")):
         return {"needs": f"an MLflow server, in {store.VARIABLE} or {VARIABLE}"}
     # These take seconds to import.
-    from pipeline import tracking
+    from pipeline import experiments
     from pipeline.runs import every
 
-    client, experiment = tracking.open_existing()
+    client, experiment = experiments.open_existing()
     quoted = name.replace("'", "")  # which would end a string in MLflow's filters
     conditions = (f"tags.repro = '{quoted}'", "tags.repro != ''")
     found = next((run for condition in conditions for run in every(client, experiment, condition)), None)

@@ -103,6 +103,7 @@ class Preparation(Section):
     train_scales: Annotated[list[Positive], Field(min_length=1)]
     validation_share: Share
     test_share: Share
+    validation_images: Annotated[int, Field(ge=0)]
     seed: int
 
     @model_validator(mode="after")

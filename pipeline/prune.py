@@ -34,7 +34,7 @@ from urllib.parse import unquote, urlparse
 from elder import errors
 from elder.errors import UserError
 from elder.training.checkpoint import Checkpoint
-from pipeline import repros, tracking
+from pipeline import experiments, repros, tracking
 from pipeline.runs import every
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _remove_run(client: MlflowClient, run: Run) -> None:
 def _remove_version(client: MlflowClient, version: ModelVersion) -> None:
     """Remove a version with its files, unless it has got an alias meanwhile, or another version has the same files."""
     name = version.name
-    with tracking.locked(name):
+    with experiments.locked(name):
         if int(version.version) in _named(client, name):
             raise UserError(f"{name} {version.version}: has an alias now")
         others = [v for v in client.search_model_versions(f"name = '{name}'") if v.version != version.version]
@@ -201,7 +201,7 @@ def main() -> None:
 
     def work() -> None:
         limits = Limits(arguments.days, arguments.repros, arguments.versions)
-        items = find(*tracking.open_existing(), limits, time.time())
+        items = find(*experiments.open_existing(), limits, time.time())
         for item in items:
             print(f"{item.kind:<11}{item.name:<50}  {item.reason}")
             if arguments.yes:

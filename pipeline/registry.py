@@ -22,7 +22,7 @@ from elder.model.address import load
 from elder.problems import Problem
 from elder.problems.samples import Sample
 from elder.solvers import Status
-from pipeline import packaging, tracking
+from pipeline import experiments, packaging
 from pipeline.fingerprints import content_hash
 
 # What a consumer of a name relies on, as tags of each version; the gate compares them.
@@ -98,7 +98,7 @@ def register(candidate: Candidate, margin: float) -> Verdict:
         MlflowException: if the registry can't be read or written. Then the champion stays.
     """
     client, name = MlflowClient(), candidate.name
-    with tracking.locked(name):
+    with experiments.locked(name):
         version = _version(client, candidate)
         client.update_model_version(name, str(version), candidate.card)
         client.set_registered_model_alias(name, "challenger", str(version))
@@ -143,7 +143,7 @@ def roll_back(client: MlflowClient, name: str, to: int | None = None, own_code: 
     own_code: the class of its problem if it is one of the user's own; see `elder.load`.
     Raises `UserError` if there is none, or if it can't be loaded.
     """
-    with tracking.locked(name):
+    with experiments.locked(name):
         present = champion(client, name)
         if present is None:
             raise UserError(f"{name}: has no champion")

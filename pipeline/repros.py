@@ -46,23 +46,26 @@ def current() -> str | None:
         return None
 
 
-def begin(client: MlflowClient, experiment: str, name: str) -> str:
-    """The id of the run of the repro `name`, RUNNING and owned by this process. Its first stage that logs makes it."""
+def begin(client: MlflowClient, experiment: str, name: str, pid: int | None = None) -> str:
+    """The id of the run of the repro `name`, RUNNING and owned by process `pid`, this one if `None`.
+
+    Its first stage that logs makes it.
+    """
     found = client.search_runs([experiment], f"tags.repro = '{name}'", max_results=1)
     if not found:
-        tags = {"repro": name, **owner(), **state()}
+        tags = {"repro": name, **owner(pid), **state()}
         title = f"repro {tags['commit'][:7]}" if "commit" in tags else "repro"
         return client.create_run(experiment, run_name=title, tags=tags).info.run_id
     run_id = found[0].info.run_id
-    for key, value in owner().items():
+    for key, value in owner(pid).items():
         client.set_tag(run_id, key, value)
     client.update_run(run_id, "RUNNING")
     return run_id
 
 
-def owner() -> dict[str, str]:
-    """This process, as tags of the runs that it writes."""
-    process = psutil.Process()
+def owner(pid: int | None = None) -> dict[str, str]:
+    """The process that makes a result, this one if `None`, as tags of the runs of its result."""
+    process = psutil.Process(pid)
     return {"host": platform.node(), "pid": str(process.pid), "started": f"{process.create_time():.2f}"}
 
 

@@ -23,9 +23,9 @@ def main() -> None:
     arguments = parser.parse_args()
 
     def work() -> None:
-        from pipeline import params, registry, tracking
+        from pipeline import experiments, params, registry
 
-        client, _ = tracking.open_existing()
+        client, _ = experiments.open_existing()
         name = f"elder-{arguments.problem}"
         own_code = params.own_class(arguments.problem)
         left, taken = registry.roll_back(client, name, arguments.to, own_code)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from elder import errors
 from elder.errors import UserError
-from pipeline import repros, tracking
+from pipeline import experiments, repros
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -116,7 +116,7 @@ def main() -> None:
     def work() -> None:
         if arguments.last < 1:
             raise UserError(f"--last {arguments.last}: must be at least 1")
-        found = repros_of(*tracking.open_existing())
+        found = repros_of(*experiments.open_existing())
         if not found:
             raise UserError("no repro is in the store yet; run dvc repro")
         known = sorted({name for repro in found for name in repro.outcomes})

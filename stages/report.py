@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from elder import io
-from pipeline import params, tracking
+from pipeline import experiments, params
 from pipeline.report import page
 from stages import command
 
@@ -16,7 +16,7 @@ def main(arguments: argparse.Namespace) -> None:
     sources = page.Sources(arguments.images, arguments.cells, arguments.baselines, arguments.pretrained)
     page.write(sources, arguments.out, arguments.figures)
     print(f"the report: {arguments.out}")
-    tracking.log_repro(psnr(arguments.cells), arguments.out, arguments.figures)
+    experiments.log_repro(psnr(arguments.cells), arguments.out, arguments.figures)
 
 
 def psnr(cells: Path) -> dict[str, float]:

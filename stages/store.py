@@ -39,9 +39,9 @@ def identity() -> str:
     # MLflow takes seconds to import: only for a store that is new, or a server.
     import mlflow
 
-    from pipeline import tracking
+    from pipeline import experiments
 
-    tracking.connect()
+    experiments.connect()
     uri = mlflow.get_tracking_uri()
     moment = mlflow.set_experiment(store.EXPERIMENT).creation_time
     return f"{'sqlite' if store.database(uri) else uri} {moment}"

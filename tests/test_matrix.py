@@ -25,7 +25,7 @@ from test_flows import free_port, wait_until
 from test_flows_deployments import server  # noqa: F401  a fixture
 
 from elder import UserError
-from pipeline import collect, tracking
+from pipeline import collect, experiments, tracking
 from pipeline.fingerprints import Reads
 from pipeline.flows import cluster, commands, copies, graph, lockfile, matrix, process, repository
 from pipeline.flows.cluster import Cluster
@@ -311,7 +311,7 @@ def test_runs_come_with_their_curves_files_and_data_and_twice_is_once(stores, mo
     monkeypatch.chdir(stores / "project")
     assert collect.collect("flow 1", [path]) == 1
     assert collect.collect("flow 1", [path]) == 1
-    client, experiment = tracking.open_existing()
+    client, experiment = experiments.open_existing()
     found = {run.data.tags.get("cell", "repro"): run for run in client.search_runs([experiment])}
     assert set(found) == {"repro", "tune csmri-red"}
     run, repro = found["tune csmri-red"], found["repro"]

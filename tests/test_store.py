@@ -22,7 +22,7 @@ import elder
 from elder import UserError
 from elder.model import store
 from elder.problems.samples import measure
-from pipeline import registry, tracking
+from pipeline import experiments, registry
 from stages import store as stage
 
 URI = "models:/elder-csmri@champion"
@@ -61,7 +61,7 @@ def project(tmp_path_factory, small_model) -> Path:
     before = Path.cwd()
     os.chdir(folder)
     try:
-        tracking.connect()
+        experiments.connect()
         mlflow.set_experiment(store.EXPERIMENT)
         with mlflow.start_run():
             assert registry.register(candidate, 0.1).promoted
@@ -100,7 +100,7 @@ def test_a_copy_leaves_the_original_alone(project, tmp_path, monkeypatch):
     content = {path: path.read_bytes() for path in sorted(project.rglob("*")) if path.is_file()}
     monkeypatch.chdir(tmp_path / "copy")
     elder.load(URI)
-    tracking.connect()
+    experiments.connect()
     mlflow.set_experiment(store.EXPERIMENT)
     with mlflow.start_run():
         mlflow.log_text("a", "b.txt")
@@ -152,7 +152,7 @@ def test_a_folder_that_mlflow_can_t_use_is_refused(name, tmp_path, monkeypatch):
     (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / name)
     with pytest.raises(UserError, match="rename it"):
-        tracking.connect()
+        experiments.connect()
     assert not Path("mlflow.db").exists()
 
 
@@ -164,13 +164,15 @@ def test_a_server_that_is_down_is_told_in_one_line(tmp_path):
     done = python(code, tmp_path, MLFLOW_TRACKING_URI=address)
     assert done.stderr.count("\n") == 1
     assert f"{address}: the MLflow server does not answer" in done.stderr
-    done = python("from pipeline import tracking; tracking.connect()", tmp_path, MLFLOW_TRACKING_URI=address)
+    done = python("from pipeline import experiments; experiments.connect()", tmp_path, MLFLOW_TRACKING_URI=address)
     assert "UserError" in done.stderr.splitlines()[-1]
 
 
 def test_processes_that_start_together_make_one_store(tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    code = "from pipeline import tracking; tracking.connect(); import mlflow; print(mlflow.set_experiment('elder'))"
+    code = (
+        "from pipeline import experiments; experiments.connect(); import mlflow; print(mlflow.set_experiment('elder'))"
+    )
     running = [
         subprocess.Popen(
             [sys.executable, "-c", code],
@@ -233,7 +235,7 @@ def test_a_model_from_a_server_leaves_nothing_behind(project, tmp_path):
         command, cwd=tmp_path / "server", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     try:
-        for _ in range(600):
+        for _ in range(1800):  # of 0.1 s: on a busy machine a server starts slowly
             try:
                 requests.get(f"{address}/health", timeout=1)
                 break

@@ -23,7 +23,7 @@ from mlflow.entities import Run
 from elder import UserError
 from elder.model.store import EXPERIMENT
 from elder.training.checkpoint import Checkpoint
-from pipeline import REPRO, fingerprints, links, prune, registry, repros, rollback, runs, tracking
+from pipeline import REPRO, experiments, fingerprints, links, prune, registry, repros, rollback, runs, tracking
 
 CELL = "csmri-least_squares"
 
@@ -60,16 +60,23 @@ def named(folder: Path) -> dict[str | None, Run]:
     return {run.info.run_name: run for run in found}
 
 
-def reads() -> fingerprints.Reads:
+def reads(stage: str = "evaluate") -> fingerprints.Reads:
     images = Path("images")
-    return fingerprints.Reads("evaluate", (images,), Path("code.txt"), (images,))
+    return fingerprints.Reads(stage, (images,), Path("code.txt"), (images,))
 
 
 def result(title: str = f"evaluate {CELL}", seed: int = 0, **metrics: float) -> str:
     """Log a result as a stage does. Returns the id of its run."""
     with tracking.run(title, {"seed": seed}, reads()) as log:
         log.metrics(metrics)
-    return str(log.run_id)
+        return open_run()
+
+
+def open_run() -> str:
+    """The id of the run that this process logs to."""
+    run = mlflow.active_run()
+    assert run is not None
+    return str(run.info.run_id)
 
 
 def evaluated(before: float, after: float, cell: str = CELL, seed: int = 0) -> None:
@@ -106,7 +113,7 @@ def test_results_of_one_repro_are_nested_under_one_run(store, monkeypatch):
 
 def test_a_stage_by_hand_belongs_to_no_repro(store):
     result()
-    tracking.log_repro({"psnr": 1.0})
+    experiments.log_repro({"psnr": 1.0})
     (run,) = all_runs(store)
     assert "mlflow.parentRunId" not in run.data.tags
 
@@ -144,14 +151,15 @@ def test_the_data_set_is_an_input_by_its_hash(store):
 
 
 def test_a_run_keeps_tables_and_figures_and_not_what_is_large(store, monkeypatch):
-    monkeypatch.setattr(tracking, "LARGEST", 10)
+    monkeypatch.setattr(experiments, "LARGEST", 10)
     (store / "table.csv").write_text("psnr\n31.5\n")
     (store / "large.csv").write_text("psnr\n31.50\n")
     (store / "figures").mkdir()
     (store / "figures" / "panel.png").write_bytes(b"figure")
     with tracking.run("evaluate a", {}, reads()) as log:
         log.artifacts(Path("table.csv"), Path("large.csv"), Path("figures"))
-    artifacts = Path(MlflowClient().get_run(str(log.run_id)).info.artifact_uri.removeprefix("file://"))
+        run_id = open_run()
+    artifacts = Path(MlflowClient().get_run(run_id).info.artifact_uri.removeprefix("file://"))
     kept = {str(path.relative_to(artifacts)): path.read_text() for path in artifacts.rglob("*") if path.is_file()}
     assert kept == {"table.csv": "psnr\n31.5\n", "figures/panel.png": "figure"}
 
@@ -160,7 +168,7 @@ def test_what_a_repro_made_is_logged_to_its_run(store, monkeypatch):
     monkeypatch.setenv(REPRO, "flow one")
     result()
     (store / "index.html").write_text("the report")
-    tracking.log_repro({f"{CELL}.finetuned.psnr": 31.5}, Path("index.html"))
+    experiments.log_repro({f"{CELL}.finetuned.psnr": 31.5}, Path("index.html"))
     run = named(store)["repro"]
     assert run.data.metrics == {f"{CELL}.finetuned.psnr": 31.5}
     assert [file.path for file in MlflowClient().list_artifacts(run.info.run_id)] == ["index.html"]
@@ -185,7 +193,7 @@ def test_a_stage_that_fails_fails_its_run_and_its_repro(store, monkeypatch):
     assert again.data.tags["mlflow.parentRunId"] == parent.info.run_id
 
 
-# A stage that logs, says so, and works on.
+# A stage that logs a value, and works on.
 WORKING = """
 import sys, time
 sys.path.insert(0, {tests!r})
@@ -193,10 +201,18 @@ from pathlib import Path
 from pipeline import fingerprints, tracking
 images = Path("images")
 reads = fingerprints.Reads("tune", (images,), Path("code.txt"), (images,))
-with tracking.run("tune a", {{"seed": 0}}, reads):
-    Path("working").touch()
+with tracking.run("tune a", {{"seed": 0}}, reads) as log:
+    log.metrics({{"psnr": 30.0}})
     time.sleep(300)
 """
+
+
+def started(store: Path) -> bool:
+    """Whether that value has arrived."""
+    if not (store / "mlflow.db").exists():
+        return False
+    found = MlflowClient().search_runs(["0", "1"], "tags.cell = 'tune a'")
+    return bool(found) and "psnr" in found[0].data.metrics
 
 
 def test_runs_of_killed_stages_are_killed_at_the_next_one(store, monkeypatch):
@@ -205,8 +221,8 @@ def test_runs_of_killed_stages_are_killed_at_the_next_one(store, monkeypatch):
     stage = subprocess.Popen([sys.executable, "-c", code], env=environment)
     try:
         deadline = time.monotonic() + 120
-        while not (store / "working").exists() and time.monotonic() < deadline and stage.poll() is None:
-            time.sleep(0.05)
+        while not started(store) and time.monotonic() < deadline and stage.poll() is None:
+            time.sleep(0.1)
         monkeypatch.setenv(REPRO, "flow two")
         result("tune b")
         before = {run.data.tags.get("cell", run.data.tags.get("repro")): run.info.status for run in all_runs(store)}
@@ -221,6 +237,82 @@ def test_runs_of_killed_stages_are_killed_at_the_next_one(store, monkeypatch):
     stage.wait()
     after = {run.data.tags.get("cell", run.data.tags.get("repro")): run.info.status for run in all_runs(store)}
     assert after == before | {"tune a": "KILLED", "flow one": "KILLED", "tune c": "FINISHED"}
+
+
+def stage(work: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a stage that starts without MLflow, with `work` in the block of its log."""
+    code = f"""
+import os, signal, sys
+from pathlib import Path
+from elder import errors
+from pipeline import fingerprints, tracking
+
+def work():
+    assert "mlflow" not in sys.modules
+    images = Path("images")
+    reads = fingerprints.Reads("tune", (images,), Path("code.txt"), (images,))
+    with tracking.run("tune a", {{"seed": 0, "factors": (2.0, 1.4)}}, reads) as log:
+        {work}
+    assert "mlflow" not in sys.modules
+
+sys.exit(errors.run("tune", work))
+"""
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=variables, timeout=120
+    )
+
+
+def test_another_process_logs_what_a_stage_does(store):
+    """The run is the one that this process would have logged: the same tags, params, inputs, metrics and files."""
+    work = "log.metrics({'loss': 1.0}, 1); log.metrics({'loss': 0.5}, 2); log.artifacts(Path('table.csv'))"
+    (store / "table.csv").write_text("psnr\n31.5\n")
+    done = stage(work)
+    assert done.returncode == 0, done.stderr
+    (theirs,) = all_runs(store)
+    with tracking.run("tune a", {"seed": 0, "factors": (2.0, 1.4)}, reads("tune")) as log:
+        assert open_run() == theirs.info.run_id
+        log.metrics({"loss": 0.5}, 2)
+    assert theirs.info.status == "FINISHED"
+    assert theirs.data.params == {"seed": "0", "factors": "(2.0, 1.4)"}
+    assert [point.value for point in MlflowClient().get_metric_history(theirs.info.run_id, "loss")][:2] == [1.0, 0.5]
+    assert [file.path for file in MlflowClient().list_artifacts(theirs.info.run_id)] == ["table.csv"]
+    assert [entry.dataset.name for entry in theirs.inputs.dataset_inputs] == ["images"]
+
+
+def test_a_stage_that_fails_says_so_to_the_process_that_logs(store):
+    done = stage("raise ArithmeticError('not finite')")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "tune: not finite"
+    (run,) = all_runs(store)
+    assert run.info.status == "FAILED"
+
+
+@pytest.mark.parametrize("work", ["pass", "log.metrics({'psnr': 1.0}); import time; time.sleep(12); log.metrics({})"])
+def test_a_stage_whose_log_fails_fails_in_one_line(work, store):
+    """At the end of the block if not before."""
+    done = stage(work, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("tune: http://127.0.0.1:9: the MLflow server does not answer")
+
+
+def test_a_stage_whose_logging_process_is_killed_fails(store):
+    done = stage("log._run._process.kill(); log._run._process.wait(); log.metrics({'psnr': 1.0})")
+    assert done.returncode == 1
+    assert done.stderr == "tune: tune a: the process that logs to MLflow ended with exit code -9\n"
+
+
+def test_a_killed_stage_leaves_no_process(store):
+    """Its run is set to KILLED by the next stage."""
+    done = stage("Path('pid').write_text(str(log._run._process.pid)); os.kill(os.getpid(), signal.SIGKILL)")
+    assert done.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 60
+    pid = int((store / "pid").read_text())
+    while psutil.pid_exists(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not psutil.pid_exists(pid)
 
 
 def test_only_the_dead_of_this_host_are_killed(store):
@@ -248,9 +340,9 @@ def test_system_metrics_are_there_when_asked_for(store, monkeypatch):
     result("tune a")
     monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
-    with tracking.run("tune b", {}, reads()) as log:
+    with tracking.run("tune b", {}, reads()):
         deadline = time.monotonic() + 20
-        while not MlflowClient().get_run(str(log.run_id)).data.metrics and time.monotonic() < deadline:
+        while not MlflowClient().get_run(open_run()).data.metrics and time.monotonic() < deadline:
             time.sleep(0.05)
     found = named(store)
     assert not found["tune a"].data.metrics
@@ -266,7 +358,7 @@ def three(store, monkeypatch):
             evaluated(28.0, 29.0, "b")
         evaluated(27.0 + number, 30.0 + number / 4, "a", seed=number)
         if number < 2:
-            tracking.log_repro(
+            experiments.log_repro(
                 {"a.pretrained.psnr": 27.0 + number, "a.finetuned.psnr": 30.0 + number / 4}
                 | {"b.pretrained.psnr": 28.0, "b.finetuned.psnr": 29.0}
             )
@@ -339,7 +431,7 @@ def test_old_repros_go_and_the_latest_run_of_each_result_stays(three, monkeypatc
 def test_runs_go_by_their_age_and_not_while_they_run(store):
     result("tune a", seed=0)
     result("tune a", seed=1)
-    client, experiment = tracking.open_existing()
+    client, experiment = experiments.open_existing()
     client.create_run(experiment, run_name="at work", tags={"cell": "tune a", **repros.owner()})
     client.create_run(experiment, run_name="of another program")
     limits, now = prune.Limits(30, 5, 5), time.time()
@@ -427,7 +519,7 @@ def test_stale_checkpoints_go_and_held_ones_stay(store, monkeypatch, capsys):
         then = time.time() - 91 * prune.DAY
         os.utime(old, (then, then))
         assert command(prune, monkeypatch, "--days", "80") == 0
-        client, experiment = tracking.open_existing()
+        client, experiment = experiments.open_existing()
         items = prune.find(client, experiment, prune.Limits(80, 20, 10), time.time() + 90 * prune.DAY)
         (item,) = (item for item in items if item.name == "old-0")
         with pytest.raises(UserError, match="another process is training this"):

@@ -194,9 +194,9 @@ def test_samples(problem: str) -> Sequence[Sample]:
 def seconds() -> Seconds:
     """How long the last finished run of a stage took, by its name; from the MLflow store, if there is one."""
     try:
-        from pipeline import runs, tracking
+        from pipeline import experiments, runs
 
-        client, experiment = tracking.open_existing()
+        client, experiment = experiments.open_existing()
     except (ImportError, UserError):
         return lambda name: None
     found: dict[str, float] = {}

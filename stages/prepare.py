@@ -46,6 +46,7 @@ def prepare(chosen: Preparation, out: Path) -> None:
     Every file is read, and compared with those of the other splits, before the first is written.
     """
     parts = builtin() if chosen.source == "builtin" else split(Path(chosen.folder), chosen)
+    parts["validation"] = spread(parts["validation"], chosen.validation_images)
     pictures = {part: seen(files, part, chosen) for part, files in parts.items()}
     refuse_duplicates([picture for files in pictures.values() for found in files for picture in found])
     temporary = out.with_name(f".{out.name}-partial")
@@ -60,6 +61,15 @@ def prepare(chosen: Preparation, out: Path) -> None:
     temporary.rename(out)
     counts = {name: sum(row["split"] == name for row in rows) for name in SPLITS}
     print(", ".join(f"{counts[name]} {name}" for name in SPLITS), f"images in {out}")
+
+
+def spread(files: dict[Path, str], most: int) -> dict[Path, str]:
+    """At most `most` of the files, evenly spread over their order; all of them if it is 0."""
+    if not 0 < most < len(files):
+        return files
+    print(f"validation: {most} of {len(files)} files, by prepare.validation_images")
+    items = list(files.items())
+    return dict(items[k * len(items) // most] for k in range(most))
 
 
 def builtin() -> dict[str, dict[Path, str]]:

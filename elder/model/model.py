@@ -96,6 +96,7 @@ class Model:
     description: Mapping[str, Any]  # how `regularizers.make` builds the regularizer: name and network
     metadata: Mapping[str, Any] = field(default_factory=dict)
     precision: str = "float32"  # of the rough part of a solve, see `elder.backend`
+    validation_batch: int = 1  # images that `validate` and `tune` solve for at once
 
     @property
     def device(self) -> torch.device:
@@ -103,9 +104,9 @@ class Model:
         return next(self.regularizer.parameters()).device
 
     def on(self, compute: Compute) -> Model:
-        """This model on the device of `compute`, its solves begun in the precision of `compute`."""
+        """This model on the device of `compute`, with its precision and its number of images at once."""
         placed = copy.deepcopy(self.regularizer).to(compute.device)
-        return replace(self, regularizer=placed, precision=compute.precision)
+        return replace(self, regularizer=placed, precision=compute.precision, validation_batch=compute.validation_batch)
 
     @property
     def channels(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from elder import io
 from elder.errors import UserError
 from elder.operators.base import Operator
 from elder.problems.base import Problem
-from elder.shapes import Measurement
+from elder.shapes import Images, Measurement
 
 Picture = Float[Tensor, "1 c h w"]
 
@@ -43,6 +43,45 @@ def measurements(problem: Problem, names: Sequence[str], images: Sequence[Pictur
 def measure(problem: Problem, names: Sequence[str], images: Sequence[Picture]) -> list[Sample]:
     """All of `measurements` at once."""
     return list(measurements(problem, names, images))
+
+
+def batches(problem: Problem, samples: Iterable[Sample], most: int) -> Iterator[tuple[Operator, Measurement, Images]]:
+    """The samples in their order, in groups that one solve takes: operator, y and clean images, (b, c, h, w).
+
+    A group has at most `most` images, all of one size. What their operators have for each image, masks or kernels, is
+    of one size too; the rest, such as the angles of a scan, is equal. One group is in memory at a time.
+    """
+    group: list[Sample] = []
+    for sample in samples:
+        if group and (len(group) == most or not _fits(problem, group[0], sample)):
+            yield _joined(problem, group)
+            group = []
+        group.append(sample)
+    if group:
+        yield _joined(problem, group)
+
+
+def _fits(problem: Problem, one: Sample, other: Sample) -> bool:
+    """Whether both samples can be in one batch."""
+    if (one.truth.shape, one.y.shape) != (other.truth.shape, other.y.shape):
+        return False
+    ours, theirs = problem.arguments(one.operator), problem.arguments(other.operator)
+    return ours.keys() == theirs.keys() and all(
+        ours[name].shape == value.shape if value.ndim == 4 else np.array_equal(ours[name], value)
+        for name, value in theirs.items()
+    )
+
+
+def _joined(problem: Problem, group: Sequence[Sample]) -> tuple[Operator, Measurement, Images]:
+    if len(group) == 1:
+        return group[0].operator, group[0].y, group[0].truth
+    y = torch.cat([sample.y for sample in group])
+    arguments = [problem.arguments(sample.operator) for sample in group]
+    whole = {
+        name: np.concatenate([each[name] for each in arguments]) if first.ndim == 4 else first
+        for name, first in arguments[0].items()
+    }
+    return problem.bind(y, **whole), y, torch.cat([sample.truth for sample in group])
 
 
 def is_constrained(problem: Problem, samples: Sequence[Sample]) -> bool:

@@ -10,7 +10,9 @@ import torch
 
 from elder.evaluation.quality import psnr
 from elder.model.model import Hyperparameters, Model
-from elder.problems.samples import Sample, is_constrained
+from elder.operators.base import Operator
+from elder.problems.samples import Sample, batches, is_constrained
+from elder.shapes import Images, Measurement
 from elder.solvers import stops
 from elder.tensors import dot
 from elder.training.checkpoint import Checkpoint
@@ -131,20 +133,37 @@ def trial_of(model: Model, samples: Sequence[Sample]) -> Trial:
 
     A solve that has run away is ended there, as one that did not converge.
     """
-    chosen, rows = model.hyperparameters, []
-    for m in samples:
-        quality, why, step = [], None, chosen.step
-        for s in islice(model.iterates(m.operator, m.y), chosen.max_steps + 1):
-            quality.append(float(psnr(s.x.to(m.truth.device), m.truth)))
-            (why,), step = stops(s, chosen.tol), float(s.step.min())
-            if why is not None or quality[-1] < max(quality) - RUNAWAY:
-                break
-        peak = max(range(len(quality)), key=lambda k: quality[k])
-        solved = why is not None and why.succeeded
-        rows.append((quality[-1], float(solved), quality[peak], float(peak), step))
+    rows = [
+        row
+        for operator, y, truth in batches(model.problem, samples, model.validation_batch)
+        for row in _along(model, operator, y, truth)
+    ]
     psnr_end, converged, peak_psnr, peak_step, _ = (sum(column) / len(rows) for column in zip(*rows, strict=True))
     step = min(row[-1] for row in rows)
+    chosen = model.hyperparameters
     return Trial(chosen.lambda_reg, chosen.sigma, psnr_end, converged, peak_psnr, peak_step, step)
+
+
+def _along(model: Model, operator: Operator, y: Measurement, truth: Images) -> list[tuple[float, ...]]:
+    """A row an image: PSNR at its end, whether it converged, its best PSNR and the step of it, and τ at its end."""
+    chosen = model.hyperparameters
+    quality: list[list[float]] = [[] for _ in truth]
+    ended: dict[int, tuple[bool, float]] = {}
+    for s in islice(model.iterates(operator, y), chosen.max_steps + 1):
+        now = psnr(s.x.to(truth.device), truth).tolist()
+        for i, (value, why, step) in enumerate(zip(now, stops(s, chosen.tol), s.step.flatten().tolist(), strict=True)):
+            if i in ended:
+                continue
+            quality[i].append(value)
+            if why is not None or value < max(quality[i]) - RUNAWAY or len(quality[i]) > chosen.max_steps:
+                ended[i] = why is not None and why.succeeded, step
+        if len(ended) == len(truth):
+            break
+    rows = []
+    for i, along in enumerate(quality):
+        peak = max(range(len(along)), key=lambda k: along[k])
+        rows.append((along[-1], float(ended[i][0]), along[peak], float(peak), ended[i][1]))
+    return rows
 
 
 def _within(value: float, bounds: tuple[float, float]) -> float:

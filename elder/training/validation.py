@@ -9,7 +9,7 @@ import torch
 
 from elder.evaluation.quality import psnr
 from elder.model.model import Model
-from elder.problems.samples import Sample
+from elder.problems.samples import Sample, batches
 from elder.solvers import Solution
 from elder.training.processes import ALONE, Processes
 
@@ -39,11 +39,17 @@ class Score:
 
 
 def validate(model: Model, samples: Sequence[Sample], processes: Processes = ALONE) -> tuple[Score, list[Solution]]:
-    """The score, and the solutions of this process's share of the images: of all of them if it is alone."""
-    solutions, found = [], []
-    for m in (samples[i] for i in range(len(samples))[processes.share(len(samples))]):
-        solutions.append(model.solve(m.operator, m.y))
-        found.append((float(psnr(solutions[-1].x, m.truth)), float(solutions[-1].succeeded.all())))
+    """The score, and the solutions of this process's share of the images: of all of them if it is alone.
+
+    A solution is that of `model.validation_batch` images at most.
+    """
+    solutions: list[Solution] = []
+    found: list[tuple[float, float]] = []
+    share = (samples[i] for i in range(len(samples))[processes.share(len(samples))])
+    for operator, y, truth in batches(model.problem, share, model.validation_batch):
+        solutions.append(model.solve(operator, y))
+        succeeded = solutions[-1].succeeded.double().tolist()
+        found += zip(psnr(solutions[-1].x.to(truth.device), truth).tolist(), succeeded, strict=True)
     whole = processes.gather(torch.tensor(found, dtype=torch.float64).view(-1, 2), len(samples))
     quality, converged = (sum(column) / len(samples) for column in whole.T.tolist())
     return Score(quality, converged), solutions

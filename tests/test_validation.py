@@ -1,0 +1,133 @@
+"""Validation and tuning solve for several images at once, and find what they find one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from elder import io, problems
+from elder.backend import Compute
+from elder.io import to_tensor
+from elder.model.model import Hyperparameters, Model
+from elder.problems.samples import Sample, batches, measure
+from elder.training.tune import trial_of
+from elder.training.validation import validate
+from stages.prepare import spread
+
+# One row for each kind of operator and of argument: masks and kernels an image, one for all, none, and angles.
+PROBLEMS: list[tuple[str, dict[str, Any]]] = [
+    ("csmri", {"mask": "random", "ratio": 0.4}),
+    ("csmri", {"mask": "radial", "ratio": 0.4, "centered": True}),
+    ("deblur", {"kernel": "gaussian"}),
+    ("superres", {"scale": 2, "kernel": "motion"}),
+    ("inpaint", {"missing": 0.3, "noise": 0.0}),
+    ("inpaint", {"missing": 0.3, "noise": 0.05}),
+    ("denoise", {"noise": 0.1}),
+    ("ct", {"angles": 12}),
+]
+
+
+@pytest.fixture(scope="module")
+def images(photographs: Path) -> list[torch.Tensor]:
+    return [to_tensor(io.read_image(path)) for path in io.list_sources(photographs)]
+
+
+def measured(
+    name: str, settings: Mapping[str, Any], images: list[torch.Tensor]
+) -> tuple[problems.Problem, list[Sample]]:
+    problem = problems.make(name, settings)
+    return problem, measure(problem, [str(i) for i in range(len(images))], images)
+
+
+@pytest.mark.parametrize(("name", "settings"), PROBLEMS)
+def test_a_batch_is_its_images_one_by_one(name, settings, images):
+    problem, samples = measured(name, settings, images[:3])
+    ((operator, y, truth),) = batches(problem, samples, 3)
+    assert torch.equal(y, torch.cat([s.y for s in samples]))
+    assert torch.equal(truth, torch.cat([s.truth for s in samples]))
+    for joined, each in (
+        (operator.A(truth), [s.operator.A(s.truth) for s in samples]),
+        (operator.AT(y), [s.operator.AT(s.y) for s in samples]),
+        (problem.initial(operator, y), [problem.initial(s.operator, s.y) for s in samples]),
+    ):
+        torch.testing.assert_close(joined, torch.cat(each), rtol=1e-5, atol=1e-5)
+
+
+def test_groups_keep_the_order_and_what_differs_is_apart(images):
+    """At most three at once; another size or other angles begin a new group."""
+    mixed = [*images[:4], *(image[..., :32, :32] for image in images[:2])]
+    problem, samples = measured("inpaint", {}, mixed)
+    groups = list(batches(problem, samples, 3))
+    assert [len(truth) for _, _, truth in groups] == [3, 1, 2]
+    flat = [image for _, _, truth in groups for image in truth]
+    assert all(torch.equal(image, sample.truth[0]) for image, sample in zip(flat, samples, strict=True))
+    ct, few = measured("ct", {"angles": 6}, images[:2])
+    many = measured("ct", {"angles": 7}, images[2:3])[1]
+    assert [len(truth) for *_, truth in batches(ct, [*few, *many], 3)] == [2, 1]
+
+
+def test_a_batch_of_one_is_the_sample_itself(images):
+    problem, samples = measured("csmri", {"ratio": 0.4}, images[:2])
+    found = list(batches(problem, iter(samples), 1))
+    assert [operator for operator, *_ in found] == [sample.operator for sample in samples]
+
+
+def test_samples_are_read_group_by_group(images):
+    problem, samples = measured("denoise", {}, images[:4])
+    read: list[int] = []
+
+    def lazily():
+        for number, sample in enumerate(samples):
+            read.append(number)
+            yield sample
+
+    next(iter(batches(problem, lazily(), 2)))
+    assert read == [0, 1, 2]  # the third shows that the group is whole
+
+
+@pytest.mark.parametrize(("name", "settings"), [PROBLEMS[0], PROBLEMS[3], PROBLEMS[4]])
+def test_scores_and_trials_are_the_same(name, settings, images, small_model, monkeypatch):
+    """Also the step of the best, which differs between the images, and solves that stop at different steps."""
+    problem, samples = measured(name, settings, images[:3])
+    chosen = Hyperparameters(0.3, 0.1, 3.0, tol=1e-3, max_steps=60)
+    alone = replace(small_model, problem=problem, hyperparameters=chosen)
+    together = alone.on(Compute(validation_batch=3))
+    solved: list[int] = []
+    monkeypatch.setattr(Model, "solve", counted(Model.solve, solved))
+    (one, each), (other, all_at_once) = validate(alone, samples), validate(together, samples)
+    assert solved == [1, 1, 1, 3]
+    assert other.psnr == pytest.approx(one.psnr, abs=1e-3)
+    assert other.converged == one.converged
+    for k, solution in enumerate(each):
+        torch.testing.assert_close(all_at_once[0].x[k], solution.x[0], rtol=0, atol=1e-3)
+    first, second = trial_of(alone, samples), trial_of(together, samples)
+    for field, value in vars(first).items():
+        assert getattr(second, field) == pytest.approx(value, rel=1e-3), field
+
+
+def counted(solve, solved: list[int]):
+    def counting(self, operator, y, **options):
+        solved.append(len(y))
+        return solve(self, operator, y, **options)
+
+    return counting
+
+
+def test_how_many_at_once_is_a_setting_with_a_default_by_the_device():
+    assert Compute().validation_batch == 1
+    assert Compute(validation_batch=5).validation_batch == 5
+    assert Compute(device="meta").validation_batch == 8
+
+
+def test_validation_is_capped_evenly():
+    files = {Path(f"{k}.png"): str(k) for k in range(10)}
+    assert list(spread(files, 4).values()) == ["0", "2", "5", "7"]
+    for most in (0, 10, 11):
+        assert spread(files, most) == files
+    assert np.diff([int(name) for name in spread(files, 5).values()]).tolist() == [2, 2, 2, 2]

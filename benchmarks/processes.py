@@ -19,12 +19,13 @@ from benchmarks.common import TRAINING, Row, main, pictures
 from elder import problems, regularizers
 from elder.backend import Compute
 from elder.model.model import Hyperparameters, Model
+from elder.training.draws import Ahead
 from elder.training.finetune import progress
 from elder.training.patches import Patches
 from elder.training.pretrain import Pretraining, pretrain
 from elder.training.processes import Processes, joined
 from elder.training.settings import Finetuning
-from elder.training.update import update
+from elder.training.update import drawing, update
 
 COUNTS = (1, 2)
 NETWORK, STEPS = {"name": "dncnn", "width": 32, "depth": 5}, 4
@@ -72,8 +73,9 @@ def both(processes: Processes) -> list[float]:
 
     def finetune(steps: int) -> None:
         now = progress(chosen, settings, processes)
-        for now.step in range(1, steps + 1):
-            update(now, chosen, patches, settings, [chosen.problem])
+        with Ahead(drawing(chosen, patches, settings), torch.Generator().manual_seed(settings.seed), steps) as draws:
+            for now.step in range(1, steps + 1):
+                update(now, chosen, draws.take(now.step), settings)
 
     return [timed(denoise), timed(finetune)]
 

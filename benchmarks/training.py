@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import torch
+
 from benchmarks.common import NETWORKS, TRAINING, Row, main, model, paired, pictures, summarized
 from elder.model.model import Model
 from elder.training.finetune import progress
 from elder.training.patches import Patches
 from elder.training.settings import Finetuning
-from elder.training.update import update
+from elder.training.update import drawing, update
 
 AS_IT_IS = Finetuning(batch=4, patch=64, tol=3e-4, max_steps=12, warmup=0.0, learning_rate=1e-9, tuning_rate=1e-9)
 BEFORE = replace(AS_IT_IS, stability=0.0, fallback="skip")
@@ -31,12 +33,12 @@ def run(runs: int) -> Iterator[Row]:
 
 def stepping(chosen: Model, settings: Finetuning) -> Callable[[], None]:
     """Two steps of training on the same patches, whatever was called before. The rates are too small to move θ."""
-    patches = Patches(pictures(TRAINING, (256, 256)), settings.patch, TRAINING)
+    make = drawing(chosen, Patches(pictures(TRAINING, (256, 256)), settings.patch, TRAINING), settings)
 
     def steps() -> None:
-        now = progress(chosen, settings)
+        now, generator = progress(chosen, settings), torch.Generator().manual_seed(settings.seed)
         for now.step in (1, 2):
-            update(now, chosen, patches, settings, [chosen.problem])
+            update(now, chosen, make(now.step, generator), settings)
 
     return steps
 

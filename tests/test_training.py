@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
 
 import pytest
 import torch
@@ -127,7 +128,7 @@ def test_a_trial_tells_the_end_of_the_solves_from_their_best_on_the_way(tuned):
 def test_a_solve_that_runs_away_is_ended(tuned, monkeypatch):
     before, validation = tuned
     falling = iter([20.0, 25.0, 24.0, 21.9, 21.0, 20.0])
-    monkeypatch.setattr("elder.training.tune.psnr", lambda x, truth: torch.tensor([next(falling)]))
+    monkeypatch.setattr("elder.training.tune.psnr", lambda x, truth: torch.tensor([next(falling)], dtype=torch.float64))
     trial = trial_of(replace(before, hyperparameters=replace(before.hyperparameters, tol=1e-12)), validation[:1])
     assert (trial.psnr, trial.peak_psnr, trial.peak_step, trial.converged) == (21.9, 25.0, 1.0, 0.0)
 
@@ -378,18 +379,18 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(patches, monkeypat
     torch.manual_seed(1)
     energy = regularizers.make(**DESCRIPTION)
     rows, broken = [], {3, 4}
-    draw = Patches.draw
+    draw, numbers = Patches.draw, count(1)  # one draw a step, made before the step begins
 
     def spoilt(self, batch: int, generator: torch.Generator) -> torch.Tensor:
         x = draw(self, batch, generator)
-        return x * torch.nan if len(rows) + 1 in broken else x
+        return x * torch.nan if next(numbers) in broken else x
 
     monkeypatch.setattr(Patches, "draw", spoilt)
     settings = Pretraining(steps=6, batch=2, patch=24)
     pretrain(energy, patches, settings, lambda step, figures: rows.append(figures), patience=3)
     assert [row["skipped"] for row in rows] == [0, 0, 1, 1, 0, 0]
     assert all(bool(p.isfinite().all()) for p in energy.parameters())
-    rows, broken = [], {2, 3, 4}
+    rows, broken, numbers = [], {2, 3, 4}, count(1)
     with pytest.raises(FloatingPointError, match=r"3 steps in a row: lower the learning rate"):
         pretrain(energy, patches, settings, lambda step, figures: rows.append(figures), patience=3)
 

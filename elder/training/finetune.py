@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from elder.model.model import Model
 from elder.problems.base import Problem
 from elder.problems.samples import Sample
 from elder.training.checkpoint import Checkpoint
+from elder.training.draws import Ahead
 from elder.training.history import History, Report, Trained, silent
 from elder.training.patches import Patches
 from elder.training.processes import ALONE, Processes
 from elder.training.progress import Progress
 from elder.training.settings import Finetuning
-from elder.training.update import update
+from elder.training.update import drawing, update
 from elder.training.validation import validate
 
 
@@ -48,6 +51,7 @@ def finetune(
     """
     processes.check_batch(settings.batch)
     now, history = progress(before, settings, processes), History()
+    generator = torch.Generator().manual_seed(settings.seed)
 
     def record(step: int, metrics: dict[str, float]) -> None:
         history.append(step, metrics)
@@ -56,24 +60,26 @@ def finetune(
     state = processes.from_first(None if checkpoint is None else checkpoint.load())
     if state is not None:
         now.restore(state)
+        generator.set_state(state["generator"])
         history.rows.extend(state["history"])
     else:
         now.best_score, _ = validate(before, validation, processes)
         record(0, {"val_psnr": now.best_score.psnr, "val_converged": now.best_score.converged})
-    for step in range(now.step + 1, settings.steps + 1):
-        now.step = step
-        metrics = update(now, before, patches, settings, drawn or [before.problem])
-        now.failures = now.failures + 1 if "loss" not in metrics else 0
-        if now.failures >= patience:
-            raise FloatingPointError(
-                f"no finite gradient in {now.failures} steps in a row: lower the learning rate, or raise "
-                "max_steps and adjoint_steps"
-            )
-        if step % settings.validate_every == 0 or step == settings.steps:
-            metrics |= _validate(now, before, validation, settings)
-        record(step, {**metrics, "skipped": float("loss" not in metrics)})
-        if checkpoint is not None:
-            checkpoint.save(step, {**now.state(), "history": history.rows})
+    with Ahead(drawing(before, patches, settings, drawn), generator, settings.steps) as draws:
+        for step in range(now.step + 1, settings.steps + 1):
+            now.step = step
+            metrics = update(now, before, draws.take(step), settings)
+            now.failures = now.failures + 1 if "loss" not in metrics else 0
+            if now.failures >= patience:
+                raise FloatingPointError(
+                    f"no finite gradient in {now.failures} steps in a row: lower the learning rate, or raise "
+                    "max_steps and adjoint_steps"
+                )
+            if step % settings.validate_every == 0 or step == settings.steps:
+                metrics |= _validate(now, before, validation, settings)
+            record(step, {**metrics, "skipped": float("loss" not in metrics)})
+            if checkpoint is not None:
+                checkpoint.save(step, {**now.state(), "generator": draws.state, "history": history.rows})
     return Trained(now.best, history)
 
 
@@ -97,6 +103,5 @@ def progress(before: Model, settings: Finetuning, processes: Processes = ALONE) 
         steps=settings.steps,
         average=settings.average,
         penalty_weight=settings.stability_weight,
-        seed=settings.seed,
         processes=processes,
     )

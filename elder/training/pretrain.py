@@ -14,6 +14,7 @@ from elder.evaluation.quality import psnr
 from elder.regularizers.base import Regularizer
 from elder.training.averaging import moving_average
 from elder.training.checkpoint import Checkpoint
+from elder.training.draws import Ahead
 from elder.training.history import History, Report, Trained, silent
 from elder.training.patches import Patches
 from elder.training.processes import ALONE, Processes
@@ -89,38 +90,43 @@ def pretrain(
             part.load_state_dict(state[name])
         generator.set_state(state["generator"])
         first, failures, history = state["step"] + 1, state["failures"], History(state["history"])
-    for step in range(first, settings.steps + 1):
+
+    def make(step: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         x = patches.draw(settings.batch, generator)
         sigma = settings.sigma_max * torch.rand(settings.batch, generator=generator)
-        noisy = x + sigma.view(-1, 1, 1, 1) * torch.randn(x.shape, generator=generator)
-        optimizer.zero_grad()
-        own, loss = len(x[processes.share(settings.batch)]), x.new_zeros(1, device=device)
-        for part in processes.parts(settings.batch):
-            clean = x[part].to(device)
-            with autocast(precision, device):
-                denoised = regularizer.denoise(noisy[part].to(device), sigma[part].to(device))
-            error = len(clean) / own * (denoised - clean).square().mean()
-            error.backward()
-            loss += error.detach()
-        weight = own / settings.batch
-        processes.average_gradients(regularizer.parameters(), weight)
-        norm = torch.nn.utils.clip_grad_norm_(regularizer.parameters(), settings.clip)
-        metrics = {"gradient_norm": float(norm), "learning_rate": float(schedule.get_last_lr()[0])}
-        failures = 0 if bool(norm.isfinite()) else failures + 1
-        if failures == 0:
-            metrics["loss"] = float(processes.gather(weight * loss, processes.count).sum())
-            optimizer.step()
-            schedule.step()
-            averaged.update_parameters(regularizer)
-        elif failures >= patience:
-            raise FloatingPointError(f"no finite gradient in {failures} steps in a row: lower the learning rate")
-        metrics["skipped"] = float(failures > 0)
-        history.append(step, metrics)
-        report(step, metrics)
-        if checkpoint is not None:
-            state = {"step": step, "failures": failures, "generator": generator.get_state()}
-            state["history"] = history.rows
-            checkpoint.save(step, state | {name: part.state_dict() for name, part in parts.items()})
+        return x, sigma, x + sigma.view(-1, 1, 1, 1) * torch.randn(x.shape, generator=generator)
+
+    with Ahead(make, generator, settings.steps) as draws:
+        for step in range(first, settings.steps + 1):
+            x, sigma, noisy = draws.take(step)
+            optimizer.zero_grad()
+            own, loss = len(x[processes.share(settings.batch)]), x.new_zeros(1, device=device)
+            for part in processes.parts(settings.batch):
+                clean = x[part].to(device)
+                with autocast(precision, device):
+                    denoised = regularizer.denoise(noisy[part].to(device), sigma[part].to(device))
+                error = len(clean) / own * (denoised - clean).square().mean()
+                error.backward()
+                loss += error.detach()
+            weight = own / settings.batch
+            processes.average_gradients(regularizer.parameters(), weight)
+            norm = torch.nn.utils.clip_grad_norm_(regularizer.parameters(), settings.clip)
+            metrics = {"gradient_norm": float(norm), "learning_rate": float(schedule.get_last_lr()[0])}
+            failures = 0 if bool(norm.isfinite()) else failures + 1
+            if failures == 0:
+                metrics["loss"] = float(processes.gather(weight * loss, processes.count).sum())
+                optimizer.step()
+                schedule.step()
+                averaged.update_parameters(regularizer)
+            elif failures >= patience:
+                raise FloatingPointError(f"no finite gradient in {failures} steps in a row: lower the learning rate")
+            metrics["skipped"] = float(failures > 0)
+            history.append(step, metrics)
+            report(step, metrics)
+            if checkpoint is not None:
+                state = {"step": step, "failures": failures, "generator": draws.state}
+                state["history"] = history.rows
+                checkpoint.save(step, state | {name: part.state_dict() for name, part in parts.items()})
     regularizer.load_state_dict(averaged.module.state_dict())
     return Trained(regularizer, history)
 

@@ -56,7 +56,6 @@ class Progress:
         steps: int,
         average: float,
         penalty_weight: float,
-        seed: int,
         processes: Processes = ALONE,
     ) -> None:
         """rates: the peaks for the network, and for log λ and log σ. average: the decay of `averaged`."""
@@ -68,7 +67,6 @@ class Progress:
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer, list(rates), total_steps=max(steps, SHORTEST), pct_start=0.2
         )
-        self.generator = torch.Generator().manual_seed(seed)
         self.longest = self.scale = before.hyperparameters.lambda_reg * before.hyperparameters.step  # λτ
         self.step, self.failures, self.penalty_weight = 0, 0, penalty_weight
         self.best, self.best_score = before, Score(-math.inf, 0.0)
@@ -84,7 +82,6 @@ class Progress:
         """What `restore` takes, without pickled objects."""
         return {
             "parts": {n: getattr(self, n).state_dict() for n in ("theta", "averaged", "optimizer", "schedule")},
-            "generator": self.generator.get_state(),
             "numbers": {name: getattr(self, name) for name in ("scale", "step", "failures", "penalty_weight")},
             "score": asdict(self.best_score),
             "best": {"weights": self.best.regularizer.state_dict(), "tuning": asdict(self.best.hyperparameters)},
@@ -94,7 +91,6 @@ class Progress:
         """Go back to where `state` was taken."""
         for name, part in state["parts"].items():
             getattr(self, name).load_state_dict(part)
-        self.generator.set_state(state["generator"])
         vars(self).update(state["numbers"])
         self.best_score = Score(**state["score"])
         regularizer = copy.deepcopy(self.best.regularizer)

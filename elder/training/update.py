@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,11 +11,11 @@ from torch import Tensor
 from elder.implicit import Backward, ImplicitGradient, Linearization, fixed_point_step
 from elder.model.model import Model
 from elder.objective import Equilibrium
-from elder.operators.base import Operator
 from elder.problems.base import Problem
 from elder.solvers import fixed_point
 from elder.stability import adapted, penalty, spectral_radius
 from elder.tensors import norm, per_image
+from elder.training.draws import Draw, draw
 from elder.training.patches import Patches
 from elder.training.progress import Progress
 from elder.training.settings import ADJOINTS, FALLBACKS, LOSSES, UNITS, Effort, Finetuning
@@ -45,17 +45,29 @@ class Gradient:
     backward: Backward
 
 
-def update(
-    now: Progress, before: Model, patches: Patches, settings: Finetuning, drawn: Sequence[Problem]
-) -> dict[str, float]:
+def drawing(
+    before: Model, patches: Patches, settings: Finetuning, problems: Sequence[Problem] = ()
+) -> Callable[[int, torch.Generator], Draw]:
+    """What the step of a number draws. problems: those that measure, one at each step; that of `before` if none."""
+    # A regularizer with a bound on its weak convexity, at one σ or any other, needs no penalty.
+    certified = before.regularizer.weak_convexity(1.0) is not None
+
+    def make(step: int, generator: torch.Generator) -> Draw:
+        penalized = bool(settings.stability) and step % settings.stability_every == 0 and not certified
+        return draw(patches, settings.batch, problems or [before.problem], generator, penalized=penalized)
+
+    return make
+
+
+def update(now: Progress, before: Model, drawn: Draw, settings: Finetuning) -> dict[str, float]:
     """Take one step of the optimizer and return its metrics; they hold a loss only if the gradient was finite.
 
-    drawn: the problems one of which makes the measurements of this step. Every process draws the whole batch, solves
-    for its share, and takes the gradient there, by the implicit function theorem, with no other process. It computes
-    one part of the share after another and adds their gradients. Then the gradients are averaged over the batch. A
-    process none of whose images gave a gradient adds zero.
+    drawn: the whole batch. Every process solves for its share of it, and takes the gradient there, by the implicit
+    function theorem, with no other process. It computes one part of the share after another and adds their gradients.
+    Then the gradients are averaged over the batch. A process none of whose images gave a gradient adds zero. The step
+    has the penalty on the spectral radius if `drawn` has noise for it.
     """
-    parts = _solved_parts(now, before, patches, settings, drawn)
+    parts = [_solve(now, before, drawn, images, settings) for images in now.processes.parts(settings.batch)]
     metrics = _advance(now, parts, settings)
     now.optimizer.zero_grad()
     unit, own = _unit(now, parts, settings), sum(len(part.x) for part in parts)
@@ -82,36 +94,12 @@ def update(
     return metrics
 
 
-def _solved_parts(
-    now: Progress, before: Model, patches: Patches, settings: Finetuning, drawn: Sequence[Problem]
-) -> list[Part]:
-    """Draw a batch, and solve for this process's share of it, one part after another.
-
-    All draws are of the whole batch and come before the solves, so they do not depend on the parts.
-    """
-    measured = drawn[0] if len(drawn) == 1 else drawn[int(torch.randint(len(drawn), (), generator=now.generator))]
-    x = patches.draw(settings.batch, now.generator)
-    operator, y = measured.simulate(x, now.generator)
-    noise = torch.randn(x.shape, generator=now.generator) if _is_penalized(now, settings) else None
-    parts = []
-    for images in now.processes.parts(settings.batch):
-        index = torch.arange(settings.batch)[images]
-        part = operator if len(index) == settings.batch else operator.select(index)
-        drawn_there = None if noise is None else noise[images]
-        parts.append(_solve(now, before, measured, (part, y[images], x[images]), drawn_there, settings))
-    return parts
-
-
-def _solve(
-    now: Progress,
-    before: Model,
-    measured: Problem,
-    images: tuple[Operator, Tensor, Tensor],
-    noise: Tensor | None,
-    settings: Finetuning,
-) -> Part:
-    """Solve for the fixed points of some images, given as operator, measurement and truth, without recording."""
-    operator, y, x = images[0].to(before.device), images[1].to(before.device), images[2].to(before.device)
+def _solve(now: Progress, before: Model, drawn: Draw, images: slice, settings: Finetuning) -> Part:
+    """Solve for the fixed points of some images of the batch, without recording."""
+    index = torch.arange(settings.batch)[images]
+    part = drawn.operator if len(index) == settings.batch else drawn.operator.select(index)
+    operator, y, x = part.to(before.device), drawn.y[images].to(before.device), drawn.x[images].to(before.device)
+    measured = drawn.problem
     problem, effort = now.theta.objective(measured.fidelity(operator, y)), Effort.at(settings, now.step)
     start, first = measured.initial(operator, y), torch.tensor(now.scale / float(problem.lambda_reg.detach()))
     solution = fixed_point(
@@ -121,6 +109,7 @@ def _solve(
     # A diverged solve (NaN compares as false) is linearized at its initial guess: its last iterate teaches nothing.
     kept = norm(solution.x) <= DIVERGED * norm(start)
     where = torch.where(kept.view(-1, 1, 1, 1), solution.x, start)
+    noise = None if drawn.noise is None else drawn.noise[images]
     return Part(problem, x, where, solution.succeeded & kept, told.T, noise)
 
 
@@ -201,10 +190,3 @@ def _radius(at: Linearization, tau: Tensor, noise: Tensor, settings: Finetuning)
     moving = fixed_point_step(at, tau) - at.x.detach()
     scale = moving.flatten(1).norm(dim=1) / noise.flatten(1).norm(dim=1)
     return spectral_radius(at, tau, moving + 0.3 * per_image(scale, noise) * noise, settings.power_steps)
-
-
-def _is_penalized(now: Progress, settings: Finetuning) -> bool:
-    """Whether this step has the penalty, which a regularizer with a bound on its weak convexity does not need."""
-    if not settings.stability or now.step % settings.stability_every:
-        return False
-    return now.theta.regularizer.weak_convexity(float(now.theta.log_sigma.detach().exp())) is None

@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
             "a setting of the problem, may be repeated: noise, seed, and its own (csmri: ratio, mask, centered; ct: "
             "angles, arc, detectors, offset; deblur: kernel; inpaint: missing, mask; superres: scale, kernel)"
         )
-        sub.add_argument("--set", action="append", default=[], type=_pair, metavar="KEY=VALUE", help=text)
+        sub.add_argument("--set", action="append", default=[], type=setting, metavar="KEY=VALUE", help=text)
 
     def clean(sub: argparse.ArgumentParser) -> None:
         text = "clean pictures, searched recursively: png jpg tif bmp webp jp2 npy npz mat h5 nii dcm"
@@ -125,7 +125,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _pair(text: str) -> tuple[str, str]:
+def setting(text: str) -> tuple[str, str]:
+    """KEY=VALUE of a command line as a pair. Raises `argparse.ArgumentTypeError` for other text."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")

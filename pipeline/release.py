@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ import yaml
 from torch import Tensor
 
 from elder import errors, io, problems, released
+from elder.cli import setting
 from elder.errors import UserError
 from elder.evaluation.evaluate import evaluate
 from elder.evaluation.results import mean, succeeded
@@ -80,12 +82,17 @@ def main() -> None:
     text = "clean pictures on which both precisions are measured; data/prepared/validation by default"
     parser.add_argument("--images", type=Path, default=Path("data/prepared/validation"), metavar="DIR", help=text)
     parser.add_argument("--limit", type=int, default=8, metavar="N", help="the first N of them only; 8 by default")
+    text = (
+        "a setting of the problem in the place of the bundle's, may be repeated: mask=radial, say, where the file of "
+    )
+    text += "the mask is not yours to pass on"
+    parser.add_argument("--set", action="append", default=[], type=setting, metavar="KEY=VALUE", help=text)
     given = parser.parse_args()
 
     def work() -> None:
         names, images = _pictures(given.images, given.limit)
         card = Card(given.about, given.data, given.terms)
-        facts = release(given.bundle, given.name, card, names, images)
+        facts = release(given.bundle, given.name, card, names, images, dict(given.set))
         told = ", ".join(f"{kind} {value:.3f} dB" for kind, value in facts["measured"].items())
         print(f"{told}: stored in {facts['precision']}, {facts['bytes'] / 2**20:.2f} MB")
         print(f"wrote {released.FOLDER / given.name}")
@@ -93,12 +100,20 @@ def main() -> None:
     sys.exit(errors.run("release", work))
 
 
-def release(source: Path, name: str, card: Card, names: Sequence[str], images: Sequence[Tensor]) -> dict[str, Any]:
+def release(
+    source: Path,
+    name: str,
+    card: Card,
+    names: Sequence[str],
+    images: Sequence[Tensor],
+    changes: Mapping[str, object] = MappingProxyType({}),
+) -> dict[str, Any]:
     """Write elder/released/`name`, whole or not at all, and return the facts of its card.
 
-    names, images: clean pictures (1, c, h, w) on which both precisions are measured.
+    names, images: clean pictures (1, c, h, w) on which both precisions are measured. changes: settings of the problem
+    in the place of the bundle's.
     Raises `UserError` for a name that is no plain folder name, a changed working tree, a problem whose class does not
-    come with elder, or a model that is too large.
+    come with elder, an unknown setting, or a model that is too large.
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
         raise UserError(f"{name!r} is no name of a released model: use small letters, digits, - and _")
@@ -106,6 +121,7 @@ def release(source: Path, name: str, card: Card, names: Sequence[str], images: S
     config = {**DENOISER, **{key: value for key, value in config.items() if key != "format"}}
     if own := config["problem"]["settings"].get("class"):
         raise UserError(f"{source}: its problem is {own}, a class that does not come with elder; it can't be released")
+    config = _with(changes, config)
     settings, commit = params.raw(), _commit()
     released.FOLDER.mkdir(exist_ok=True)
     # On the file system of the package, so that the whole folder comes to its place by one rename.
@@ -136,6 +152,16 @@ def release(source: Path, name: str, card: Card, names: Sequence[str], images: S
         shutil.rmtree(released.FOLDER / name, ignore_errors=True)
         folder.rename(released.FOLDER / name)
     return facts
+
+
+def _with(changes: Mapping[str, object], config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with settings of its problem changed. A file that a changed setting named is left behind."""
+    problem, files = config["problem"], config.get("files", [])
+    known = {key: value for key, value in problem["settings"].items() if key not in files}
+    typed = problems.make(problem["name"], known).override(changes).settings
+    changed = {**problem["settings"], **{key: typed[key] for key in changes}}
+    kept = {"files": [name for name in files if name not in changes]} if "files" in config else {}
+    return {**config, "problem": {**problem, "settings": changed}, **kept}
 
 
 def _holds(dtype: torch.dtype, regularizer: Regularizer) -> bool:

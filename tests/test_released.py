@@ -119,6 +119,25 @@ def test_models_are_listed_with_their_facts_where_mlflow_is_missing(shipped, mon
     assert cli.main(["models", "--card", "other"]) == 1
 
 
+def test_a_file_that_may_not_be_passed_on_stays_behind(shelf, small_model, tmp_path, mask, pictures):
+    """`--set mask=radial` in its place; the model is measured so, too."""
+    settings = {"mask": str(mask), "ratio": 0.3}
+    model = replace(small_model, problem=problems.make("csmri", settings), metadata={"stage": "finetune"})
+    model.save(tmp_path / "bundle")
+    facts = release.release(tmp_path / "bundle", "csmri-small", CARD, *pictures, {"mask": "radial", "ratio": "0.4"})
+    assert sorted(path.name for path in (shelf / "csmri-small").iterdir()) == [
+        "card.md",
+        "config.json",
+        "weights.safetensors",
+    ]
+    there = elder.load("released:csmri-small")
+    assert there.problem.settings == {**model.problem.settings, "mask": "radial", "ratio": 0.4}
+    results = evaluate(there, samples.measure(there.problem, *pictures))
+    assert facts["psnr"] == pytest.approx(mean(results)["psnr"], abs=1e-3)
+    with pytest.raises(UserError, match="unknown setting 'masks' of csmri: it takes"):
+        release.release(tmp_path / "bundle", "csmri-small", CARD, *pictures, {"masks": "radial"})
+
+
 def test_a_model_with_a_mask_of_its_own_reconstructs_from_the_command_line(
     shelf, small_model, tmp_path, mask, pictures, capsys
 ):

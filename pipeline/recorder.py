@@ -100,9 +100,8 @@ def main() -> int:
     # MLflow prints to the standard output, which is for our own line.
     told = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    # Ctrl-C and the end of a flow reach the stage, which then says how it ended, or closes the input.
+    # Ctrl-C reaches the stage too, which then says that it failed.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         log(sys.stdin)
     except StageFailed:

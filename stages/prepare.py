@@ -7,6 +7,7 @@ import hashlib
 import shutil
 import warnings
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +47,13 @@ def prepare(chosen: Preparation, out: Path) -> None:
     Every file is read, and compared with those of the other splits, before the first is written.
     """
     parts = builtin() if chosen.source == "builtin" else split(Path(chosen.folder), chosen)
-    parts["validation"] = spread(parts["validation"], chosen.validation_images)
     pictures = {part: seen(files, part, chosen) for part, files in parts.items()}
     refuse_duplicates([picture for files in pictures.values() for found in files for picture in found])
+    kept = {**pictures, "validation": spread(pictures["validation"], chosen.validation_images)}
     temporary = out.with_name(f".{out.name}-partial")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        rows = [row for part in SPLITS for row in write(list(parts[part]), pictures[part], temporary / part, chosen)]
+        rows = [row for part in SPLITS for row in write(list(parts[part]), kept[part], temporary / part, chosen)]
     except UserError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -63,13 +64,14 @@ def prepare(chosen: Preparation, out: Path) -> None:
     print(", ".join(f"{counts[name]} {name}" for name in SPLITS), f"images in {out}")
 
 
-def spread(files: dict[Path, str], most: int) -> dict[Path, str]:
-    """At most `most` of the files, evenly spread over their order; all of them if it is 0."""
-    if not 0 < most < len(files):
-        return files
-    print(f"validation: {most} of {len(files)} files, by prepare.validation_images")
-    items = list(files.items())
-    return dict(items[k * len(items) // most] for k in range(most))
+def spread(pictures: Sequence[list[Picture]], most: int) -> list[list[Picture | None]]:
+    """At most `most` pictures, evenly spread over all; None for those that are left out. 0 keeps all of them."""
+    total = sum(len(found) for found in pictures)
+    if not 0 < most < total:
+        return [list(found) for found in pictures]
+    print(f"validation: {most} of {total} images, by prepare.validation_images")
+    numbers, kept = count(), {k * total // most for k in range(most)}
+    return [[picture if next(numbers) in kept else None for picture in found] for found in pictures]
 
 
 def builtin() -> dict[str, dict[Path, str]]:
@@ -127,24 +129,31 @@ def seen(files: dict[Path, str], part: str, chosen: Preparation) -> list[list[Pi
 
 
 def write(
-    paths: Sequence[Path], pictures: Sequence[list[Picture]], out: Path, chosen: Preparation
+    paths: Sequence[Path], pictures: Sequence[Sequence[Picture | None]], out: Path, chosen: Preparation
 ) -> list[dict[str, Any]]:
     """Write the pictures of one split below `out`, and return their rows of the manifest.
 
-    Training gets a copy of each at every scale, validation and test get their central squares.
+    Training gets a copy of each at every scale, validation and test get their central squares. None is left out.
     """
     training = out.name == "train"
     scales = chosen.train_scales if training else [1.0]
     given = io.Names()
     # Names are given in the order of the files, whatever the order in which they are written.
     names = [
-        [[given.claim(p.name if len(scales) == 1 else f"{p.name}@{scale:g}") for scale in scales] for p in found]
+        [
+            [given.claim(p.name if len(scales) == 1 else f"{p.name}@{scale:g}") for scale in scales] if p else []
+            for p in found
+        ]
         for found in pictures
     ]
 
-    def write_file(job: tuple[Path, list[Picture], list[list[str]]]) -> list[dict[str, Any]]:
+    def write_file(job: tuple[Path, Sequence[Picture | None], list[list[str]]]) -> list[dict[str, Any]]:
         rows = []
+        if not any(job[1]):
+            return rows
         for image, picture, copies in zip(read(job[0], chosen), *job[1:], strict=True):
+            if picture is None:
+                continue
             for scale, name in zip(scales, copies, strict=True):
                 sized = shrink(image, round(chosen.shorter_side * scale))
                 made = sized if training else cropped(central_square(sized, chosen.shorter_side), chosen.multiple)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from elder.model.model import Hyperparameters, Model
 from elder.problems.samples import Sample, batches, measure
 from elder.training.tune import trial_of
 from elder.training.validation import validate
+from pipeline.duplicates import Picture
 from stages.prepare import spread
 
 # One row for each kind of operator and of argument: masks and kernels an image, one for all, none, and angles.
@@ -126,8 +128,33 @@ def test_how_many_at_once_is_a_setting_with_a_default_by_the_device():
 
 
 def test_validation_is_capped_evenly():
-    files = {Path(f"{k}.png"): str(k) for k in range(10)}
-    assert list(spread(files, 4).values()) == ["0", "2", "5", "7"]
+    """By pictures, not by files: a file may hold many slices."""
+    names = iter(range(10))
+    pictures = [[Picture(str(next(names)), "validation", "", None) for _ in range(n)] for n in (3, 1, 5, 1)]
+
+    def kept(most: int) -> list[list[str]]:
+        return [[picture.name for picture in found if picture] for found in spread(pictures, most)]
+
+    assert kept(4) == [["0", "2"], [], ["5", "7"], []]
+    assert [len(found) for found in spread(pictures, 4)] == [3, 1, 5, 1]
     for most in (0, 10, 11):
-        assert spread(files, most) == files
-    assert np.diff([int(name) for name in spread(files, 5).values()]).tolist() == [2, 2, 2, 2]
+        assert spread(pictures, most) == pictures
+    assert np.diff([int(name) for found in kept(5) for name in found]).tolist() == [2, 2, 2, 2]
+
+
+def test_a_capped_preparation_writes_what_it_keeps(project):
+    """Slices of volumes among them; the other splits are whole."""
+    rng = np.random.default_rng(0)
+    folder = project.folder / "data" / "raw"
+    for split, files in (("train", 1), ("validation", 3), ("test", 1)):
+        (folder / split).mkdir()
+        for k in range(files):
+            np.save(folder / split / f"volume{k}.npy", rng.random((4, 32, 32), dtype=np.float32))
+    project.change("prepare", source="folder", split="folders", shorter_side=0, train_scales=[1.0], validation_images=5)
+    done = project.run(sys.executable, "-m", "stages.prepare", "--out", "data/prepared")
+    assert "validation: 5 of 12 images, by prepare.validation_images" in done.stdout
+    written = sorted(path.stem for path in (project.folder / "data" / "prepared" / "validation").glob("*.tif"))
+    assert written == ["volume0-0", "volume0-2", "volume1-0", "volume1-3", "volume2-1"]
+    manifest = io.read_json(project.folder / "data" / "prepared" / "manifest.json")["images"]
+    assert [row["name"] for row in manifest if row["split"] == "validation"] == written
+    assert sum(row["split"] != "validation" for row in manifest) == 8

@@ -18,7 +18,7 @@ from elder.training.progress import Progress
 from elder.training.settings import Finetuning
 from elder.training.update import drawing, update
 
-STEPS = 4
+STEPS = 2  # a third would not be compared to 1e-8: through unfinished solves, rounding grows by some 1e4 a step
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,15 @@ def test_parts_give_the_parameters_of_the_whole_batch(name, loss, fallback, mode
 
     monkeypatch.setattr(Linearization, "at", counted)
     settings = Finetuning(
-        steps=STEPS, batch=5, patch=16, warmup=0.0, stability=0.3, loss=loss, fallback=fallback, **SOLVES[name]
+        steps=STEPS,
+        batch=5,
+        patch=16,
+        warmup=0.0,
+        stability=0.3,
+        stability_every=1,
+        loss=loss,
+        fallback=fallback,
+        **SOLVES[name],
     )
     whole, expected = trained(before, patches, settings, 0)
     assert all(0 < row["exact"] < 1 for row in expected)

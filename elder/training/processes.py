@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -65,20 +65,29 @@ class Processes:
         return whole
 
     def average_gradients(self, parameters: Iterable[nn.Parameter], weight: float) -> None:
-        """Put Σ weight · gradient over the processes in the place of each gradient: one all-reduce, in float64.
+        """Put the `average` of each gradient in its place.
 
-        weight: the share of the batch that this process has, if its loss is a mean over its images. The sum is the
-        same in every process, bit by bit. One that is not finite makes that of all so.
+        weight: the share of the batch that this process has, if its loss is a mean over its images.
         """
         if self.count == 1:
             return
         trained = list(parameters)
         # A parameter that this process's images did not reach has no gradient.
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+        for p, gradient in zip(trained, self.average(gradients, weight), strict=True):
+            p.grad = gradient
+
+    def average(self, gradients: Sequence[Tensor], weight: float) -> list[Tensor]:
+        """Σ weight · gradient over the processes, of each gradient: one all-reduce, in float64.
+
+        The sum is the same in every process, bit by bit. One that is not finite makes that of all so.
+        """
+        if self.count == 1:
+            return list(gradients)
         flat = weight * torch.cat([gradient.flatten().double() for gradient in gradients])
         distributed.all_reduce(flat)
-        for p, gradient in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
-            p.grad = gradient.view_as(p).to(p.dtype)
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        return [part.view_as(old).to(old.dtype) for part, old in zip(parts, gradients, strict=True)]
 
     def from_first(self, state: dict[str, Any] | None) -> dict[str, Any] | None:
         """The state of a training that the first process has read, in every process; others give `None`.

@@ -70,10 +70,13 @@ def update(now: Progress, before: Model, drawn: Draw, settings: Finetuning) -> d
     parts = [_solve(now, before, drawn, images, settings) for images in now.processes.parts(settings.batch)]
     metrics = _advance(now, parts, settings)
     now.optimizer.zero_grad()
-    unit, own = _unit(now, parts, settings), sum(len(part.x) for part in parts)
-    gradients = [_add_gradient(now, part, unit, len(part.x) / own, settings) for part in parts]
     together, batch, theta = now.processes, settings.batch, list(now.theta.parameters())
+    unit, own = _unit(now, parts, settings), sum(len(part.x) for part in parts)
+    pull = None if drawn.noise is None else [torch.zeros_like(p) for p in theta]
+    gradients = [_add_gradient(now, part, unit, len(part.x) / own, pull, settings) for part in parts]
     together.average_gradients(theta, own / batch)
+    if pull is not None:
+        metrics["penalty_kept"] = add_bounded(theta, together.average(pull, own / batch))
     length = torch.nn.utils.clip_grad_norm_(theta, settings.clip)
     metrics |= _adapt(now, gradients, settings)
     counts = together.gather(torch.tensor([_counts([g.backward for g in gradients])]), together.count)
@@ -155,16 +158,42 @@ def _unit(now: Progress, parts: Sequence[Part], settings: Finetuning) -> Tensor 
     return UNITS[settings.loss](now.processes.gather(errors, settings.batch)).to(errors)
 
 
-def _add_gradient(now: Progress, part: Part, unit: Tensor | float, share: float, settings: Finetuning) -> Gradient:
-    """Add the gradient of a part, which is this share of the process's images, to that of θ. unit: of the penalty."""
+def _add_gradient(
+    now: Progress,
+    part: Part,
+    unit: Tensor | float,
+    share: float,
+    pull: Sequence[Tensor] | None,
+    settings: Finetuning,
+) -> Gradient:
+    """Add the gradient of the loss to that of θ, and that of the penalty to `pull`. share: of the process's images.
+
+    unit: of the penalty. pull: a tensor for each parameter, if this step is penalized.
+    """
     at, tau, error, backward = _attach(now, part, settings)
-    total, radius = LOSSES[settings.loss](error), None
-    if part.noise is not None:
+    radius, theta = None, list(now.theta.parameters())
+    if part.noise is not None and pull is not None:
         radius = _radius(at, tau, part.noise, settings)
         charge = now.penalty_weight * settings.stability_every * penalty(radius, settings.stability)
-        total = total + unit * charge
-    (share * total).backward(inputs=list(now.theta.parameters()))
+        own = torch.autograd.grad(share * unit * charge, theta, retain_graph=True, allow_unused=True)
+        for total, gradient in zip(pull, own, strict=True):
+            total += 0 if gradient is None else gradient
+    (share * LOSSES[settings.loss](error)).backward(inputs=theta)
     return Gradient(error.detach(), None if radius is None else radius.detach(), backward)
+
+
+def add_bounded(parameters: Sequence[Tensor], pull: Sequence[Tensor]) -> float:
+    """Add `pull` to the gradients, shortened to their length if it is longer; the factor by which it was.
+
+    Where the spectral radius is far from its target, the penalty's gradient is thousands of times longer than that of
+    the loss. After clipping, the step would hardly know the loss.
+    """
+    length = torch.stack([p.grad.double().norm() for p in parameters if p.grad is not None]).norm()
+    theirs = torch.stack([part.double().norm() for part in pull]).norm()
+    factor = 1.0 if bool(theirs <= length) else float(length / theirs)
+    for p, part in zip(parameters, pull, strict=True):
+        p.grad = factor * part if p.grad is None else p.grad + factor * part
+    return factor
 
 
 def _adapt(now: Progress, gradients: Sequence[Gradient], settings: Finetuning) -> dict[str, float]:

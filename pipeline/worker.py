@@ -15,9 +15,6 @@ from typing import NoReturn
 
 from pipeline.flows import process
 
-# Seconds that a run has to end its stage and to report its end.
-PATIENCE = 6.0
-
 
 def main() -> None:
     """Work until a signal comes."""
@@ -29,7 +26,7 @@ def main() -> None:
         signal.signal(number, _stop)
     command = ["prefect", "worker", "start", "--pool", arguments.pool, "--limit", str(arguments.limit)]
     # Prefect's worker would wait for its runs, so they get the signal first.
-    worker = process.start(command, patience=PATIENCE, children_first=True, env=process.environment())
+    worker = process.start(command, patience=process.FLOW_PATIENCE, children_first=True, env=process.environment())
     try:
         sys.exit(worker.wait())
     finally:

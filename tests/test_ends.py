@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -54,12 +55,52 @@ def test_what_a_command_leaves_behind_ends_with_it(tmp_path):
     assert not alive("elder-test-left")
 
 
+def ended(each: psutil.Process) -> bool:
+    return not each.is_running() or each.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["children", "command"])
+def test_what_has_left_the_session_ends_too(first):
+    """As the flows of a Prefect worker do; and here its parent is gone."""
+    left = f"setsid {PYTHON} -c 'import time; time.sleep(300)' elder-test-apart & sleep 0.3"
+    command = [PYTHON, "-c", f"import os, time; os.system({left!r}); print(1, flush=True); time.sleep(300)"]
+    child = process.start(command, children_first=first, stdout=subprocess.PIPE)
+    assert child.stdout.readline() == "1\n"
+    (apart,) = [each for each in psutil.Process(child.pid).children() if "elder-test-apart" in each.cmdline()]
+    process.stop(child)
+    assert ended(apart)
+
+
+def test_a_supervisor_ends_its_command_as_it_does_where_another_one_is_above(tmp_path):
+    """A flow below a worker: DVC sees its stage fail, and clears its locks."""
+    code = (
+        "import pathlib, subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; print(1, flush=True); time.sleep(300)'])\n"
+        "seen = child.wait()\ntime.sleep(1)\npathlib.Path('seen').write_text(str(seen))"
+    )
+    flow = (
+        "import signal, sys; from pathlib import Path; from pipeline.flows import process\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))\n"
+        f"command, folder = [sys.executable, '-c', {code!r}], Path({str(tmp_path)!r})\n"
+        "process.run(command, lambda line: print(line, flush=True), folder=folder, timeout=300)"
+    )
+    worker = [
+        PYTHON,
+        "-c",
+        f"import subprocess, sys; subprocess.run([sys.executable, '-c', {flow!r}], start_new_session=True)",
+    ]
+    child = process.start(worker, patience=6, children_first=True, stdout=subprocess.PIPE, env=process.environment())
+    assert child.stdout.readline() == "1\n"
+    process.stop(child)
+    assert (tmp_path / "seen").read_text() == str(-signal.SIGTERM)
+
+
 def test_a_killed_supervisor_takes_the_command_with_it():
     child = process.start([PYTHON, "-c", "import time; print(1, flush=True); time.sleep(300)"], stdout=subprocess.PIPE)
     assert child.stdout.readline() == "1\n"
     (command,) = psutil.Process(child.pid).children()
     child.kill()
-    assert wait_until(lambda: not command.is_running() or command.status() == psutil.STATUS_ZOMBIE, LIMIT)
+    assert wait_until(lambda: ended(command), LIMIT)
 
 
 def test_a_run_of_a_worker_ends_with_the_worker():
@@ -77,7 +118,7 @@ def test_a_run_of_a_worker_ends_with_the_worker():
     (child,) = psutil.Process(worker.pid).children()
     worker.kill()
     worker.wait()
-    assert wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, LIMIT)
+    assert wait_until(lambda: ended(child), LIMIT)
 
 
 @pytest.mark.parametrize(
@@ -140,14 +181,17 @@ def prepared(tmp_path_factory) -> Path:
 
 
 @contextmanager
-def serving(project: Project, port: int, seconds: int, **environment: str):
-    """`python -m pipeline.serve`, and a function that reads what it has printed."""
-    log = project.folder / f"serve-{time.monotonic_ns()}.log"
+def started(project: Project, *command: str, **environment: str):
+    """A command in the project, and a function that reads what it has printed.
+
+    Trainings have one thread: on a busy machine, several wait for each other most of the time.
+    """
+    log = project.folder / f"printed-{time.monotonic_ns()}.log"
     with log.open("w") as file:
         door = subprocess.Popen(
-            [PYTHON, "-m", "pipeline.serve", "--every", str(seconds), "--port", str(port)],
+            command,
             cwd=project.folder,
-            env=project.environment | environment,
+            env=project.environment | {"OMP_NUM_THREADS": "1"} | environment,
             stdout=file,
             stderr=subprocess.STDOUT,
         )
@@ -156,6 +200,12 @@ def serving(project: Project, port: int, seconds: int, **environment: str):
     finally:
         door.send_signal(signal.SIGTERM)
         door.wait()
+
+
+def serving(project: Project, port: int, seconds: int, **environment: str):
+    """`python -m pipeline.serve`, as `started` gives it."""
+    command = [PYTHON, "-m", "pipeline.serve", "--every", str(seconds), "--port", str(port)]
+    return started(project, *command, **environment)
 
 
 def processes_in(folder: Path) -> list[psutil.Process]:
@@ -189,9 +239,7 @@ DEPLOYMENTS = "[(d.paused, len(d.schedules)) for d in await client.read_deployme
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
 @pytest.mark.parametrize("target", ["serve", "server", "flow"])
-def test_a_kill_in_mid_training_leaves_nothing_and_the_next_run_finishes(target, number, prepared, tmp_path):
-    project = Project(tmp_path / "project")
-    shutil.copytree(prepared, project.folder, symlinks=True)
+def test_a_kill_in_mid_training_leaves_nothing_and_the_next_run_finishes(target, number, project):
     port = free_port()
     weights = project.folder / "models" / "pretrained" / "least_squares" / "weights.safetensors"
     with serving(project, port, 10) as (door, printed):
@@ -224,20 +272,50 @@ def test_a_kill_in_mid_training_leaves_nothing_and_the_next_run_finishes(target,
     assert types.count("RUNNING") + types.count("PENDING") <= 1, states
 
 
+@dataclass
+class Server:
+    """A Prefect server that is not `serve`'s own. What it knows is in the folder, and a new start finds it there."""
+
+    folder: Path
+    port: int = field(default_factory=free_port)
+    running: subprocess.Popen[str] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/api"
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
+        environment = process.environment() | {"PREFECT_HOME": str(self.folder)}
+        with (self.folder / "server.log").open("a") as log:
+            self.running = process.start(
+                command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=self.folder
+            )
+        assert wait_until(lambda: serve.answers(self.url), 240), (self.folder / "server.log").read_text()[-3000:]
+
+    def stop(self) -> None:
+        if self.running:
+            process.stop(self.running)
+
+
 @pytest.fixture
-def server(prepared, tmp_path):
-    """A Prefect server that is not `serve`'s own, beside a copy of the prepared project."""
-    project = Project(tmp_path / "project")
-    shutil.copytree(prepared, project.folder, symlinks=True)
-    port = free_port()
-    command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    environment = project.environment | {"PREFECT_HOME": str(tmp_path / "server")}
-    with (tmp_path / "server.log").open("w") as log:
-        started = process.start(command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=tmp_path)
-    url = f"http://127.0.0.1:{port}/api"
-    assert wait_until(lambda: serve.answers(url), 240)
-    yield project, port, url, started
-    process.stop(started)
+def server(tmp_path):
+    (tmp_path / "server").mkdir()
+    made = Server(tmp_path / "server")
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.fixture
+def project(prepared, tmp_path):
+    """A copy of the prepared project."""
+    copy = Project(tmp_path / "project")
+    shutil.copytree(prepared, copy.folder, symlinks=True)
+    return copy
 
 
 LATE = "[r.name for r in await client.read_flow_runs() if r.state_name == 'Late']"
@@ -245,8 +323,8 @@ STATES = "[(r.state.type.value, r.state.message) for r in await client.read_flow
 
 
 @pytest.mark.slow
-def test_runs_that_came_due_while_nothing_served_them_are_skipped(server):
-    project, port, url, _ = server
+def test_runs_that_came_due_while_nothing_served_them_are_skipped(server, project):
+    port, url = server.port, server.url
     with serving(project, port, 10, PREFECT_API_URL=url) as (door, printed):
         assert wait_until(lambda: "Beginning flow run" in printed(), 240), printed()
         door.kill()
@@ -262,12 +340,12 @@ def test_runs_that_came_due_while_nothing_served_them_are_skipped(server):
 
 
 @pytest.mark.slow
-def test_a_server_that_is_lost_in_mid_training_ends_serve(server):
-    project, port, url, started = server
+def test_a_server_that_is_lost_in_mid_training_ends_serve(server, project):
+    port, url = server.port, server.url
     with serving(project, port, 10, PREFECT_API_URL=url) as (door, printed):
         assert wait_until(lambda: training(project.folder), 240), printed()
         assert wait_until(lambda: "is skipped: due again before it could start" in printed(), 60), printed()
-        process.stop(started)
+        server.stop()
         assert wait_until(lambda: door.poll() is not None, 240), printed()
         assert door.returncode == 1
         assert f"serve: the runner gave up: the Prefect server at {url}/ has not answered for 60 s" in printed()
@@ -275,9 +353,7 @@ def test_a_server_that_is_lost_in_mid_training_ends_serve(server):
 
 
 @pytest.mark.slow
-def test_an_mlflow_server_that_does_not_answer_is_named_and_a_re_run_mends_it(prepared, tmp_path):
-    project = Project(tmp_path / "project")
-    shutil.copytree(prepared, project.folder, symlinks=True)
+def test_an_mlflow_server_that_does_not_answer_is_named_and_a_re_run_mends_it(project):
     command = [PYTHON, "-m", "pipeline.flows"]
     environment = project.environment | {"MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}
     failed = subprocess.run(command, cwd=project.folder, env=environment, capture_output=True, text=True, check=False)

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from contextlib import ExitStack
@@ -30,11 +31,18 @@ def soon() -> str:
 
 
 def ask(url: str, body: dict | None = None):
-    """What the API of a server answers."""
+    """What the API of a server answers. Prefect's answers 503 while its database is busy, and is then asked again."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310  loopback
-    with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
-        return json.load(answer)
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or time.monotonic() > deadline:
+                raise
+        time.sleep(1)
 
 
 class Site:

@@ -1,35 +1,34 @@
-"""Run the pipeline as a Prefect flow: `python -m pipeline.flows`.
+"""Run the pipeline as a Prefect flow: `python -m pipeline.flows`; `--help` lists its options.
 
-python -m pipeline.flows --at-once 4                                   four cells at a time on this machine
-python -m pipeline.flows --runner dask --address tcp://host:8786       on a Dask cluster that runs already
-python -m pipeline.flows --runner ray --at-once 4 --gpus 1             by Ray, each cell on a GPU of its own
+The flow is a process of its own under a supervisor, since Prefect may start a server for it. That server would outlive
+a flow that is killed, and one that is ended by SIGTERM.
 """
 
-import argparse
+from __future__ import annotations
+
+import signal
 import sys
+from types import FrameType
+from typing import NoReturn
 
-from prefect.exceptions import ParameterTypeError
-
-from pipeline.flows.cluster import Cluster
-from pipeline.flows.flow import train
+from pipeline.flows import process
 
 
 def main() -> None:
-    """Run it with the parameters of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cell", action="append", default=[], dest="cells", help="one cell only; may be repeated")
-    parser.add_argument("--runner", default="local", metavar="local|dask|ray", help="who trains the cells")
-    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="cells at the same time, on this machine")
-    for name, field in Cluster.model_fields.items():
-        parser.add_argument(f"--{name}", help=field.description)
-    arguments = parser.parse_args()
-    given = {name: value for name in Cluster.model_fields if (value := getattr(arguments, name)) is not None}
-    parameters = {"cells": arguments.cells, "runner": arguments.runner, "at_once": arguments.at_once, "cluster": given}
+    """Run the flow, and end with its exit code."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+    command = [sys.executable, "-m", "pipeline.flows.command", *sys.argv[1:]]
+    flow = process.start(command, patience=process.FLOW_PATIENCE, env=process.environment())
     try:
-        train.validate_parameters(parameters)
-    except ParameterTypeError as error:
-        sys.exit(f"flows: {' '.join(str(error).split())}")
-    train(**parameters)
+        sys.exit(flow.wait())
+    finally:
+        process.stop(flow)
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from pipeline import ROOT
 
 # Seconds that DVC has to write its files after its stage got SIGTERM. Nested ends must take less than ten seconds.
 PATIENCE = 2.5
+# Seconds that a flow has, after SIGTERM, to end its stage and to report its end.
+FLOW_PATIENCE = 6.0
 # Seconds between two looks at the process that started this one.
 INTERVAL = 0.5
 # What `run` has started, in any thread of this process, and has not seen the end of.

@@ -1,0 +1,38 @@
+"""Run the pipeline as a Prefect flow, in this process: `python -m pipeline.flows` starts it under a supervisor.
+
+python -m pipeline.flows --at-once 4                                   four cells at a time on this machine
+python -m pipeline.flows --runner dask --address tcp://host:8786       on a Dask cluster that runs already
+python -m pipeline.flows --runner ray --at-once 4 --gpus 1             by Ray, each cell on a GPU of its own
+"""
+
+import argparse
+import sys
+
+from prefect.exceptions import ParameterTypeError
+
+from pipeline.flows.cluster import Cluster
+from pipeline.flows.flow import train
+
+
+def main() -> None:
+    """Run it with the parameters of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.flows", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cell", action="append", default=[], dest="cells", help="one cell only; may be repeated")
+    parser.add_argument("--runner", default="local", metavar="local|dask|ray", help="who trains the cells")
+    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="cells at the same time, on this machine")
+    for name, field in Cluster.model_fields.items():
+        parser.add_argument(f"--{name}", help=field.description)
+    arguments = parser.parse_args()
+    given = {name: value for name in Cluster.model_fields if (value := getattr(arguments, name)) is not None}
+    parameters = {"cells": arguments.cells, "runner": arguments.runner, "at_once": arguments.at_once, "cluster": given}
+    try:
+        train.validate_parameters(parameters)
+    except ParameterTypeError as error:
+        sys.exit(f"flows: {' '.join(str(error).split())}")
+    train(**parameters)
+
+
+if __name__ == "__main__":
+    main()

@@ -13,6 +13,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import mlflow
 import pytest
 import yaml
 from conftest import ROOT, Project, copy_project, forget_store
@@ -329,8 +330,10 @@ def test_runs_come_with_their_curves_files_and_data_and_twice_is_once(stores, mo
     Path("images").mkdir()
     Path("images", "1.txt").write_text("1")
     Path("code.txt").write_text("code")
-    with tracking.run("tune csmri-red", {"tune": {"tol": 1e-4}}, reads) as log:
-        assert log.run_id == run.info.run_id
+    with tracking.run("tune csmri-red", {"tune": {"tol": 1e-4}}, reads):
+        active = mlflow.active_run()
+        assert active is not None
+        assert active.info.run_id == run.info.run_id
     forget_store()
 
 

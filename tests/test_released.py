@@ -124,7 +124,9 @@ def test_a_file_that_may_not_be_passed_on_stays_behind(shelf, small_model, tmp_p
     settings = {"mask": str(mask), "ratio": 0.3}
     model = replace(small_model, problem=problems.make("csmri", settings), metadata={"stage": "finetune"})
     model.save(tmp_path / "bundle")
-    facts = release.release(tmp_path / "bundle", "csmri-small", CARD, *pictures, {"mask": "radial", "ratio": "0.4"})
+    facts = release.release(
+        tmp_path / "bundle", "csmri-small", CARD, *pictures, changes={"mask": "radial", "ratio": "0.4"}
+    )
     assert sorted(path.name for path in (shelf / "csmri-small").iterdir()) == [
         "card.md",
         "config.json",
@@ -135,7 +137,7 @@ def test_a_file_that_may_not_be_passed_on_stays_behind(shelf, small_model, tmp_p
     results = evaluate(there, samples.measure(there.problem, *pictures))
     assert facts["psnr"] == pytest.approx(mean(results)["psnr"], abs=1e-3)
     with pytest.raises(UserError, match="unknown setting 'masks' of csmri: it takes"):
-        release.release(tmp_path / "bundle", "csmri-small", CARD, *pictures, {"masks": "radial"})
+        release.release(tmp_path / "bundle", "csmri-small", CARD, *pictures, changes={"masks": "radial"})
 
 
 def test_a_model_with_a_mask_of_its_own_reconstructs_from_the_command_line(

@@ -175,9 +175,9 @@ def _add_gradient(
     if part.noise is not None and pull is not None:
         radius = _radius(at, tau, part.noise, settings)
         charge = now.penalty_weight * settings.stability_every * penalty(radius, settings.stability)
-        own = torch.autograd.grad(share * unit * charge, theta, retain_graph=True, allow_unused=True)
+        own = torch.autograd.grad(share * unit * charge, theta, retain_graph=True, materialize_grads=True)
         for total, gradient in zip(pull, own, strict=True):
-            total += 0 if gradient is None else gradient
+            total += gradient
     (share * LOSSES[settings.loss](error)).backward(inputs=theta)
     return Gradient(error.detach(), None if radius is None else radius.detach(), backward)
 

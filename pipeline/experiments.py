@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.data.meta_dataset import MetaDataset
 
-# MLflow takes as long to import as torch. It is imported where it is used.
+# MLflow takes as long to import as torch, so it is imported where it is used.
+
 # Bytes of a file up to which a run keeps a copy of it.
 LARGEST = 20_000_000
 # Hexadecimal digits of the hash of a data set; MLflow takes 36 characters.

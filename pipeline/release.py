@@ -83,9 +83,8 @@ def main() -> None:
     parser.add_argument("--images", type=Path, default=Path("data/prepared/validation"), metavar="DIR", help=text)
     parser.add_argument("--limit", type=int, default=8, metavar="N", help="the first N of them only; 8 by default")
     text = (
-        "a setting of the problem in the place of the bundle's, may be repeated: mask=radial, say, where the file of "
+        "a setting of the problem in the place of the bundle's, may be repeated: mask=radial, if its file is not yours"
     )
-    text += "the mask is not yours to pass on"
     parser.add_argument("--set", action="append", default=[], type=setting, metavar="KEY=VALUE", help=text)
     given = parser.parse_args()
 

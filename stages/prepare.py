@@ -133,7 +133,8 @@ def write(
 ) -> list[dict[str, Any]]:
     """Write the pictures of one split below `out`, and return their rows of the manifest.
 
-    Training gets a copy of each at every scale, validation and test get their central squares. None is left out.
+    Training gets a copy of each at every scale, validation and test get their central squares. A picture
+    that is None is not written.
     """
     training = out.name == "train"
     scales = chosen.train_scales if training else [1.0]

@@ -30,7 +30,8 @@ def main(arguments: argparse.Namespace) -> None:
     validation = read_samples(arguments.images, arguments.measurements, "validation", problem)
     parts = [content_hash(folder / "validation") for folder in (arguments.images, arguments.measurements)]
     data = hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
-    import mlflow  # noqa: F401 - the registry needs it here, so the run is logged from here too
+    # The registry needs it in this process, so the run is logged from here, too.
+    import mlflow  # noqa: F401
 
     with tracking.run(f"register {arguments.cell}", {"register": chosen.model_dump()}, arguments.reads) as log:
         evidence = card.read(arguments.images, psnr, arguments.evaluation, arguments.baselines, chosen.license)

@@ -160,21 +160,21 @@ def test_the_weight_follows_the_radius_and_stays_within_bounds():
     assert adapted(1.0, low, 0.95) == 1.0
 
 
-@pytest.mark.parametrize(("length", "kept"), [(0.5, 1.0), (2.0, 1.0), (50.0, 0.04), (0.0, 1.0)])
-def test_the_pull_of_the_penalty_is_no_longer_than_the_gradient_of_the_loss(length, kept):
+@pytest.mark.parametrize(("norm", "kept"), [(0.5, 1.0), (2.0, 1.0), (50.0, 0.04), (0.0, 1.0)])
+def test_the_gradient_of_the_penalty_has_at_most_the_norm_of_that_of_the_loss(norm, kept):
     """As a whole, over all parameters; its direction stays. One parameter is reached by the penalty alone."""
     parameters = [torch.zeros(3, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     loss = [torch.tensor([2.0, 0.0, 0.0]).double(), torch.zeros(3).double()]
     for p, gradient in zip(parameters, loss, strict=False):
         p.grad = gradient.clone()
     direction = [torch.tensor(v).double() / 3 for v in ([0.0, 2.0, 0.0], [0.0, 0.0, 1.0], [2.0, 0.0, 0.0])]
-    assert add_bounded(parameters, [length * part for part in direction]) == pytest.approx(kept)
+    assert add_bounded(parameters, [norm * part for part in direction]) == pytest.approx(kept)
     for p, gradient, part in zip(parameters, [*loss, torch.zeros(3).double()], direction, strict=True):
         assert p.grad is not None
-        torch.testing.assert_close(p.grad, gradient + kept * length * part)
+        torch.testing.assert_close(p.grad, gradient + kept * norm * part)
 
 
-def test_a_pull_that_is_not_finite_leaves_no_finite_gradient():
+def test_a_penalty_whose_gradient_is_not_finite_leaves_no_finite_gradient():
     """So the step is left out and counted."""
     for bad in (torch.inf, torch.nan):
         p = torch.zeros(2, requires_grad=True)

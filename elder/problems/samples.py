@@ -73,6 +73,7 @@ def _fits(problem: Problem, one: Sample, other: Sample) -> bool:
 
 
 def _joined(problem: Problem, group: Sequence[Sample]) -> tuple[Operator, Measurement, Images]:
+    """The samples as one batch. A single one is as it was: no operator is made again."""
     if len(group) == 1:
         return group[0].operator, group[0].y, group[0].truth
     y = torch.cat([sample.y for sample in group])

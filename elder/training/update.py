@@ -72,11 +72,11 @@ def update(now: Progress, before: Model, drawn: Draw, settings: Finetuning) -> d
     now.optimizer.zero_grad()
     together, batch, theta = now.processes, settings.batch, list(now.theta.parameters())
     unit, own = _unit(now, parts, settings), sum(len(part.x) for part in parts)
-    pull = None if drawn.noise is None else [torch.zeros_like(p) for p in theta]
-    gradients = [_add_gradient(now, part, unit, len(part.x) / own, pull, settings) for part in parts]
+    penalty_grad = None if drawn.noise is None else [torch.zeros_like(p) for p in theta]
+    gradients = [_add_gradient(now, part, unit, len(part.x) / own, penalty_grad, settings) for part in parts]
     together.average_gradients(theta, own / batch)
-    if pull is not None:
-        metrics["penalty_kept"] = add_bounded(theta, together.average(pull, own / batch))
+    if penalty_grad is not None:
+        metrics["penalty_kept"] = add_bounded(theta, together.average(penalty_grad, own / batch))
     length = torch.nn.utils.clip_grad_norm_(theta, settings.clip)
     metrics |= _adapt(now, gradients, settings)
     counts = together.gather(torch.tensor([_counts([g.backward for g in gradients])]), together.count)
@@ -163,35 +163,39 @@ def _add_gradient(
     part: Part,
     unit: Tensor | float,
     share: float,
-    pull: Sequence[Tensor] | None,
+    penalty_grad: Sequence[Tensor] | None,
     settings: Finetuning,
 ) -> Gradient:
-    """Add the gradient of the loss to that of θ, and that of the penalty to `pull`. share: of the process's images.
+    """Add the gradient of the loss to that of θ, and the gradient of the penalty to `penalty_grad`.
 
-    unit: of the penalty. pull: a tensor for each parameter, if this step is penalized.
+    share: the part's share of the process's images. unit: of the penalty. penalty_grad: a tensor for each parameter, if
+    this step is penalized.
     """
     at, tau, error, backward = _attach(now, part, settings)
     radius, theta = None, list(now.theta.parameters())
-    if part.noise is not None and pull is not None:
+    if part.noise is not None and penalty_grad is not None:
         radius = _radius(at, tau, part.noise, settings)
         charge = now.penalty_weight * settings.stability_every * penalty(radius, settings.stability)
         own = torch.autograd.grad(share * unit * charge, theta, retain_graph=True, materialize_grads=True)
-        for total, gradient in zip(pull, own, strict=True):
+        for total, gradient in zip(penalty_grad, own, strict=True):
             total += gradient
     (share * LOSSES[settings.loss](error)).backward(inputs=theta)
     return Gradient(error.detach(), None if radius is None else radius.detach(), backward)
 
 
-def add_bounded(parameters: Sequence[Tensor], pull: Sequence[Tensor]) -> float:
-    """Add `pull` to the gradients, shortened to their length if it is longer; the factor by which it was.
+def add_bounded(parameters: Sequence[Tensor], penalty_grad: Sequence[Tensor]) -> float:
+    """Add the gradient of the penalty, scaled to the norm of the gradient that is there if its own is larger.
 
-    Where the spectral radius is far from its target, the penalty's gradient is thousands of times longer than that of
-    the loss. After clipping, the step would hardly know the loss.
+    Where the spectral radius is far from its target, the norm of the penalty's gradient can be ten thousand times that
+    of the loss. After clipping, the step would hardly know the loss.
+
+    parameters, penalty_grad: tensors of the same shapes, in pairs. A parameter without a gradient gets its part of the
+    penalty's. Returns the factor of the scaling, 1 if there was none.
     """
-    length = torch.stack([p.grad.double().norm() for p in parameters if p.grad is not None]).norm()
-    theirs = torch.stack([part.double().norm() for part in pull]).norm()
-    factor = 1.0 if bool(theirs <= length) else float(length / theirs)
-    for p, part in zip(parameters, pull, strict=True):
+    ours = torch.stack([p.grad.double().norm() for p in parameters if p.grad is not None]).norm()
+    theirs = torch.stack([part.double().norm() for part in penalty_grad]).norm()
+    factor = 1.0 if bool(theirs <= ours) else float(ours / theirs)
+    for p, part in zip(parameters, penalty_grad, strict=True):
         p.grad = factor * part if p.grad is None else p.grad + factor * part
     return factor
 

@@ -10,7 +10,7 @@ import itertools
 import json
 import typing
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from functools import lru_cache
@@ -280,7 +280,8 @@ def load(path: Path) -> Params:
         if name not in params.evaluate.robustness:
             raise UserError(f"params.yaml: evaluate.robustness lacks {name}; name changes of this problem, or []")
     for name, changes in params.evaluate.robustness.items():
-        params.problem(name)
+        if name not in params.problems:
+            raise _unknown("evaluate.robustness", name, "problems", params.problems)
         for number, change in enumerate(changes):
             _check_problem(name, {**params.problems[name], **change}, f"evaluate.robustness.{name}[{number}]")
     for bundle in params.initial_bundles:
@@ -299,8 +300,10 @@ def load(path: Path) -> Params:
         params.pretraining(name)
         _check_regularizer(name, params.description(name, 1))
     for name, cell in params.cells.items():
-        params.problem(cell.problem)
-        params.description(cell.regularizer, 1)
+        if cell.problem not in params.problems:
+            raise _unknown(f"cells.{name}.problem", cell.problem, "problems", params.problems)
+        if cell.regularizer not in params.regularizers:
+            raise _unknown(f"cells.{name}.regularizer", cell.regularizer, "regularizers", params.regularizers)
         params.finetuning(name)
         if not cell.training_problems:
             raise UserError(f"params.yaml: cells.{name}.training_problem: an empty list leaves nothing to draw")
@@ -309,6 +312,11 @@ def load(path: Path) -> Params:
             _check_problem(cell.problem, trained, f"cells.{name}.training_problem")
             _check_patch(name, problems.make(cell.problem, trained), params.finetuning(name).patch)
     return params
+
+
+def _unknown(where: str, name: str, section: str, known: Iterable[str]) -> UserError:
+    """Of a setting that names what its section lacks."""
+    return UserError(f"params.yaml: {where} names {name}, and {section} has only {', '.join(known) or 'nothing'}")
 
 
 def validated(model: type[T], settings: Mapping[str, Any], where: str = "") -> T:

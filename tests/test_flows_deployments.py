@@ -27,7 +27,7 @@ from PIL import Image
 from prefect import get_client
 from prefect.exceptions import ParameterTypeError
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Running
+from prefect.states import Completed, Running
 from prefect.utilities.callables import parameter_schema
 from test_flows import free_port, wait_until
 
@@ -380,25 +380,37 @@ def test_old_flow_runs_go_with_their_artifacts_and_new_ones_stay(server, monkeyp
     assert "old-and-gone" not in dict(artifacts())
 
 
-def test_a_run_whose_process_was_killed_is_closed_by_the_next_one(server, tmp_path, monkeypatch):
+@pytest.mark.parametrize("by_hand", [False, True], ids=["deployment", "by-hand"])
+def test_a_run_whose_process_was_killed_is_closed_by_the_next_one(server, tmp_path, monkeypatch, by_hand):
     told: list[str] = []
     with get_client(sync_client=True) as client:
-        made = client.create_deployment(client.create_flow(watch), "killed")
-        killed, alive, elsewhere, mine = (
-            client.create_flow_run_from_deployment(made, state=Running()) for _ in range(4)
-        )
+        if by_hand:
+            runs = [client.create_flow_run(watch, state=Running()) for _ in range(5)]
+        else:
+            made = client.create_deployment(client.create_flow(watch), "killed")
+            runs = [client.create_flow_run_from_deployment(made, state=Running()) for _ in range(5)]
+        killed, alive, elsewhere, ended, mine = runs
         parent = client.create_task_run(publish.publish, killed.id, "0", state=Running())  # stands for the inner flow
         inner = client.create_flow_run(train, parent_task_run_id=parent.id, state=Running())
+        client.set_flow_run_state(ended.id, Completed(), force=True)
         marks = tmp_path / deployed.MARKS
         deployed._mark(marks, str(alive.id))
-        (marks / str(killed.id)).touch()
-        monkeypatch.setattr(deployed, "deployment", SimpleNamespace(id=str(made)))
+        for run in (killed, ended):
+            (marks / str(run.id)).touch()
+        monkeypatch.setattr(deployed, "deployment", SimpleNamespace(id=None))  # it would end with its parent
         monkeypatch.setattr(deployed, "flow_run", SimpleNamespace(id=str(mine.id)))
-        deployed.close_dead(tmp_path, told.append)
-        states = [client.read_flow_run(run.id).state.name for run in (killed, inner, alive, elsewhere, mine)]
+        deployed.begin(tmp_path, told.append)
+        states = [client.read_flow_run(run.id).state.name for run in (killed, inner, alive, elsewhere, ended, mine)]
         assert client.read_task_run(parent.id).state.name == "Crashed"
-    assert states == ["Crashed", "Crashed", "Running", "Running", "Running"]
-    assert len(told) == 1
+    assert states == ["Crashed", "Crashed", "Running", "Running", "Completed", "Running"]
+    assert told == [f"run {killed.name} is now Crashed: its process ended without a report"]
+    assert {mark.name for mark in marks.iterdir()} == {str(alive.id), str(mine.id)}
+
+
+def test_a_folder_without_dvc_gets_no_marks(tmp_path, monkeypatch):
+    monkeypatch.setattr(deployed, "deployment", SimpleNamespace(id=None))
+    deployed.begin(tmp_path, pytest.fail)
+    assert not [*tmp_path.iterdir()]
 
 
 # The commands below the flows

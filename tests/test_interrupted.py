@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import signal
+import sqlite3
 import subprocess
 import sys
 from itertools import pairwise
@@ -187,5 +190,11 @@ def test_the_end_of_a_flow_by_hand_is_that_of_its_server_and_the_next_one_finish
         assert wait_until(lambda: not processes_in(folder) and command.poll() is not None, LIMIT), printed()
         assert command.returncode != 0
     (folder / "go").touch()
-    waiting.run(*BY_HAND)
+    told = waiting.run(*BY_HAND)
     assert (folder / "one.txt").exists()
+    # A flow that could not report its end is closed by the next one.
+    closed = re.findall(r"run \S+ is now Crashed: its process ended without a report", told.stdout + told.stderr)
+    assert len(closed) == ((target, number) == ("flow", signal.SIGKILL))
+    with contextlib.closing(sqlite3.connect(folder / ".prefect" / "prefect.db")) as database:
+        states = sorted(row[0] for row in database.execute("select state_type from flow_run"))
+    assert states == ["COMPLETED", "CRASHED"]

@@ -198,8 +198,8 @@ BAD = [
     ),
     ("cells", {"a": IMPLICIT | {"training_problem": {"ratio": []}}}, "training_problem: an empty list leaves nothing"),
     ("cells", {"a": {"problem": "csmri"}}, "cells.a lacks regularizer"),
-    ("cells", {"a": IMPLICIT | {"regularizer": "red"}}, "needs a section regularizers.red"),
-    ("cells", {"a": IMPLICIT | {"problem": "ct"}}, "needs a section problems.ct"),
+    ("cells", {"a": IMPLICIT | {"regularizer": "red"}}, "a.regularizer names red, and regularizers has only implicit"),
+    ("cells", {"a": IMPLICIT | {"problem": "ct"}}, "cells.a.problem names ct, and problems has only csmri"),
     ("regularizers", {"implicit": {"filters": 3}}, "unknown setting regularizers.implicit.filters; known are network"),
     (
         "regularizers",
@@ -210,6 +210,7 @@ BAD = [
     ("regularizers", {"ridge": {}}, "regularizers.ridge: unknown regularizer 'ridge'"),
     ("evaluate", {"robustness": {"csmri": [{"rate": 2}]}}, "unknown setting evaluate.robustness.csmri[0].rate; known"),
     ("evaluate", {"robustness": {}}, "evaluate.robustness lacks csmri"),
+    ("evaluate", {"robustness": {"csmri": [], "ct": []}}, "evaluate.robustness names ct, and problems has only csmri"),
     ("network", {"widht": 4}, "unknown setting network.widht; known are activation, depth, width; did you mean width?"),
     ("network", {"activation": "relu"}, "activation='relu' must be one of elu, softplus"),
     ("network", {"width": "wide"}, "network.width='wide' must be a whole number"),

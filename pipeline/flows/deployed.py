@@ -1,4 +1,4 @@
-"""What a run that a deployment has started owes to its worker, and to the run before it."""
+"""What a flow run owes, when it begins, to the worker that started it and to the runs before it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from prefect import get_client
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import (
     FlowRunFilter,
-    FlowRunFilterDeploymentId,
     FlowRunFilterId,
     FlowRunFilterParentFlowRunId,
     FlowRunFilterState,
@@ -29,36 +28,38 @@ from pipeline.flows import process
 
 OPEN = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 MARKS = Path(".dvc") / "tmp" / "runs"
+# Runs in one question to the server.
+PAGE = 100
 REASON = "its process ended without a report"
 # The locks of this process.
 _held: list[IO[str]] = []
 
 
-def end_with_starter() -> None:
-    """Have this process end with the worker or runner that started it. Does nothing for a run by hand."""
+def begin(folder: Path, log: Callable[[str], None]) -> None:
+    """Begin a run in the project in `folder`: have it end with its starter, and close the runs that were killed before.
+
+    A run of a deployment ends with the worker or runner that started it. A run by hand has no such starter.
+
+    Open runs whose process was killed are set to `Crashed`, with what they started. Every run holds a lock on a file of
+    its own, in `MARKS` of the project, for as long as its process lives. A limit of Prefect's can't tell: its leases
+    run out on a busy machine, or while the server is away, and end runs that live. A run is closed on the server that
+    knows it. A folder that is no DVC repository keeps no marks.
+    """
     if deployment.id is not None:
         process.end_with_parent()
-
-
-def close_dead(folder: Path, log: Callable[[str], None]) -> None:
-    """Set the open runs of this run's deployment whose process was killed, and what they started, to `Crashed`.
-
-    Every run holds a lock on a file of its own, in `MARKS` of the project, for as long as its process lives. A limit of
-    Prefect's can't tell: its leases run out on a busy machine, or while the server is away, and end runs that live.
-    Does nothing for a run that no deployment made.
-    """
-    if deployment.id is None:
+    if not (folder / ".dvc").is_dir():
         return
-    _mark(folder / MARKS, str(flow_run.id))
+    marks = folder / MARKS
+    _mark(marks, str(flow_run.id))
+    dead = [mark.name for mark in sorted(marks.iterdir()) if not mark.suffix and _is_dead(mark)]
     with get_client(sync_client=True) as client:
-        mine = FlowRunFilter(
-            deployment_id=FlowRunFilterDeploymentId(any_=[UUID(deployment.id)]),
-            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=OPEN)),
-        )
-        for run in client.read_flow_runs(flow_run_filter=mine):
-            if str(run.id) != flow_run.id and _is_dead(folder / MARKS / str(run.id)):
-                _crash(client, run)
-                log(f"run {run.name} is now Crashed: {REASON}")
+        for first in range(0, len(dead), PAGE):
+            ids = FlowRunFilterId(any_=[UUID(name) for name in dead[first : first + PAGE]])
+            for run in client.read_flow_runs(flow_run_filter=FlowRunFilter(id=ids), limit=PAGE):
+                if run.state_type in OPEN:
+                    _crash(client, run)
+                    log(f"run {run.name} is now Crashed: {REASON}")
+                (marks / str(run.id)).unlink(missing_ok=True)
 
 
 def _mark(marks: Path, name: str) -> None:
@@ -72,13 +73,12 @@ def _mark(marks: Path, name: str) -> None:
 
 
 def _is_dead(mark: Path) -> bool:
-    """Whether a run has held its lock, and holds it no more. The mark is then removed."""
+    """Whether the run that held this lock holds it no more."""
     try:
         with mark.open() as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (FileNotFoundError, BlockingIOError):  # it has not begun, or runs elsewhere; or it lives
+    except (FileNotFoundError, BlockingIOError):  # another run has closed it; or it lives
         return False
-    mark.unlink(missing_ok=True)
     return True
 
 

@@ -55,12 +55,11 @@ def train(
             ray, runs in a working copy of the project.
         cluster: A cluster elsewhere, and what each cell gets of it.
     """
-    deployed.end_with_starter()
     root, log = Path(folder).resolve(), get_run_logger()
+    deployed.begin(root, log.warning)
     groups, sections = graph.read(root)
     selection = graph.Selection(sections, cells)
     site = clusters.site(runner, at_once, cluster, root)
-    deployed.close_dead(root, log.warning)
     with repository.hold(root, f"flow run {flow_run.name}", log.warning, patience=wait):
         pictures = source.find(root, sections.get("prepare", {}), source.last(root))
         before = verdicts(root)

@@ -95,8 +95,8 @@ def evaluate_champions(
         folder: The project, with its params.yaml.
         timeout: Seconds that one champion may take.
     """
-    deployed.end_with_starter()
     root, log = Path(folder).resolve(), get_run_logger()
+    deployed.begin(root, log.warning)
     pictures = root / images
     if not pictures.is_dir():
         raise ValueError(f"images: {pictures} is no folder")
@@ -137,8 +137,8 @@ def reconstruct_batch(
         folder: The project. Other paths are relative to it.
         timeout: Seconds for the whole folder.
     """
-    deployed.end_with_starter()
     root = Path(folder).resolve()
+    deployed.begin(root, get_run_logger().warning)
     if not (root / measurements).is_dir():
         raise ValueError(f"measurements: {root / measurements} is no folder")
     command = [sys.executable, "-m", "pipeline.batch", model, "--measurements", str(root / measurements)]

@@ -73,9 +73,10 @@ def prune(
         flow_run_days: Days that flow runs of Prefect stay, with their artifacts.
         dry_run: Only show what would go.
     """
-    deployed.end_with_starter()
+    root, log = Path(folder).resolve(), get_run_logger()
+    deployed.begin(root, log.warning)
     command = [sys.executable, "-m", "pipeline.prune", "--days", str(days), "--repros", str(repros)]
     command += ["--versions", str(versions), "--dry-run" if dry_run else "--yes"]
-    run("prune", command, Path(folder).resolve(), PATIENCE)
+    run("prune", command, root, PATIENCE)
     count = delete_flow_runs(flow_run_days, dry_run)
-    get_run_logger().info(f"{count} flow runs {'would go' if dry_run else 'removed'}")
+    log.info(f"{count} flow runs {'would go' if dry_run else 'removed'}")

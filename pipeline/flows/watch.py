@@ -40,9 +40,8 @@ def watch(
         at_once: Cells that are trained at the same time, on this machine.
         cluster: A cluster elsewhere, and what each cell gets of it.
     """
-    deployed.end_with_starter()
     root, log = Path(folder).resolve(), get_run_logger()
-    deployed.close_dead(root, log.warning)
+    deployed.begin(root, log.warning)
     settings = graph.sections(root).get("prepare", {})
     last = source.last(root)
     found = source.find(root, settings, last)

@@ -11,6 +11,8 @@ from typing import Any
 
 # Set it to see where an error comes from.
 TRACEBACK = "ELDER_TRACEBACK"
+# The exit code of a command whose output nobody reads on: that of a program ended by SIGPIPE, as shells give it.
+UNREAD = 141
 
 
 class UserError(ValueError):
@@ -24,6 +26,7 @@ class DataWarning(UserWarning):
 def run(program: str, work: Callable[[], None]) -> int:
     """Do the work of a command. Returns its exit code: 0; or 1 after one line on stderr that says what was wrong.
 
+    A reader that closes its end of the output, as `head` does, has all that it wanted: the command ends without a line.
     A `DataWarning` is one line on stderr too. Any other exception than a `UserError` is a fault of this program or of
     its installation: its line gives the type, and how to see the traceback.
     """
@@ -32,8 +35,13 @@ def run(program: str, work: Callable[[], None]) -> int:
         warnings.simplefilter("always", DataWarning)
         try:
             work()
+            sys.stdout.flush()
         except KeyboardInterrupt:
             line = "interrupted"
+        except BrokenPipeError:
+            # What is left in the buffer has no reader, and would fail again when Python ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return UNREAD
         except Exception as error:
             if os.environ.get(TRACEBACK):
                 traceback.print_exc()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -165,6 +166,17 @@ def test_the_installed_command_answers():
     assert subprocess.run([tool, "--help"], capture_output=True, text=True, check=True).stdout.startswith(
         "usage: elder"
     )
+
+
+def test_a_reader_that_has_enough_ends_the_command_without_a_line():
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        command = [Path(sys.executable).with_name("elder"), "models"]
+        ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        os.close(writing)
+    assert (ended.stderr, ended.returncode) == ("", 141)
 
 
 def test_a_mask_by_hand_is_a_file_and_the_measurement_keeps_its_own(bundle, photographs, mask, tmp_path, capsys):

@@ -71,7 +71,9 @@ def test_groups_keep_the_order_and_what_differs_is_apart(images):
     assert all(torch.equal(image, sample.truth[0]) for image, sample in zip(flat, samples, strict=True))
     ct, few = measured("ct", {"angles": 6}, images[:2])
     many = measured("ct", {"angles": 7}, images[2:3])[1]
-    assert [len(truth) for *_, truth in batches(ct, [*few, *many], 3)] == [2, 1]
+    scans = list(batches(ct, [*few, *many], 3))
+    assert [len(truth) for *_, truth in scans] == [2, 1]
+    assert scans[0][0] is few[0].operator  # whose matrix took long to make
 
 
 def test_a_batch_of_one_is_the_sample_itself(images):

@@ -76,13 +76,16 @@ def _joined(problem: Problem, group: Sequence[Sample]) -> tuple[Operator, Measur
     """The samples as one batch. A single one is as it was: no operator is made again."""
     if len(group) == 1:
         return group[0].operator, group[0].y, group[0].truth
-    y = torch.cat([sample.y for sample in group])
+    y, truth = (torch.cat(parts) for parts in zip(*((sample.y, sample.truth) for sample in group), strict=True))
     arguments = [problem.arguments(sample.operator) for sample in group]
+    if all(first.ndim != 4 for first in arguments[0].values()):
+        # Nothing differs between the images. The matrix of a scan takes seconds to make.
+        return group[0].operator, y, truth
     whole = {
         name: np.concatenate([each[name] for each in arguments]) if first.ndim == 4 else first
         for name, first in arguments[0].items()
     }
-    return problem.bind(y, **whole), y, torch.cat([sample.truth for sample in group])
+    return problem.bind(y, **whole), y, truth
 
 
 def is_constrained(problem: Problem, samples: Sequence[Sample]) -> bool:

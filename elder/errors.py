@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 import traceback
 import warnings
@@ -38,10 +39,10 @@ def run(program: str, work: Callable[[], None]) -> int:
             sys.stdout.flush()
         except KeyboardInterrupt:
             line = "interrupted"
-        except BrokenPipeError:
-            # What is left in the buffer has no reader, and would fail again when Python ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return UNREAD
+        except BrokenPipeError as error:
+            if not _has_reader():
+                return UNREAD
+            line = describe(error)  # of another pipe or connection
         except Exception as error:
             if os.environ.get(TRACEBACK):
                 traceback.print_exc()
@@ -61,6 +62,20 @@ def describe(error: Exception) -> str:
         return f"out of memory ({message})" if message else "out of memory"
     name = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
     return f"unexpected {name}: {message} (set {TRACEBACK}=1 to see where)"
+
+
+def _has_reader() -> bool:
+    """Whether somebody reads the standard output. If not, what is left to print is dropped: it would fail again."""
+    try:
+        output = sys.stdout.fileno()
+    except OSError:  # it is no file of the system
+        return True
+    ended = select.poll()
+    ended.register(output, 0)  # errors and the end of the other side are told without being asked for
+    if not ended.poll(0):
+        return True
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return False
 
 
 def _shown_by(program: str) -> Callable[..., None]:

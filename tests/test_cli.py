@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import pytest
 import tifffile
 
 from benchmarks import __main__ as benchmarks
-from elder import io, released
+from elder import errors, io, released
 from elder.cli import EPILOG, main
 
 
@@ -177,6 +178,14 @@ def test_a_reader_that_has_enough_ends_the_command_without_a_line():
     finally:
         os.close(writing)
     assert (ended.stderr, ended.returncode) == ("", 141)
+
+
+def test_a_pipe_that_breaks_elsewhere_is_told(capsys):
+    def work() -> None:
+        raise BrokenPipeError(errno.EPIPE, "the worker has gone")
+
+    assert errors.run("tune", work) == 1
+    assert capsys.readouterr().err == "tune: [Errno 32] the worker has gone\n"
 
 
 def test_a_mask_by_hand_is_a_file_and_the_measurement_keeps_its_own(bundle, photographs, mask, tmp_path, capsys):

@@ -34,7 +34,7 @@ from test_flows import free_port, wait_until
 from elder import UserError, cli
 from elder.model import registry
 from pipeline import batch, champions, links
-from pipeline.flows import deployed, graph, notify, process, progress, publish, source
+from pipeline.flows import flow_runs, graph, notify, process, progress, publish, source
 from pipeline.flows import prune as pruning
 from pipeline.flows.flow import StageFailed, train
 from pipeline.flows.models import evaluate_champions, reconstruct_batch, row
@@ -393,13 +393,13 @@ def test_a_run_whose_process_was_killed_is_closed_by_the_next_one(server, tmp_pa
         parent = client.create_task_run(publish.publish, killed.id, "0", state=Running())  # stands for the inner flow
         inner = client.create_flow_run(train, parent_task_run_id=parent.id, state=Running())
         client.set_flow_run_state(ended.id, Completed(), force=True)
-        marks = tmp_path / deployed.MARKS
-        deployed._mark(marks, str(alive.id))
+        marks = tmp_path / flow_runs.MARKS
+        flow_runs._mark(marks, str(alive.id))
         for run in (killed, ended):
             (marks / str(run.id)).touch()
-        monkeypatch.setattr(deployed, "deployment", SimpleNamespace(id=None))  # it would end with its parent
-        monkeypatch.setattr(deployed, "flow_run", SimpleNamespace(id=str(mine.id)))
-        deployed.begin(tmp_path, told.append)
+        monkeypatch.setattr(flow_runs, "deployment", SimpleNamespace(id=None))  # it would end with its parent
+        monkeypatch.setattr(flow_runs, "flow_run", SimpleNamespace(id=str(mine.id)))
+        flow_runs.begin(tmp_path, told.append)
         states = [client.read_flow_run(run.id).state.name for run in (killed, inner, alive, elsewhere, ended, mine)]
         assert client.read_task_run(parent.id).state.name == "Crashed"
     assert states == ["Crashed", "Crashed", "Running", "Running", "Completed", "Running"]
@@ -408,8 +408,8 @@ def test_a_run_whose_process_was_killed_is_closed_by_the_next_one(server, tmp_pa
 
 
 def test_a_folder_without_dvc_gets_no_marks(tmp_path, monkeypatch):
-    monkeypatch.setattr(deployed, "deployment", SimpleNamespace(id=None))
-    deployed.begin(tmp_path, pytest.fail)
+    monkeypatch.setattr(flow_runs, "deployment", SimpleNamespace(id=None))
+    flow_runs.begin(tmp_path, pytest.fail)
     assert not [*tmp_path.iterdir()]
 
 

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from pipeline import REPRO, ROOT
 from pipeline.flows import cluster as clusters
-from pipeline.flows import commands, deployed, graph, matrix, notify, process, repository, source
+from pipeline.flows import commands, flow_runs, graph, matrix, notify, process, repository, source
 from pipeline.flows.cluster import Cluster, Engine
 from pipeline.flows.commands import RepositoryBusy, StageFailed, of_dvc
 from pipeline.flows.publish import publish, verdicts
@@ -56,7 +56,7 @@ def train(
         cluster: A cluster elsewhere, and what each cell gets of it.
     """
     root, log = Path(folder).resolve(), get_run_logger()
-    deployed.begin(root, log.warning)
+    flow_runs.begin(root, log.warning)
     groups, sections = graph.read(root)
     selection = graph.Selection(sections, cells)
     site = clusters.site(runner, at_once, cluster, root)

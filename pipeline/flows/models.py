@@ -13,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
 from pipeline import ROOT
-from pipeline.flows import deployed, notify, process
+from pipeline.flows import flow_runs, notify, process
 from pipeline.flows.progress import Progress, drawn
 from pipeline.flows.publish import key_of
 
@@ -96,7 +96,7 @@ def evaluate_champions(
         timeout: Seconds that one champion may take.
     """
     root, log = Path(folder).resolve(), get_run_logger()
-    deployed.begin(root, log.warning)
+    flow_runs.begin(root, log.warning)
     pictures = root / images
     if not pictures.is_dir():
         raise ValueError(f"images: {pictures} is no folder")
@@ -138,7 +138,7 @@ def reconstruct_batch(
         timeout: Seconds for the whole folder.
     """
     root = Path(folder).resolve()
-    deployed.begin(root, get_run_logger().warning)
+    flow_runs.begin(root, get_run_logger().warning)
     if not (root / measurements).is_dir():
         raise ValueError(f"measurements: {root / measurements} is no folder")
     command = [sys.executable, "-m", "pipeline.batch", model, "--measurements", str(root / measurements)]

@@ -19,7 +19,7 @@ from prefect.exceptions import ObjectNotFound
 from pydantic import Field
 
 from pipeline import ROOT
-from pipeline.flows import deployed, notify
+from pipeline.flows import flow_runs, notify
 from pipeline.flows.models import run
 
 # Flow runs that one request asks for.
@@ -74,7 +74,7 @@ def prune(
         dry_run: Only show what would go.
     """
     root, log = Path(folder).resolve(), get_run_logger()
-    deployed.begin(root, log.warning)
+    flow_runs.begin(root, log.warning)
     command = [sys.executable, "-m", "pipeline.prune", "--days", str(days), "--repros", str(repros)]
     command += ["--versions", str(versions), "--dry-run" if dry_run else "--yes"]
     run("prune", command, root, PATIENCE)

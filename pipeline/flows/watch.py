@@ -11,7 +11,7 @@ from prefect.states import Completed
 from pydantic import Field
 
 from pipeline import ROOT
-from pipeline.flows import deployed, graph, notify, source
+from pipeline.flows import flow_runs, graph, notify, source
 from pipeline.flows.cluster import Cluster, Engine
 from pipeline.flows.flow import AtOnce, Seconds, train
 
@@ -41,7 +41,7 @@ def watch(
         cluster: A cluster elsewhere, and what each cell gets of it.
     """
     root, log = Path(folder).resolve(), get_run_logger()
-    deployed.begin(root, log.warning)
+    flow_runs.begin(root, log.warning)
     settings = graph.sections(root).get("prepare", {})
     last = source.last(root)
     found = source.find(root, settings, last)

@@ -10,6 +10,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED = false
 .DELETE_ON_ERROR:
 
 run: $(READY)  ## train, evaluate and register: dvc repro, then what was made
+	@$(BIN)/python -m pipeline.heal --quiet
 	@$(BIN)/dvc repro
 	@$(BIN)/python -m pipeline.report.summary
 

@@ -25,9 +25,11 @@ class Counting(Energy):
         self.seen = 0
 
     def value(self, x: Images, sigma: OneOrEach) -> PerImage:
+        """As the inner energy's."""
         return self.inner.value(x, sigma)
 
     def value_and_grad(self, x: Images, sigma: OneOrEach) -> tuple[PerImage, Images]:
+        """As the inner energy's; the pictures are counted."""
         self.seen += len(x)
         return self.inner.value_and_grad(x, sigma)
 

@@ -8,9 +8,10 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import skimage
 import torch
@@ -20,7 +21,7 @@ from elder import io, problems, regularizers
 from elder.io import to_tensor
 from elder.model import bundle
 from elder.model.model import Hyperparameters, Model
-from elder.problems.samples import measure
+from elder.problems.samples import Sample, measure
 from elder.regularizers import LeastSquaresResidual
 from elder.training.patches import Patches
 from elder.training.pretrain import Pretraining, pretrain
@@ -70,6 +71,37 @@ class Row:
 def counted(benchmark: str, case: str, figure: float, unit: str, target: float | None = None) -> Row:
     """A figure that is counted, not timed: it has no spread."""
     return Row(benchmark, case, figure, unit, figure, figure, target)
+
+
+def compared(
+    benchmark: str,
+    problems: Mapping[str, tuple[str, dict[str, Any], tuple[int, int]]],
+    count: Callable[[Model, Sample], dict[str, int]],
+    reference: str,
+    pictures: int,
+    unit: str,
+    target: float,
+) -> Iterator[Row]:
+    """What each method takes, counted: the mean over pictures, and that of the best method over the reference's.
+
+    Args:
+        problems: the problem, its settings and the size of the pictures, by the name of the case.
+        count: the count of each method by its name, on one measurement.
+        reference: the name of the method that the others are compared with.
+        target: what the share of the best method is to be at most.
+    """
+    for label, (problem, settings, size) in problems.items():
+        for title in NETWORKS:
+            chosen = model(title, problem, **settings)
+            counts = [count(chosen, m) for m in measured(chosen, size)[:pictures]]
+            found = {name: [each[name] for each in counts] for name in counts[0]}
+            means = {name: statistics.mean(values) for name, values in found.items()}
+            case = f"{label}, {title}"
+            yield from (counted(benchmark, f"{case}, {name}", mean, unit) for name, mean in means.items())
+            best = min(means.keys() - {reference}, key=lambda name: (means[name], name))
+            shares = [a / b for a, b in zip(found[best], found[reference], strict=True)]
+            share = means[best] / means[reference]
+            yield Row(benchmark, f"{case}, {best} of {reference}", share, "", min(shares), max(shares), target)
 
 
 def paired(reference: Callable[[], object], *others: Callable[[], object], runs: int) -> list[list[float]]:
@@ -136,20 +168,30 @@ def measured(chosen: Model, size: tuple[int, int], names: Sequence[str] = TEST):
 
 def main(run: Callable[[int], Iterable[Row]], text: str | None, runs: int = 9) -> None:
     """The command of one benchmark: measure, print each row as it comes, and merge all into results.json."""
-    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=runs, help=f"timed runs of each variant (default: {runs})")
-    rows = []
-    for row in run(parser.parse_args().runs):
+    record(shown(run(parser(text, runs).parse_args().runs)))
+
+
+def parser(text: str | None, runs: int) -> argparse.ArgumentParser:
+    """The arguments of a benchmark."""
+    found = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--runs", type=int, default=runs, help="timed runs of each variant (default: %(default)s)")
+    return found
+
+
+def shown(rows: Iterable[Row]) -> list[Row]:
+    """The rows, each printed as it comes."""
+    found = []
+    for row in rows:
         print(row, flush=True)
-        rows.append(row)
-    record(rows)
+        found.append(row)
+    return found
 
 
-def record(rows: Sequence[Row]) -> None:
-    """Put the rows into results.json in the place of those of the same benchmark."""
+def record(rows: Sequence[Row], *, whole: bool = True) -> None:
+    """Put the rows into results.json in the place of those of the same benchmark; or, of a part, of the same cases."""
     old = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
-    fresh = {row.benchmark for row in rows}
-    kept = [row for row in old if row["benchmark"] not in fresh]
+    fresh = {row.benchmark if whole else (row.benchmark, row.case) for row in rows}
+    kept = [row for row in old if (row["benchmark"] if whole else (row["benchmark"], row["case"])) not in fresh]
     io.write_json(RESULTS, {"machine": machine(), "rows": kept + [asdict(row) for row in rows]})
 
 

@@ -28,10 +28,12 @@ from benchmarks.common import (
     TOLERANCES,
     Row,
     counted,
-    main,
     measured,
     model,
     paired,
+    parser,
+    record,
+    shown,
     summarized,
 )
 from elder.fidelity import LeastSquares
@@ -55,14 +57,16 @@ GAP, MOST = 1e-4, 100
 RESIDUAL, SIDE, BATCH = 1e-3, 66, 2
 # Where memory is compared, the side that makes it show.
 LARGE = 240
+MEMORY = "peak memory of a DEQ step, DRUNet, deblur"
 
 
-def run(runs: int) -> Iterator[Row]:
-    """Memory, then both comparisons for every problem and network."""
+def run(runs: int, only: str = "") -> Iterator[Row]:
+    """Memory, then both comparisons for every problem and network whose case holds `only`."""
     # First: a process inherits the peak of the one that starts it, which is still small here.
-    yield memory()
+    if only in MEMORY:
+        yield memory()
     for label, (problem, settings) in PROBLEMS.items():
-        for title in NETWORKS:
+        for title in [title for title in NETWORKS if only in f"{label}, {title}"]:
             chosen = model(title, problem, **settings)
             yield from reconstruction(f"{label}, {title}", chosen, runs)
             yield from training(f"{label}, {title}", chosen, runs)
@@ -141,12 +145,14 @@ class Training:
         self.problem = chosen.objective(operator, y)
 
     def ours(self, tol: float) -> tuple[Tensor, Tensor]:
+        """Our fixed point, and the gradient there with the adjoint equation solved to `tol`."""
         step = torch.tensor(self.model.hyperparameters.step)
         solution = fixed_point(self.problem, self.start, step, tol=RESIDUAL, max_steps=MOST)
         x, _ = ImplicitGradient(MINRES(tol, 200)).attach(self.problem, solution.x, solution.step)
         return x.detach(), self.gradient(x)
 
     def theirs(self, anderson: bool) -> tuple[Tensor, Tensor]:
+        """deepinv's fixed point and gradient; `anderson`: backward, too."""
         peer = Peer(self.model, self.m, MOST, False, residual=RESIDUAL, backward=anderson)
         x = peer(self.m.y, self.physics, init=self.start)
         return x.detach(), self.gradient(x)
@@ -166,6 +172,7 @@ class Training:
         return gradient
 
     def gradient(self, x: Tensor, weights: list[nn.Parameter] | None = None) -> Tensor:
+        """The gradient of the mean squared error of x in the weights, as one vector."""
         loss = (x - self.truth.to(x.dtype)).square().mean()
         parts = torch.autograd.grad(loss, weights or self.weights)
         return torch.cat([part.flatten() for part in parts])
@@ -303,9 +310,22 @@ def memory() -> Row:
             command, check=True, capture_output=True, text=True, env={**os.environ, "MALLOC_TRIM_THRESHOLD_": "65536"}
         )
         peaks[library] = int(done.stdout.split()[-1])
-    return counted(
-        "peer", "peak memory of a DEQ step, DRUNet, deblur", peaks["elder"] / peaks["deepinv"], "of its", 1.0
+    return counted("peer", MEMORY, peaks["elder"] / peaks["deepinv"], "of its", 1.0)
+
+
+def main() -> None:
+    """The command: all cases, or those that are asked for."""
+    chosen = parser(__doc__, runs=3)
+    chosen.add_argument(
+        "--only", default="", metavar="TEXT", help="only cases whose name holds this: 'superres', 'DRUNet'"
     )
+    arguments = chosen.parse_args()
+    rows = shown(run(arguments.runs, arguments.only))
+    if not rows:
+        chosen.error(
+            f"no case holds {arguments.only!r}; there are {', '.join(PROBLEMS)}, each with {' and '.join(NETWORKS)}"
+        )
+    record(rows, whole=not arguments.only)
 
 
 def peak(library: str) -> None:
@@ -321,4 +341,4 @@ if __name__ == "__main__":
     if "--peak" in sys.argv:
         peak(sys.argv[-1])
     else:
-        main(run, __doc__, runs=3)
+        main()

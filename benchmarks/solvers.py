@@ -9,13 +9,12 @@ matters.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from benchmarks.common import NETWORKS, Row, counted, main, measured, model
+from benchmarks.common import Row, compared, main
 from elder.model.model import Model
 from elder.objective import Objective
 from elder.problems.samples import Sample
@@ -37,24 +36,9 @@ PROBLEMS = {
 }
 
 
-def run(runs: int) -> list[Row]:
+def run(runs: int) -> Iterator[Row]:
     """Evaluations of each method on each picture; the best method over plain proximal gradient."""
-    rows = []
-    for label, (problem, settings, size) in PROBLEMS.items():
-        for title in NETWORKS:
-            chosen = model(title, problem, **settings)
-            found: dict[str, list[int]] = {name: [] for name in METHODS}
-            for m in measured(chosen, size)[:runs]:
-                for name, count in evaluations(chosen, m).items():
-                    found[name].append(count)
-            means = {name: statistics.mean(counts) for name, counts in found.items()}
-            case = f"{label}, {title}"
-            rows += [counted("solvers", f"{case}, {name}", mean, "evaluations") for name, mean in means.items()]
-            best = min(list(means)[1:], key=lambda name: means[name])
-            shares = [b / p for b, p in zip(found[best], found["proximal gradient"], strict=True)]
-            share = means[best] / means["proximal gradient"]
-            rows.append(Row("solvers", f"{case}, {best} of plain", share, "", min(shares), max(shares), 0.5))
-    return rows
+    return compared("solvers", PROBLEMS, evaluations, "proximal gradient", runs, "evaluations", 0.5)
 
 
 @torch.no_grad()

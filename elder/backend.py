@@ -30,6 +30,7 @@ class Compute:
     the rough part of every solve, which float32 then polishes, and for pre-training. micro_batch: images of a batch
     that training computes at once, which bounds its memory; 0: all of them. validation_batch: images that validation
     and tuning solve for at once; 0: one on a processor, which is no slower, and 8 on an accelerator.
+    Raises `UserError` for an unknown precision, a negative number of images, or a device that can't be used.
     """
 
     device: str = "cpu"

@@ -166,7 +166,7 @@ def _simulate(arguments: argparse.Namespace) -> None:
     problem = problems.make(arguments.problem, chosen)
     names, images = _clean(arguments, 3 if arguments.color else 1)
     _spare_files(dict(arguments.set), [arguments.out / f"{name}.npz" for name in names])
-    for m in samples.measure(problem, names, images):
+    for m in samples.measurements(problem, names, images):
         samples.save(arguments.out / f"{m.name}.npz", problem, m)
         print(f"{m.name}: {problem.name} measurement {tuple(m.y.shape[1:])}")
     print(f"{len(names)} measurements in {arguments.out}")
@@ -244,7 +244,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from elder.evaluation.results import Result
     from elder.io import to_array
     from elder.model.address import folder, load
-    from elder.problems.samples import measure
+    from elder.problems.samples import measurements
 
     if arguments.limit is not None and arguments.limit < 1:
         raise UserError(f"--limit {arguments.limit}: must be at least 1")
@@ -264,7 +264,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             flush=True,
         )
 
-    report = summary(model, evaluate(model, measure(model.problem, names, images), show))
+    scores = []
+    for result in evaluate(model, measurements(model.problem, names, images)):
+        show(result)
+        scores.append(result.scores)
+    report = summary(model, scores)
     io.write_json(arguments.out / "metrics.json", report)
     mean, baseline = report["mean"], report["baseline"]
     print(f"mean of {len(names)}: {baseline['psnr']:.2f} -> {mean['psnr']:.2f} dB, SSIM {mean['ssim']:.4f}")
@@ -294,7 +298,9 @@ def _list_registry() -> None:
         print("models of a registry are listed where MLflow is installed: pip install mlflow")
         return
     if store.address() is None:
-        print(f"there is no registry here: dvc repro makes one in the project's folder, {store.VARIABLE} names another")
+        print(
+            f"there is no registry here: a project that has trained has one in its folder, {store.VARIABLE} names one"
+        )
         return
     rows = registry.listing()
     if not rows:

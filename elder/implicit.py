@@ -102,7 +102,7 @@ class ImplicitGradient:
         solved: (b,) bool, the images at a fixed point; all of them if `None`. Where an image is not, the result is
         T(x) = prox_{τg}(x − τλR_θ(x)) in the place of x, and its gradient in θ that of `fallback`. With
         `linear.JACOBIAN_FREE` that is the gradient of L(T_θ(x)) at a constant x (Fung et al. 2022): it moves the
-        image's next step towards a smaller loss.
+        image's next step toward a smaller loss.
         """
         x, report = at.x.detach(), Backward()
         everywhere = torch.ones(len(x), dtype=torch.bool, device=x.device)

@@ -9,7 +9,7 @@ from elder.implicit import Linearization
 from elder.shapes import Each, Factor, Images, OneOrEach, PerImage, Scalar
 from elder.tensors import dot, norm, per_image
 
-# Products after which the Krylov space is left for its best direction, and starts anew: each holds four pictures.
+# Products after which the Krylov space is left for its best direction, and starts again: each holds four pictures.
 KRYLOV = 8
 # The length, in units of the vector that it was, at which what is left after an orthogonalization is rounding.
 ROUNDING = 1e-5
@@ -31,7 +31,7 @@ def spectral_radius(at: Linearization, step: OneOrEach, start: Images, iteration
     eigenvector. For an implicit regularizer the products are power iterations, and ‖T'ᵀu‖ / ‖u‖ takes the place of the
     quotient (Bai et al. 2021, who take random directions u).
 
-    Reuses the record for all products but the last one of an energy. step τ: (b,) or scalar.
+    Reuses the record for all products except the last one of an energy. step τ: (b,) or scalar.
     """
     fidelity = at.problem.fidelity
     c = per_image(1 / step.expand(len(at.x)), at.x)
@@ -77,7 +77,7 @@ def _leading(at: Linearization, step: OneOrEach, c: Factor, u: Images, iteration
                     u = u - per_image(dot(mv, u), u) * v
             mu = fidelity.hessian(u) + c * u
             length = dot(u, mu).clamp(min=0).sqrt()
-            # What is left of a direction that the others span is rounding: zero, an eigenvalue 0 of its own.
+            # What is left of a direction that the others span is rounding. It is set to zero: one more eigenvalue 0.
             share = torch.where(
                 length > (ROUNDING if basis else 0.0), 1 / length.clamp(min=torch.finfo(u.dtype).tiny), 0.0
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from elder.shapes import Flags, Images, Measurement, OneOrEach, PerImage
@@ -27,6 +27,23 @@ def norm(a: Measurement) -> PerImage:
 def per_image(a: OneOrEach | Flags, like: Measurement) -> Float[Tensor, "#b 1 1 1"]:
     """(b,) as (b, 1, 1, 1), in the dtype of `like`."""
     return a.to(like.dtype).view(-1, 1, 1, 1)
+
+
+def mixing_weights(
+    differences: Float[Tensor, "b k n"], newest: Float[Tensor, "b n"], regularization: float
+) -> Float64[Tensor, "b k 1"]:
+    """The weights α of older residuals that Anderson's method mixes with the newest r, (b, k, 1), in float64.
+
+    They minimize ‖r + Σ αᵢ (rᵢ − r)‖² + ρ tr(G) ‖α‖², G the Gram matrix of the differences rᵢ − r: constrained least
+    squares, Σ of all weights 1, without its constraint (Walker and Ni 2011). A difference of zero gets the weight zero.
+    regularization: ρ.
+    """
+    gram = (differences @ differences.transpose(1, 2)).double()
+    target = -(differences @ newest.unsqueeze(2)).double()
+    # Where nothing differs yet, the ridge must not be subnormal.
+    trace = gram.diagonal(dim1=1, dim2=2).sum(1).clamp(min=1e-200)
+    ridge = torch.eye(differences.shape[1], dtype=gram.dtype, device=gram.device) * regularization
+    return torch.linalg.solve(gram + ridge * trace.view(-1, 1, 1), target)
 
 
 def only(images: Flags, v: Images) -> Images:

@@ -1,4 +1,4 @@
-"""The laws that every operator and energy must obey, for operators and energies of your own too.
+"""The laws that every operator and energy must obey, for your own operators and energies too.
 
     from elder.testing import check_operator
     check_operator(MyOperator(...), torch.rand(2, 1, 9, 12, dtype=torch.float64))

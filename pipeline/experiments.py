@@ -50,14 +50,14 @@ class Run:
 
         mlflow.log_metrics(dict(metrics), step=step, run_id=self.run_id)
 
-    def artifacts(self, paths: Sequence[Path]) -> None:
-        """Keep a copy of files, or of those in a folder. A file of more than `LARGEST` bytes is left out."""
+    def artifacts(self, paths: Sequence[Path], *, of_any_size: bool = False) -> None:
+        """Keep a copy of files, or of those in a folder. A file of more than `LARGEST` bytes may be left out."""
         import mlflow
 
         for path in paths:
             files = sorted(entry for entry in path.iterdir() if entry.is_file()) if path.is_dir() else [path]
             for file in files:
-                if file.stat().st_size <= LARGEST:
+                if of_any_size or file.stat().st_size <= LARGEST:
                     mlflow.log_artifact(str(file), path.name if path.is_dir() else None, run_id=self.run_id)
 
 
@@ -87,14 +87,14 @@ def opened(opening: Opening) -> Iterator[Run]:
 
 
 def log_repro(metrics: Mapping[str, float], *paths: Path) -> None:
-    """Log what a whole `dvc repro` made to its run. Does nothing in a stage that was started by hand."""
+    """Log what a whole `dvc repro` made to its run, of any size. Does nothing in a stage that was started by hand."""
     if repros.current() is None:
         return
     with _repro(*_open()) as run_id:
         assert run_id is not None
         run = Run(run_id)
         run.metrics(metrics, None)
-        run.artifacts(paths)
+        run.artifacts(paths, of_any_size=True)
 
 
 def _open() -> tuple[MlflowClient, str]:

@@ -1,7 +1,7 @@
 """Mend DVC's files after a kill or a full disk: `python -m pipeline.heal`.
 
-Flows do this before each run. `dvc repro` by hand does not: it fails with `'./dvc.lock' validation failed`, `Unable to
-read RWLock-file`, or `is busy` for a process that is no DVC command.
+`make run` and flows do this before each run. `dvc repro` by hand does not: it fails with `'./dvc.lock' validation
+failed`, `Unable to read RWLock-file`, or `is busy` for a process that is no DVC command.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ def main() -> None:
     """Mend, and say what was mended."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=ROOT, help="of the DVC repository (default: this project's)")
-    for line in repository.heal(parser.parse_args().folder) or ["nothing to mend"]:
+    parser.add_argument("--quiet", action="store_true", help="say nothing where there is nothing to mend")
+    arguments = parser.parse_args()
+    for line in repository.heal(arguments.folder) or ([] if arguments.quiet else ["nothing to mend"]):
         print(line)
 
 

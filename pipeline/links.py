@@ -3,7 +3,8 @@
   python -m pipeline.links "flow 01234567-89ab-cdef-0123-456789abcdef"
 
 The repro of this name, or the latest one if none has it: the page of its run, and the report among its artifacts.
-Prints {"run": ..., "report": ...}, or {"needs": ...} where no server shows the store.
+Prints {"run": ..., "report": ...}, or {"needs": ...} where no server shows the store. A repro that was ended early, or
+that trained some cells only, has no report: then the latest report is named.
 
 The pages are those of the server of MLFLOW_TRACKING_URI. ELDER_MLFLOW_URL takes its place where people reach it under
 another address than programs do, or where a server shows a store that programs open as a file.
@@ -15,6 +16,7 @@ import argparse
 import json
 import os
 import sys
+from itertools import chain
 
 from elder import errors
 from elder.errors import UserError
@@ -36,11 +38,19 @@ def find(name: str) -> dict[str, str]:
     client, experiment = experiments.open_existing()
     quoted = name.replace("'", "")  # which would end a string in MLflow's filters
     conditions = (f"tags.repro = '{quoted}'", "tags.repro != ''")
-    found = next((run for condition in conditions for run in every(client, experiment, condition)), None)
-    if found is None:
+    ids = (run.info.run_id for condition in conditions for run in every(client, experiment, condition))
+    first = next(ids, None)
+    if first is None:
         raise UserError("no repro is in the store yet; run dvc repro")
-    page = f"{base.rstrip('/')}/#/experiments/{experiment}/runs/{found.info.run_id}"
-    return {"run": page, "report": f"{page}/artifacts/{PAGE}"}
+
+    def page(run_id: str) -> str:
+        return f"{base.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+
+    reported = (run_id for run_id in chain([first], ids) if any(f.path == PAGE for f in client.list_artifacts(run_id)))
+    report = next(reported, None)
+    if report is None:
+        return {"needs": "a repro that has written a report; there is none in the store yet"}
+    return {"run": page(first), "report": f"{page(report)}/artifacts/{PAGE}"}
 
 
 def main() -> None:

@@ -1,12 +1,12 @@
 """params.yaml: every setting of the pipeline, as records, checked as a whole before any stage starts.
 
-This module only reads and checks. How settings make a result is in the stages, so no stage watches this module.
+This module only reads and checks, so no stage watches it. How settings make a result is in `pipeline.merging` and in
+the stages.
 """
 
 from __future__ import annotations
 
 import inspect
-import itertools
 import json
 import typing
 import warnings
@@ -28,7 +28,7 @@ from elder.problems import Problem
 from elder.regularizers import OF_FILTERS
 from elder.training.pretrain import Pretraining
 from elder.training.settings import Finetuning
-from pipeline import explain
+from pipeline import explain, merging
 
 # Names that DVC's run cache leaves out of its keys, wherever they stand: two values of such a setting share one result.
 IGNORED_BY_DVC = ("size", "nfiles")
@@ -65,8 +65,7 @@ class Cell(Section):
     @property
     def training_problems(self) -> list[Changes]:
         """The changes among which each step of training draws: every choice from the lists of `training_problem`."""
-        choices = [value if isinstance(value, list) else [value] for value in self.training_problem.values()]
-        return [dict(zip(self.training_problem, chosen, strict=True)) for chosen in itertools.product(*choices)]
+        return merging.choices(self.training_problem)
 
 
 class Parameterization(Section):
@@ -76,6 +75,11 @@ class Parameterization(Section):
 
     pretrain: Changes = {}
     network: Changes = {}
+
+    @property
+    def own(self) -> Changes:
+        """The settings of its own."""
+        return self.model_extra or {}
 
 
 class Safeguards(Section):
@@ -175,18 +179,18 @@ class Params(Section):
         """The settings of `finetune`, with those of the cell in their places."""
         if cell not in self.cells:
             raise UserError(f"params.yaml: needs a section cells.{cell}")
-        return _fitting(Finetuning, {**vars(self.finetune), **self.cells[cell].finetune}, f"cells.{cell}.finetune")
+        chosen = merging.merged(vars(self.finetune), self.cells[cell].finetune)
+        return _fitting(Finetuning, chosen, f"cells.{cell}.finetune")
 
     def pretraining(self, regularizer: str) -> Pretraining:
         """The settings of `pretrain`, with those of the regularizer in their places."""
-        own = self._parameterization(regularizer).pretrain
-        return _fitting(Pretraining, {**vars(self.pretrain), **own}, f"regularizers.{regularizer}.pretrain")
+        chosen = merging.merged(vars(self.pretrain), self._parameterization(regularizer).pretrain)
+        return _fitting(Pretraining, chosen, f"regularizers.{regularizer}.pretrain")
 
     def description(self, regularizer: str, channels: int) -> dict[str, Any]:
         """What `regularizers.make` takes for the regularizer of that name, for pictures of `channels` colors."""
         own = self._parameterization(regularizer)
-        network = {**self.network, **own.network}
-        return regularizers.describe(regularizer, channels, network, own.model_extra or {})
+        return merging.description(regularizer, channels, self.network, own.network, own.own)
 
     @property
     def problem_files(self) -> list[Path]:
@@ -194,7 +198,7 @@ class Params(Section):
         changes = [*self.problems.values()]
         changes += [change for cell in self.cells.values() for change in cell.training_problems]
         changes += [change for group in self.evaluate.robustness.values() for change in group]
-        names = [value for settings in changes for value in settings.values() if isinstance(value, str)]
+        names = [value for change in changes for value in change.values() if isinstance(value, str)]
         paths = [Path(name) if Path(name).is_file() else Path(name.rpartition(":")[0]) for name in names]
         return sorted({path for path in paths if path.is_file()})
 
@@ -223,12 +227,12 @@ class Params(Section):
         return self.regularizers[name]
 
 
-def overrides(section: str, where: str, changes: Mapping[str, Any], defaults: object) -> str:
+def overrides(section: str, where: str, changes: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
     """One line on the settings that a cell or a regularizer puts in the place of those of a section; empty if none.
 
     A change of the section, by `dvc exp run -S` for example, does not reach these.
     """
-    told = [f"{name}={value} in place of {getattr(defaults, name)}" for name, value in changes.items()]
+    told = [f"{name}={value} in place of {defaults.get(name, 'none')}" for name, value in changes.items()]
     return f"{where}.{section} overrides {section}: {', '.join(told)}" if told else ""
 
 
@@ -354,11 +358,11 @@ def _signature(make: Callable[..., object], *given: str) -> type[BaseModel]:
 
 
 def _check_problem(name: str, settings: Mapping[str, Any], where: str) -> None:
-    with _said_of(where):
+    with said_of(where):
         kind = type(problems.make(name, {key: value for key, value in settings.items() if key == "class"}))
     own = {key: value for key, value in settings.items() if key != "class"}
     _fitting(_signature(kind), own, where)
-    with _said_of(where):
+    with said_of(where):
         problems.make(name, settings)
 
 
@@ -393,12 +397,12 @@ def _check_regularizer(name: str, description: Mapping[str, Any]) -> None:
     network = {key: value for key, value in description.get("network", {}).items() if key != "channels"}
     if network.get("name") in NETWORKS:
         _fitting(_signature(NETWORKS[network.pop("name")], "channels"), network, "network")
-    with _said_of(f"regularizers.{name}"):
+    with said_of(f"regularizers.{name}"):
         regularizers.make(**description)
 
 
 @contextmanager
-def _said_of(where: str) -> Iterator[None]:
+def said_of(where: str) -> Iterator[None]:
     """Name the place in params.yaml in an error of the library, which knows none."""
     try:
         yield

@@ -10,6 +10,7 @@ What goes:
   versions      without an alias, beyond the last --versions of them. Champion and challenger stay, and so does every
                 version that has been champion: `python -m pipeline.rollback` may want it.
   checkpoints   that no training has touched for --days, or whose training has ended.
+  copies        of the project, in which cells failed, and that nothing has used for --days.
 
 Results in models/ and reports/ belong to DVC; `dvc gc` removes old ones. The files of runs and versions are deleted at
 once, and their rows by `mlflow gc`.
@@ -35,6 +36,7 @@ from elder import errors
 from elder.errors import UserError
 from elder.training.checkpoint import Checkpoint
 from pipeline import experiments, repros, tracking
+from pipeline.flows import repository
 from pipeline.runs import every
 
 if TYPE_CHECKING:
@@ -43,7 +45,8 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 DAY = 24 * 3600.0
-KINDS = ("run", "version", "checkpoint")
+# What goes, one and several of it.
+KINDS = {"run": "runs", "version": "versions", "checkpoint": "checkpoints", "copy": "copies"}
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,21 @@ def find(client: MlflowClient, experiment: str, limits: Limits, now: float) -> l
     """What the limits leave nothing of. now: in seconds since 1970."""
     versions, left = _versions(client, limits)
     runs = list(every(client, experiment))
-    return [*versions, *_runs(client, runs, left, limits, now), *_checkpoints(runs, limits, now)]
+    kept = [*_checkpoints(runs, limits, now), *_copies(limits, now)]
+    return [*versions, *_runs(client, runs, left, limits, now), *kept]
+
+
+def remove(items: Sequence[Item]) -> list[str]:
+    """Remove each of them that lets itself be removed. Returns what the others said, one line each."""
+    from mlflow.exceptions import MlflowException
+
+    refused = []
+    for item in items:
+        try:
+            item.remove()
+        except (UserError, MlflowException, OSError) as error:
+            refused.append(f"{item.kind} {item.name} was not removed: {' '.join(str(error).split())}")
+    return refused
 
 
 def _runs(
@@ -126,11 +143,29 @@ def _checkpoints(runs: Sequence[Run], limits: Limits, now: float) -> Iterator[It
     """The folders of checkpoints that can go."""
     ended = {run.data.tags.get("fingerprint") for run in runs if run.info.status == "FINISHED"}
     for folder in sorted(path for path in tracking.CHECKPOINTS.glob("*") if path.is_dir()):
-        touched = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+        touched = _touched(folder)
         finished = folder.name.rpartition("-")[2] in ended
         if finished or now - touched > limits.days * DAY:
             reason = "its training has ended" if finished else f"untouched for {limits.days:g} days"
             yield Item("checkpoint", folder.name, reason, partial(_remove_checkpoint, folder))
+
+
+def _copies(limits: Limits, now: float) -> Iterator[Item]:
+    """The working copies of cells that can go; that of a cell that ended well is gone already."""
+    for folder in sorted(path for path in repository.COPIES.glob("*") if path.is_dir()):
+        # A run writes its name into the lock when it begins.
+        old = now - _touched(folder, folder / repository.TEMPORARY) > limits.days * DAY
+        if old and not repository.holder(folder):
+            yield Item("copy", folder.name, f"unused for {limits.days:g} days", partial(shutil.rmtree, folder))
+
+
+def _touched(*folders: Path) -> float:
+    """When one of the folders, or an entry of them, was changed last, in seconds since the epoch."""
+    times = [0.0]
+    for path in (*folders, *(entry for folder in folders if folder.is_dir() for entry in folder.iterdir())):
+        with contextlib.suppress(FileNotFoundError):  # a training has just replaced it
+            times.append(path.stat().st_mtime)
+    return max(times)
 
 
 def _remove_run(client: MlflowClient, run: Run) -> None:
@@ -189,10 +224,12 @@ def _delete(client: MlflowClient, uri: str | None) -> None:
 def main() -> None:
     """Show what can go; with --yes, remove it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--days", type=float, default=90, help="that runs and checkpoints stay, 90 by default")
-    parser.add_argument("--repros", type=int, default=20, metavar="N", help="whose runs stay, 20 by default")
     parser.add_argument(
-        "--versions", type=int, default=10, metavar="N", help="without an alias that stay, 10 by default"
+        "--days", type=float, default=90, help="that runs, checkpoints and copies stay (default: %(default)s)"
+    )
+    parser.add_argument("--repros", type=int, default=20, metavar="N", help="whose runs stay (default: %(default)s)")
+    parser.add_argument(
+        "--versions", type=int, default=10, metavar="N", help="without an alias that stay (default: %(default)s)"
     )
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--dry-run", action="store_true", help="only show what would go: the default")
@@ -204,11 +241,14 @@ def main() -> None:
         items = find(*experiments.open_existing(), limits, time.time())
         for item in items:
             print(f"{item.kind:<11}{item.name:<50}  {item.reason}")
-            if arguments.yes:
-                item.remove()
         counts = Counter(item.kind for item in items)
-        told = ", ".join(f"{counts[kind]} {kind}{'s' * (counts[kind] != 1)}" for kind in KINDS)
-        print(f"removed: {told}" if arguments.yes else f"would go: {told}" + "; --yes removes them" * bool(items))
+        told = ", ".join(f"{counts[kind]} {kinds if counts[kind] != 1 else kind}" for kind, kinds in KINDS.items())
+        if not arguments.yes:
+            print(f"would go: {told}" + "; --yes removes them" * bool(items))
+        elif refused := remove(items):
+            raise UserError("; ".join(refused))
+        else:
+            print(f"removed: {told}")
 
     sys.exit(errors.run("prune", work))
 

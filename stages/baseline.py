@@ -6,10 +6,10 @@ import argparse
 
 from elder import io
 from elder.evaluation import baselines
-from elder.problems.samples import is_constrained
+from elder.problems.samples import is_constrained, remeasured
 from pipeline import params, tracking
 from stages import command
-from stages.results import TABLES, means, remeasured, robustness_row, write_results
+from stages.results import TABLES, means, robustness_row, write_results
 from stages.samples import find_problem, read_samples
 
 
@@ -30,15 +30,24 @@ def main(arguments: argparse.Namespace) -> None:
         }
         # Under a hard constraint λ has no effect, so there is none to show.
         used = {} if is_constrained(problem, test) else {"lambda_reg": float(f"{lambda_reg:.3g}")}
-        write_results(results, arguments.out, {"total_variation": used})
+        scores = write_results(results, arguments.out, {"total_variation": used})
         rows = []
         for change in changes:
-            changed = baselines.evaluate_tv(problem.override(change), remeasured(problem, test, change), lambda_reg)
+            other = problem.override(change)
+            changed = baselines.evaluate_tv(other, remeasured(other, test), lambda_reg)
             rows.append(robustness_row("total_variation", change, changed))
         io.write_csv(arguments.out / "robustness.csv", rows)
-        log.metrics(means(results) | {f"total_variation.{key}": value for key, value in used.items()})
+        log.metrics(means(scores) | {f"total_variation.{key}": value for key, value in used.items()})
         log.artifacts(*(arguments.out / name for name in TABLES))
 
 
+def nothing(arguments: argparse.Namespace) -> None:
+    """Empty results, for a problem that no cell uses."""
+    (arguments.out / "pictures").mkdir(parents=True, exist_ok=True)
+    for name in (*TABLES, "seconds.json"):
+        path = arguments.out / name
+        io.write_csv(path, []) if path.suffix == ".csv" else io.write_json(path, {})
+
+
 if __name__ == "__main__":
-    command.run(main, reads=("images", "measurements"), writes=("out",), problem="the inverse problem")
+    command.run(main, unused=nothing, reads=("images", "measurements"), writes=("out",), problem="the inverse problem")

@@ -8,13 +8,13 @@ from typing import Any
 
 from elder import io
 from elder.evaluation.evaluate import convergence, evaluate, evaluate_long
-from elder.evaluation.results import Result, mean
+from elder.evaluation.results import Scores, mean
 from elder.model.model import Model, load
-from elder.problems.samples import Sample
+from elder.problems.samples import Sample, remeasured
 from pipeline import params, tracking
 from pipeline.params import Evaluation
 from stages import command
-from stages.results import TABLES, means, remeasured, robustness_row, write_results
+from stages.results import TABLES, means, robustness_row, write_results
 from stages.samples import find_problem, read_samples
 
 
@@ -31,14 +31,13 @@ def main(arguments: argparse.Namespace) -> None:
     effort = {name: getattr(chosen, name) for name in ("curve_steps", "long_steps", "long_images")}
     logged = {"evaluate": effort, "robustness": changes, "problem": problem.settings}
     with tracking.run(f"evaluate {arguments.cell}", logged, arguments.reads) as log:
-        results = {name: evaluate(model, test) for name, model in models.items()}
-        write_results(results, arguments.out)
+        results = write_results({name: evaluate(model, test) for name, model in models.items()}, arguments.out)
         curves = {name: convergence(model, test[0], chosen.curve_steps) for name, model in models.items()}
         rows = [{"method": name, **point} for name, curve in curves.items() for point in curve]
         io.write_csv(arguments.out / "convergence.csv", rows)
         rows = [row for change in changes for row in robustness(models, test, change)]
         io.write_csv(arguments.out / "robustness.csv", rows)
-        rows = [long_row(name, model, results[name], chosen) for name, model in models.items()]
+        rows = [long_row(name, model, test, results[name], chosen) for name, model in models.items()]
         io.write_csv(arguments.out / "long.csv", rows)
         log.metrics(means(results) | {f"{row['method']}.long_change": row["change"] for row in rows})
         log.artifacts(*(arguments.out / name for name in (*TABLES, "convergence.csv", "long.csv")))
@@ -48,23 +47,25 @@ def robustness(models: Mapping[str, Model], test: Sequence[Sample], change: Mapp
     """The row of each model under a change of the problem's settings."""
     rows = []
     for name, model in models.items():
-        samples = remeasured(model.problem, test, change)
+        samples = remeasured(model.problem.override(change), test)
         rows.append(robustness_row(name, change, evaluate(model.override(change), samples)))
     return rows
 
 
-def long_row(name: str, model: Model, usual: Sequence[Result], chosen: Evaluation) -> dict[str, Any]:
+def long_row(
+    name: str, model: Model, test: Sequence[Sample], usual: Sequence[Scores], chosen: Evaluation
+) -> dict[str, Any]:
     """What becomes of PSNR when a model iterates for `long_steps` steps, as a mean over `long_images` images.
 
+    usual: what it makes of the test images where solves usually end.
     change: from where solves usually end, in dB. psnr_tenth: after a tenth of the steps; psnr_all: after all of them.
     """
-    first = usual[: chosen.long_images]
-    samples = [result.sample for result in first]
+    samples = test[: chosen.long_images]
     tenth, patient = (
         mean(evaluate_long(model, samples, steps))["psnr"]
         for steps in (max(1, chosen.long_steps // 10), chosen.long_steps)
     )
-    change = patient - mean(first)["psnr"]
+    change = patient - mean(usual[: chosen.long_images])["psnr"]
     return {"method": name, "steps": chosen.long_steps, "change": change, "psnr_tenth": tenth, "psnr_all": patient}
 
 

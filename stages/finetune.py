@@ -11,7 +11,7 @@ from elder.model.model import load
 from elder.training.finetune import finetune
 from elder.training.processes import Processes, joined
 from elder.training.validation import validate
-from pipeline import params
+from pipeline import merging, params
 from stages import command, tracked
 from stages.patches import read_patches
 from stages.samples import read_samples
@@ -32,10 +32,10 @@ def train(arguments: argparse.Namespace, processes: Processes, compute: Compute)
     validation = read_samples(arguments.images, arguments.measurements, "validation", before.problem)
     side = min(min(sample.truth.shape[-2:]) for sample in validation)
     measured = before.problem.on_patches(chosen.patch / side)
-    drawn = [measured.override(change) for change in cell.training_problems]
+    drawn = [measured.override(change) for change in merging.choices(cell.training_problem)]
     logged = {"finetune": vars(chosen), "problem": {**measured.settings, **cell.training_problem}}
     if cell.finetune and processes.first:
-        print(params.overrides("finetune", f"cells.{arguments.cell}", cell.finetune, whole.finetune))
+        print(params.overrides("finetune", f"cells.{arguments.cell}", cell.finetune, vars(whole.finetune)))
     title, every = f"finetune {arguments.cell}", safe.finetune_checkpoint
     kept = tracked.training(processes, title, logged, arguments.reads, steps=chosen.steps, every=every)
     with kept as (log, report, checkpoint):

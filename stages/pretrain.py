@@ -12,7 +12,7 @@ from elder.model import bundle
 from elder.training.initial import initialize, told
 from elder.training.pretrain import denoising_psnr, pretrain
 from elder.training.processes import Processes, joined
-from pipeline import params
+from pipeline import merging, params
 from stages import command, inputs, tracked
 from stages.patches import read_patches
 
@@ -27,22 +27,27 @@ def main(arguments: argparse.Namespace) -> None:
 
 def train(arguments: argparse.Namespace, processes: Processes, compute: Compute) -> None:
     """Train together with the other processes; the first one writes the results."""
-    whole = params.read()
-    chosen, safe = whole.pretraining(arguments.regularizer), whole.safeguards
+    whole, name = params.read(), arguments.regularizer
+    chosen, own, safe = whole.pretraining(name), whole.regularizers[name], whole.safeguards
     patches = read_patches(arguments.images, chosen.patch)
     torch.manual_seed(chosen.seed)
-    description = whole.description(arguments.regularizer, patches.images[0].shape[1])
+    channels = patches.images[0].shape[1]
+    description = merging.description(name, channels, whole.network, own.network, own.own)
     regularizer = regularizers.make(**description).to(compute.device)
-    start = initialize(regularizer, description, chosen.init)
+    with params.said_of("pretrain"):
+        start = initialize(regularizer, description, chosen.init)
     chosen = chosen if start is None else chosen.refining()
     logged = {"pretrain": vars(chosen), "regularizer": description}
     if processes.first:
-        print(f"pretrain {arguments.regularizer}: {told(start, chosen.init)}", flush=True)
-        own = whole.regularizers[arguments.regularizer].pretrain
-        in_force = {name: value for name, value in own.items() if getattr(chosen, name) == value}
-        if in_force:
-            print(params.overrides("pretrain", f"regularizers.{arguments.regularizer}", in_force, whole.pretrain))
-    title, every = f"pretrain {arguments.regularizer}", safe.pretrain_checkpoint
+        print(f"pretrain {name}: {told(start, chosen.init)}", flush=True)
+        in_force = {key: value for key, value in own.pretrain.items() if getattr(chosen, key) == value}
+        for section, changes, defaults in (
+            ("pretrain", in_force, vars(whole.pretrain)),
+            ("network", own.network, whole.network),
+        ):
+            if said := params.overrides(section, f"regularizers.{name}", changes, defaults):
+                print(said)
+    title, every = f"pretrain {name}", safe.pretrain_checkpoint
     kept = tracked.training(processes, title, logged, arguments.reads, steps=chosen.steps, every=every)
     with kept as (log, report, checkpoint):
         trained = pretrain(
@@ -70,9 +75,17 @@ def train(arguments: argparse.Namespace, processes: Processes, compute: Compute)
         log.artifacts(arguments.metrics, arguments.curve)
 
 
+def nothing(arguments: argparse.Namespace) -> None:
+    """Empty results, for a regularizer that no cell uses."""
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    io.write_json(arguments.metrics, {})
+    io.write_csv(arguments.curve, [])
+
+
 if __name__ == "__main__":
     command.run(
         main,
+        unused=nothing,
         reads=("images",),
         writes=("out", "metrics", "curve"),
         regularizer="the parameterization",

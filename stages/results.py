@@ -3,45 +3,47 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from elder import io
-from elder.evaluation.results import Result, deviation, mean, succeeded
-from elder.problems.base import Problem
-from elder.problems.samples import Sample, measure
+from elder.evaluation.results import Result, Scored, Scores, deviation, judged, mean, succeeded
 
 # The tables that both stages write.
 TABLES = ("metrics.json", "images.csv", "robustness.csv")
-# The results of each method, by its name.
-Results = Mapping[str, Sequence[Result]]
 
 
-def write_results(results: Results, folder: Path, used: Mapping[str, Mapping[str, float]] | None = None) -> None:
-    """Write means and deviations, the metrics of every image, and the pictures.
+def write_results(
+    results: Mapping[str, Iterable[Result]], folder: Path, used: Mapping[str, Mapping[str, float]] | None = None
+) -> dict[str, list[Scores]]:
+    """Write means and deviations, the metrics of every image, and the pictures. Returns the numbers of each method.
 
+    results: of each method, by its name. A picture is written as it comes, and not kept.
     used: settings that were searched for, by the name of the method; they go beside its means. Seconds differ from run
     to run, so they have a file of their own.
     """
-    table = {name: {**metrics(group), **(used or {}).get(name, {})} for name, group in results.items()}
-    io.write_json(folder / "metrics.json", table)
-    rows = [{"method": name, **image_row(result)} for name, group in results.items() for result in group]
-    io.write_csv(folder / "images.csv", rows)
-    io.write_json(folder / "seconds.json", {name: mean(group)["seconds"] for name, group in results.items()})
     shutil.rmtree(folder / "pictures", ignore_errors=True)
+    scores: dict[str, list[Scores]] = {name: [] for name in results}
     for name, group in results.items():
         for result in group:
             io.write_image(folder / "pictures" / name / f"{result.sample.name}.tif", io.to_array(result.x[0]))
+            scores[name].append(result.scores)
+    table = {name: {**metrics(group), **(used or {}).get(name, {})} for name, group in scores.items()}
+    io.write_json(folder / "metrics.json", table)
+    rows = [{"method": name, **image_row(image)} for name, group in scores.items() for image in group]
+    io.write_csv(folder / "images.csv", rows)
+    io.write_json(folder / "seconds.json", {name: mean(group)["seconds"] for name, group in scores.items()})
+    return scores
 
 
-def image_row(result: Result) -> dict[str, Any]:
+def image_row(result: Scored) -> dict[str, Any]:
     """A row of images.csv. evaluations: of the network; psnr_denoised: of D(x); both None for a baseline."""
     row = {key: value for key, value in result.row.items() if key != "seconds"}
     return {**row, "evaluations": result.evaluations, "psnr_denoised": result.psnr_denoised}
 
 
-def metrics(group: Sequence[Result]) -> dict[str, float]:
+def metrics(group: Sequence[Scored]) -> dict[str, float]:
     """The numbers that a table shows of one method.
 
     converged: the share of the solves that reached a fixed point or a minimum. If it is below 1, some solves were
@@ -61,34 +63,26 @@ def metrics(group: Sequence[Result]) -> dict[str, float]:
     }
 
 
-def remeasured(problem: Problem, samples: Sequence[Sample], change: Mapping[str, Any]) -> list[Sample]:
-    """The same images, measured by the problem with some settings changed."""
-    return measure(problem.override(change), [s.name for s in samples], [s.truth for s in samples])
-
-
-def robustness_row(method: str, change: Mapping[str, Any], group: Sequence[Result]) -> dict[str, Any]:
+def robustness_row(method: str, change: Mapping[str, Any], results: Iterable[Result]) -> dict[str, Any]:
     """A row of robustness.csv: what a method makes of the images under a change of the problem's settings.
 
     psnr and psnr_initial: mean PSNR in dB of the method and of the initial guess. converged: the share of the solves
     that ended well. misfit: mean ‖A x − y‖ / ‖y‖; None if a picture is not finite.
     """
+    group = [result.scores for result in results]
+    guesses = judged([image.row["psnr_initial"] for image in group])
     spelled = ", ".join(f"{key} {value}" for key, value in change.items())
-    misfits = [result.row["misfit"] for result in group]
+    misfits = [image.row["misfit"] for image in group]
     return {
         "method": method,
         "change": spelled,
         "psnr": mean(group)["psnr"],
-        "psnr_initial": mean(initial(group))["psnr"],
+        "psnr_initial": sum(guesses) / len(guesses),
         "converged": succeeded(group),
         "misfit": None if None in misfits else sum(misfits) / len(misfits),
     }
 
 
-def initial(group: Sequence[Result]) -> list[Result]:
-    """The initial guesses of the same images, as results."""
-    return [Result(r.sample, r.initial, r.initial, 0, "initial", None, 0.0) for r in group]
-
-
-def means(results: Results) -> dict[str, float]:
+def means(results: Mapping[str, Sequence[Scored]]) -> dict[str, float]:
     """The mean metrics of every method, as MLflow takes them."""
     return {f"{name}.{key}": value for name, group in results.items() for key, value in mean(group).items()}

@@ -88,7 +88,7 @@ def network(name: str, channels: int = 1) -> networks.Network:
 
 
 def regularizer(kind: str, name: str = "dncnn", channels: int = 1) -> Any:
-    """A small regularizer in float64: an energy for every kind but implicit, with attributes of its own."""
+    """A small regularizer in float64: an energy for every kind except implicit; its attributes depend on the kind."""
     if kind in regularizers.OVER_A_NETWORK:
         return regularizers.OVER_A_NETWORK[kind](network(name, channels))
     torch.manual_seed(5)

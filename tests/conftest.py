@@ -37,11 +37,11 @@ from elder.model.model import Hyperparameters, Model  # noqa: E402
 
 def pytest_report_header() -> str:
     """Whether this run checks types and shapes."""
-    return "types and shapes: " + ("checked" if checked else "NOT checked, for want of beartype")
+    return "types and shapes: " + ("checked" if checked else "NOT checked, since beartype is missing")
 
 
 def forget_store() -> None:
-    """Have MLflow look for its store anew. None does so, which its type hint leaves out."""
+    """Have MLflow look for its store again. None does so, which its type hint leaves out."""
     import mlflow
 
     mlflow.set_tracking_uri(cast("str", None))
@@ -97,7 +97,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Project:
-    """A copy of the project in a folder of its own, with its own DVC, MLflow and Prefect state."""
+    """A copy of the project in its own folder, with its own DVC, MLflow and Prefect state."""
 
     folder: Path
 

@@ -100,7 +100,7 @@ def test_every_direction_is_near_in_bf16_and_trains(kind, network, device, rng):
         lambda model, sample: model.solve(sample.operator, sample.y),
         lambda model, sample: convergence(model, sample, 2),
         lambda model, sample: trial_of(model, [sample]),
-        lambda model, sample: evaluate(model, [sample]),
+        lambda model, sample: next(evaluate(model, [sample])),
     ],
     ids=["solve", "convergence", "trial_of", "evaluate"],
 )

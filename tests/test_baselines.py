@@ -66,7 +66,7 @@ def square() -> Tensor:
 
 
 def data_terms(rng: torch.Generator) -> dict[str, tuple[Fidelity, Tensor]]:
-    """Data terms of two images with operators of their own, and the start of each; A has a null space in most."""
+    """Data terms of two images with different operators, and the start of each; A has a null space in most."""
     size = (16, 18)
     truth = torch.cat([square(), torch.rand((1, 1, *size), generator=rng, dtype=torch.float64)])
     mask = torch.stack([masks.radial(size, share, rng) for share in (0.3, 0.5)]).unsqueeze(1).double()

@@ -116,7 +116,7 @@ def test_models_are_listed_where_there_is_no_store(tmp_path, monkeypatch, capsys
     assert main(["models"]) == 0
     printed = capsys.readouterr()
     assert "released:denoise-red" in printed.out
-    assert "there is no registry here: dvc repro makes one" in printed.out
+    assert "there is no registry here: a project that has trained has one" in printed.out
     assert printed.err == ""
 
 

@@ -15,6 +15,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,22 +26,27 @@ import yaml
 from conftest import ROOT
 from PIL import Image
 from prefect import get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
+from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.exceptions import ParameterTypeError
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Completed, Running
+from prefect.states import Completed, Pending, Running
 from prefect.utilities.callables import parameter_schema
 from test_flows import free_port, wait_until
 
 from elder import UserError, cli
 from elder.model import registry
 from pipeline import batch, champions, links
-from pipeline.flows import flow_runs, graph, notify, process, progress, publish, source
+from pipeline.flows import flow_runs, graph, notify, process, progress, publish, repository, source
 from pipeline.flows import prune as pruning
 from pipeline.flows.flow import StageFailed, train
-from pipeline.flows.models import evaluate_champions, reconstruct_batch, row
+from pipeline.flows.models import CommandFailed, evaluate_champions, reconstruct_batch, row
 from pipeline.flows.prune import prune
 from pipeline.flows.watch import decide, watch
 
+SCHEDULED = [StateType.SCHEDULED]
 FLOWS = [train, watch, evaluate_champions, reconstruct_batch, prune]
 SITE = ROOT / "docs" / "examples" / "site"
 DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
@@ -56,7 +62,7 @@ def answers(url: str) -> bool:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[str]:
-    """The address of a Prefect server of its own, which this process and its children use."""
+    """The address of a separate Prefect server, which this process and its children use."""
     home, port = tmp_path_factory.mktemp("prefect"), free_port()
     environment = process.environment() | {"PREFECT_HOME": str(home)}
     with (home / "server.log").open("w") as log:
@@ -168,7 +174,9 @@ def test_what_is_not_there_is_told_before_anything_starts(server, tmp_path, monk
 # A run of the graph, with DVC's part played by a script
 
 
-def test_one_cell_that_fails_stops_neither_the_others_nor_the_failure(server, tmp_path, monkeypatch):
+@pytest.mark.parametrize("champion", [2, 3])
+def test_one_cell_that_fails_stops_neither_the_others_nor_the_failure(champion, server, tmp_path, monkeypatch):
+    """Nor what is told of them. A promotion is told of a champion: DVC may bring back the verdict of a former one."""
     group = "{foreach: '${cells}', do: {cmd: 'true'}}"
     (tmp_path / "dvc.yaml").write_text(f"stages: {{tune: {group}, register: {group}, report: {{cmd: 'true'}}}}")
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(SECTIONS))
@@ -179,6 +187,8 @@ def test_one_cell_that_fails_stops_neither_the_others_nor_the_failure(server, tm
     def dvc(command, log, **_):
         if command[1] == "status":
             return 0, [json.dumps({stage: ["changed"] for stage in command[3:]})]
+        if "pipeline.champions" in command:
+            return 0, [json.dumps([{"problem": "inpaint", "version": champion}])]
         started.append(command[-1])
         if command[-1] == "tune@csmri-scalar":
             return 1, ["tune csmri-scalar:  50%|#####     | 1/2", "out of memory"]
@@ -187,6 +197,7 @@ def test_one_cell_that_fails_stops_neither_the_others_nor_the_failure(server, tm
             cell.mkdir(parents=True)
             verdict = {"name": "elder-inpaint", "version": 2, "promoted": True, "told": "version 2 is champion"}
             (cell / "registered.json").write_text(json.dumps(verdict))
+            (cell / "metrics.json").write_text(json.dumps({"finetuned": {"psnr": 30.25 + champion}}))
         return 0, []
 
     monkeypatch.setattr(process, "run", dvc)
@@ -195,9 +206,13 @@ def test_one_cell_that_fails_stops_neither_the_others_nor_the_failure(server, tm
     tuned = ["tune@csmri-red", "tune@csmri-scalar", "tune@fast"]
     assert started == [*tuned, "register@csmri-red", "register@fast"]
     told = [json.loads(line) for line in notices.read_text().splitlines()]
-    assert [(entry["event"], entry.get("version")) for entry in told] == [("promotion", 2), ("failure", None)]
-    assert "out of memory" in told[1]["text"]
+    promotion = [("promotion", 2)] if champion == 2 else []
+    assert [(entry["event"], entry.get("version")) for entry in told] == [*promotion, ("failure", None)]
+    assert "out of memory" in told[-1]["text"]
     assert source.last(tmp_path) is None
+    tables, verdicts = ([data for key, data in artifacts() if key == f"fast-{kind}"] for kind in ("table", "verdict"))
+    assert any(f"{30.25 + champion}" in table for table in tables)
+    assert any("by now the champion is version 3" in verdict for verdict in verdicts) == (champion == 3)
 
 
 # Progress
@@ -286,6 +301,55 @@ def test_a_broken_record_is_none(watched, record):
     assert source.last(watched) is None
 
 
+def test_a_file_that_vanishes_during_the_look_is_no_file(watched, monkeypatch):
+    (watched / "data" / "raw" / "b.png.part").write_bytes(b"half of it")
+    read = source._content
+
+    def content(path: Path) -> str:
+        if path.suffix == ".part":
+            path.unlink()
+        return read(path)
+
+    monkeypatch.setattr(source, "_content", content)
+    assert list(source.find(watched, SETTINGS).files) == ["data/raw/a.png"]
+
+
+def test_a_training_that_failed_is_told_once_and_tried_again_when_something_changed(server, watched, monkeypatch):
+    (watched / "dvc.yaml").write_text("stages: {prepare: {cmd: 'true'}}")
+    (watched / "params.yaml").write_text(yaml.safe_dump(SECTIONS | {"prepare": SETTINGS}))
+    notices = watched / "notices.jsonl"
+    monkeypatch.setenv(notify.VARIABLE, str(notices))
+    monkeypatch.setattr(process, "run", lambda command, log, **_: (1, ["out of memory"]))
+
+    def look(**parameters: float) -> tuple[str | None, str]:
+        state = watch(str(watched), quiet=0, **parameters, return_state=True)
+        return state.name, state.message or ""
+
+    failed = ("Failed", "the training failed: prepare: exit code 1: out of memory")
+    assert look() == failed
+    name, why = look()
+    assert name == "Completed"
+    assert "failed 0 s ago" in why or "failed 1 s ago" in why
+    assert look(retry=0) == failed
+    (watched / "data" / "raw" / "b.png").write_bytes(b"two")
+    assert look() == failed
+    told = [json.loads(line) for line in notices.read_text().splitlines()]
+    assert [(entry["event"], entry["flow"]) for entry in told] == [("failure", "watch")] * 3
+    assert all("out of memory" in entry["text"] for entry in told)
+
+
+def test_a_look_during_a_training_decides_nothing_and_fails_nothing(server, watched, monkeypatch):
+    (watched / "params.yaml").write_text(yaml.safe_dump({"prepare": SETTINGS}))
+    monkeypatch.setenv(notify.VARIABLE, str(watched / "notices.jsonl"))
+    (watched / ".dvc").mkdir()
+    with repository.hold(watched, "flow run long", print):
+        state = watch(str(watched), quiet=0, return_state=True)
+    assert state.name == "Completed"
+    assert re.fullmatch(r"nothing decided while flow run long \(PID \d+\) uses the project", state.message or "")
+    assert not (watched / "notices.jsonl").exists()
+    assert repository.holder(watched) == ""
+
+
 # Notices
 
 
@@ -327,7 +391,8 @@ def test_artifacts_are_small_and_made_only_of_what_is_new(server, tmp_path, monk
     for folder in (cell, figures):
         folder.mkdir(parents=True)
     (cell / "metrics.json").write_text(json.dumps({"finetuned": {"psnr": 30.5, "ssim": 0.93}}))
-    (cell / "registered.json").write_text(json.dumps({"promoted": True, "told": "version 1 is champion"}))
+    verdict = {"name": "elder-inpaint", "version": 1, "promoted": True, "told": "version 1 is champion"}
+    (cell / "registered.json").write_text(json.dumps(verdict))
     pixels = np.random.default_rng(0).integers(0, 255, (1200, 1600, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(figures / "inpaint-panel.png")
     (tmp_path / "reports" / "index.html").write_text("the report")
@@ -362,11 +427,16 @@ def test_a_row_of_the_drift_table_compares_with_validation_and_with_the_initial_
 
 
 def test_old_flow_runs_go_with_their_artifacts_and_new_ones_stay(server, monkeypatch):
-    @prefect.flow
+    @prefect.flow(name="train")
     def makes():
         prefect.artifacts.create_markdown_artifact("text", key="old-and-gone")
 
+    @prefect.flow
+    def foreign():
+        prefect.artifacts.create_markdown_artifact("text", key="not-of-elder")
+
     makes()
+    foreign()
 
     @prefect.flow
     def removes(days: float, dry_run: bool) -> int:
@@ -375,9 +445,14 @@ def test_old_flow_runs_go_with_their_artifacts_and_new_ones_stay(server, monkeyp
     assert removes(1, False) == 0
     assert "old-and-gone" in dict(artifacts())
     there = removes(0, True)
-    assert there >= 2
+    assert there >= 1
     assert removes(0, False) >= there
     assert "old-and-gone" not in dict(artifacts())
+    assert "not-of-elder" in dict(artifacts())
+
+
+def test_the_flows_that_are_pruned_are_all_there_are():
+    assert sorted(pruning.FLOWS) == sorted(flow.name for flow in FLOWS)
 
 
 @pytest.mark.parametrize("by_hand", [False, True], ids=["deployment", "by-hand"])
@@ -405,6 +480,71 @@ def test_a_run_whose_process_was_killed_is_closed_by_the_next_one(server, tmp_pa
     assert states == ["Crashed", "Crashed", "Running", "Running", "Completed", "Running"]
     assert told == [f"run {killed.name} is now Crashed: its process ended without a report"]
     assert {mark.name for mark in marks.iterdir()} == {str(alive.id), str(mine.id)}
+
+
+def test_of_the_runs_of_a_deployment_that_nothing_could_start_the_newest_stays(server, tmp_path, monkeypatch):
+    """And one that was killed between the worker's claim and its first line is closed."""
+    monkeypatch.setattr(process, "end_with_parent", lambda: None)
+    monkeypatch.setattr(flow_runs, "STARTING", timedelta(seconds=1))
+    told: list[str] = []
+    with get_client(sync_client=True) as client:
+        every = [DeploymentScheduleCreate(schedule=IntervalSchedule(interval=timedelta(seconds=2)))]
+        made = client.create_deployment(client.create_flow(prune), "overdue", schedules=every)
+        here = DeploymentFilter(id=DeploymentFilterId(any_=[made]))
+
+        def overdue() -> list[str]:
+            waiting = client.read_flow_runs(deployment_filter=here, flow_run_filter=flow_runs._in(SCHEDULED))
+            return sorted(run.name for run in flow_runs.due(waiting))
+
+        killed, begun, elsewhere, mine = (
+            client.create_flow_run_from_deployment(made, state=Pending(), parameters={"folder": str(folder)})
+            for folder in (tmp_path, tmp_path, tmp_path / "another", tmp_path)
+        )
+        by_hand = client.create_flow_run_from_deployment(made)
+        assert wait_until(lambda: len(overdue()) >= 3, 120)
+        client.update_deployment(made, DeploymentUpdate(paused=True))
+        monkeypatch.setattr(flow_runs, "deployment", SimpleNamespace(id=str(made)))
+        monkeypatch.setattr(flow_runs, "flow_run", SimpleNamespace(id=str(mine.id)))
+        (tmp_path / ".dvc").mkdir()
+        flow_runs._mark(tmp_path / flow_runs.MARKS, str(begun.id))
+        flow_runs.begin(tmp_path, told.append)
+        assert len(overdue()) <= 2  # one may have come due in between
+        states = [client.read_flow_run(run.id).state.name for run in (killed, begun, elsewhere, mine, by_hand)]
+    assert states == ["Crashed", "Pending", "Pending", "Pending", "Scheduled"]
+    assert f"run {killed.name} is now Crashed: its process ended without a report" in told
+    assert sum("is skipped: due again before it could start" in line for line in told) >= 2
+
+
+def test_a_run_ends_with_its_starter_once(monkeypatch):
+    """A flow within a flow begins too; two watchers would each send SIGTERM, and the second interrupt the report."""
+    monkeypatch.setattr(process, "_ending", threading.Event())
+    before = threading.active_count()
+    for _ in range(2):
+        process.end_with_parent()
+    assert threading.active_count() == before + 1
+
+
+def test_a_champion_that_can_t_be_evaluated_leaves_the_others_in_the_table(server, tmp_path, monkeypatch):
+    (tmp_path / "new").mkdir()
+
+    def command(arguments, log, **_):
+        if "pipeline.champions" in arguments:
+            names = ("csmri", "inpaint")
+            rows = [{"problem": p, "model": f"models:/elder-{p}/1", "psnr": 30.0, "own_code": None} for p in names]
+            return 0, [json.dumps(rows)]
+        if "models:/elder-csmri/1" in arguments:
+            return 1, ["elder: a mask is missing"]
+        out = Path(arguments[arguments.index("--out") + 1])
+        out.mkdir(parents=True)
+        image = {"status": "converged"}
+        mean, baseline = {"psnr": 29.5, "ssim": 0.9}, {"name": "masked", "psnr": 20.0}
+        (out / "metrics.json").write_text(json.dumps({"mean": mean, "baseline": baseline, "images": [image]}))
+        return 0, []
+
+    monkeypatch.setattr(process, "run", command)
+    with pytest.raises(CommandFailed, match=r"^evaluate csmri: elder: a mask is missing$"):
+        evaluate_champions("new", folder=str(tmp_path))
+    assert "models:/elder-inpaint/1" in dict(artifacts())["drift"]
 
 
 def test_a_folder_without_dvc_gets_no_marks(tmp_path, monkeypatch):

@@ -158,7 +158,7 @@ BY_HAND = [sys.executable, "-m", "pipeline.flows"]
 
 
 def test_two_flows_at_once_work_one_after_the_other_or_one_is_refused(waiting):
-    """Each with a Prefect server of its own, as `python -m pipeline.flows` starts it."""
+    """Each has its own Prefect server, as `python -m pipeline.flows` starts it."""
     folder = waiting.folder
     hurried = [sys.executable, "-c", "from pipeline.flows.flow import train; train(wait=0)"]
     with started(waiting, *BY_HAND) as (first, printed):

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import pytest
@@ -30,6 +31,7 @@ from pipeline import collect, experiments, tracking
 from pipeline.fingerprints import Reads
 from pipeline.flows import cluster, commands, copies, graph, lockfile, matrix, process, repository
 from pipeline.flows.cluster import Cluster
+from pipeline.flows.commands import StageFailed
 from pipeline.flows.copies import Delivery, Job, JobFailed, Sharing
 from pipeline.flows.flow import train
 
@@ -155,6 +157,33 @@ def test_a_cluster_without_a_worker_is_told():
         cluster.await_workers(Runner(), site, 0.0)
 
 
+def test_what_the_nodes_of_a_cluster_have_together_runs_no_job(monkeypatch):
+    nodes = [{"Alive": True, "Resources": {"CPU": 4.0}}, {"Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0}}]
+    nodes.append({"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}})
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(nodes=lambda: nodes))
+
+    def missing(cpus: int, gpus: float) -> str:
+        options = {"num_cpus": cpus, "num_gpus": gpus}
+        return cluster._missing(None, cluster.Site(None, "host:6379", Path("/copies"), Sharing("cache"), {}, options))
+
+    assert (missing(4, 0), missing(4, 1)) == ("", "")
+    assert missing(8, 0) == "node with 8 processors"
+    assert missing(1, 2) == "node with 1 processors and 2 GPUs"
+
+
+def test_results_that_can_t_be_gathered_fail_their_cell_and_no_other(folder, monkeypatch):
+    def gather(*arguments: object) -> None:
+        raise StageFailed("cells-a: another DVC process holds the repository")
+
+    monkeypatch.setattr(matrix, "gather", gather)
+    made = Path(job(folder).copies) / "cells-a"
+    made.mkdir(parents=True)
+    future = SimpleNamespace(result=lambda: Delivery())
+    told = matrix._take(future, job(folder), folder, 60.0)
+    assert told == "gather cells-a: cells-a: another DVC process holds the repository"
+    assert made.exists()  # the next run takes the results from there
+
+
 # What goes into a copy
 
 
@@ -168,13 +197,19 @@ def test_a_snapshot_has_code_settings_and_what_they_name_and_no_pictures(folder)
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
-    for name in ("data/raw/1.png", "data/raw/start/config.json", "data/prepared/train/1.npy", "models/tuned/a/x"):
+    for name in (
+        "data/raw/k.mat",
+        "data/raw/1.png",
+        "data/raw/start/config.json",
+        "data/prepared/train/1.npy",
+        "models/tuned/a/x",
+    ):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
     settings = {
         "own_code": "own",
-        "problems": {"csmri": {"mask": "data/raw/mask.npy", "ratio": 0.2}},
+        "problems": {"csmri": {"mask": "data/raw/mask.npy", "ratio": 0.2}, "deblur": {"kernel": "data/raw/k.mat:3"}},
         "pretrain": {"init": "data/raw/start"},
         "prepare": {"folder": "data/raw", "source": "folder"},
         "evaluate": {"robustness": {"csmri": [{"mask": "../outside.npy"}, {"mask": "radial"}, {"mask": "."}]}},
@@ -188,6 +223,7 @@ def test_a_snapshot_has_code_settings_and_what_they_name_and_no_pictures(folder)
         "stages/tune.py",
         "own/problem.py",
         "data/raw/mask.npy",
+        "data/raw/k.mat",
         "data/raw/start/config.json",
     }
 
@@ -268,7 +304,7 @@ def test_a_lock_file_that_dvc_holds_is_left_alone(folder):
 
 
 def test_a_failure_brings_along_what_was_made_before_it():
-    # A worker's error comes to the flow as Python's copy protocol rebuilds it.
+    # A worker's error reaches the flow as Python's copy protocol rebuilds it.
     error = copy.deepcopy(JobFailed("finetune@a: out of memory", Delivery({"tune@a": ENTRY}, b"store")))
     assert str(error) == "finetune@a: out of memory"
     assert (error.delivery.locked, error.delivery.store) == ({"tune@a": ENTRY}, b"store")
@@ -457,11 +493,11 @@ def test_a_cell_that_fails_stops_no_other_and_a_re_run_does_what_is_missing(engi
     with pytest.raises(commands.StageFailed, match=r"^evaluate@b: exit code \d+: .*evaluate@b: out of memory"):
         train(str(project.folder), runner=engine, at_once=2)
     assert ran(tmp_path) == [entry for entry in EVERYWHERE if entry != ("register@b", "project")]
-    assert [path.name for path in (project.folder / cluster.COPIES).iterdir()] == ["cells-b"]
+    assert [path.name for path in (project.folder / repository.COPIES).iterdir()] == ["cells-b"]
     (tmp_path / "fail-evaluate@b").unlink()
     train(str(project.folder), runner=engine, at_once=2)
     assert ran(tmp_path) == [("evaluate@b", "cells-b"), ("register@b", "project")]
-    assert list((project.folder / cluster.COPIES).iterdir()) == []
+    assert list((project.folder / repository.COPIES).iterdir()) == []
     assert (project.folder / "registered-c.txt").read_text() == "code\npretrain@q\ntune@c\nevaluate@c\nregister@c\n"
     assert "up to date" in project.run("dvc", "status").stdout
     train(str(project.folder))

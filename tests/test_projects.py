@@ -1,4 +1,4 @@
-"""What users bring to the whole pipeline: settings, pictures, colors, and problems of their own."""
+"""What users bring to the whole pipeline: settings, pictures, colors, and their own problems."""
 
 from __future__ import annotations
 

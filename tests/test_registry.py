@@ -81,7 +81,7 @@ def test_the_champion_moves_only_through_the_gate(store, register, monkeypatch):
     assert "less than 0.1" in worse.reason
     assert register(30.2).promoted
     assert alias(store, "champion") == 3
-    # On other data the champion is measured again: its figure of 30.2 dB says nothing there.
+    # On other data the champion is measured again: its earlier 30.2 dB say nothing there.
     other = register(60.0, data="b")
     assert other.champion_psnr != pytest.approx(30.2)
     assert other.promoted

@@ -245,9 +245,9 @@ def test_a_cell_and_a_regularizer_override_and_say_so(check):
     assert whole.pretraining("least_squares") == whole.pretrain
     network = {"name": "dncnn", "channels": 3, "width": 4, "depth": 3}
     assert whole.description("implicit", 3) == {"name": "implicit", "network": network}
-    said = params.overrides("finetune", "cells.a", whole.cells["a"].finetune, whole.finetune)
+    said = params.overrides("finetune", "cells.a", whole.cells["a"].finetune, vars(whole.finetune))
     assert said == "cells.a.finetune overrides finetune: loss=mse in place of psnr, steps=5 in place of 3"
-    assert params.overrides("finetune", "cells.a", {}, whole.finetune) == ""
+    assert params.overrides("finetune", "cells.a", {}, vars(whole.finetune)) == ""
 
 
 def test_what_no_cell_uses_is_found(check):

@@ -24,6 +24,7 @@ from elder import UserError
 from elder.model.store import EXPERIMENT
 from elder.training.checkpoint import Checkpoint
 from pipeline import REPRO, experiments, fingerprints, links, prune, registry, repros, rollback, runs, tracking
+from pipeline.flows import repository
 
 CELL = "csmri-least_squares"
 
@@ -162,6 +163,27 @@ def test_a_run_keeps_tables_and_figures_and_not_what_is_large(store, monkeypatch
     artifacts = Path(MlflowClient().get_run(run_id).info.artifact_uri.removeprefix("file://"))
     kept = {str(path.relative_to(artifacts)): path.read_text() for path in artifacts.rglob("*") if path.is_file()}
     assert kept == {"table.csv": "psnr\n31.5\n", "figures/panel.png": "figure"}
+
+
+def test_links_lead_to_a_report_that_is_there(store, monkeypatch):
+    """A repro of some cells, or one that ended early, has none: the latest report is named then."""
+    monkeypatch.setenv(links.VARIABLE, "http://localhost:5000/")
+    for name in ("whole", "partly"):
+        monkeypatch.setenv(REPRO, f"flow {name}")
+        result(f"tune {name}")
+    assert "a repro that has written a report" in links.find("flow partly")["needs"]
+    (store / "index.html").write_text("the report")
+    monkeypatch.setenv(REPRO, "flow whole")
+    monkeypatch.setattr(experiments, "LARGEST", 2)  # a report is kept whatever its size
+    experiments.log_repro({}, store / "index.html")
+    whole, partly = (
+        next(run.info.run_id for run in all_runs(store) if run.data.tags.get("repro") == f"flow {name}")
+        for name in ("whole", "partly")
+    )
+    found = links.find("flow partly")
+    assert found["run"].endswith(f"/runs/{partly}")
+    assert found["report"].endswith(f"/runs/{whole}/artifacts/index.html")
+    assert found["run"].startswith("http://localhost:5000/#/experiments/")
 
 
 def test_what_a_repro_made_is_logged_to_its_run(store, monkeypatch):
@@ -392,6 +414,33 @@ def test_the_cells_of_the_last_repros_are_compared(three, monkeypatch, capsys):
     assert "known are a, b" in capsys.readouterr().err
 
 
+def test_working_copies_that_nothing_uses_any_more_go(store):
+    experiments.connect()
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
+    for name in ("cells-old", "cells-busy"):
+        with repository.hold(repository.COPIES / name, "the work", print):
+            pass
+
+    def copies(days: float) -> list[str]:
+        then = time.time() + days * prune.DAY
+        return [item.name for item in prune.find(client, experiment, prune.Limits(30, 5, 5), then)]
+
+    with repository.hold(repository.COPIES / "cells-busy", "the work", print):
+        assert (copies(29), copies(31)) == ([], ["cells-old"])
+
+
+def test_what_does_not_let_itself_be_removed_keeps_nothing_else(tmp_path):
+    def refused() -> None:
+        raise UserError("has an alias now")
+
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    items = [prune.Item("version", "elder-csmri 1", "old", refused), prune.Item("copy", "copy", "old", folder.rmdir)]
+    assert prune.remove(items) == ["version elder-csmri 1 was not removed: has an alias now"]
+    assert not folder.exists()
+
+
 @pytest.mark.parametrize(("module", "arguments"), [(runs, ()), (prune, ()), (rollback, ("csmri",))])
 def test_without_a_store_the_commands_say_so_and_make_none(module, arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -415,7 +464,7 @@ def files_of(run: Run) -> Path:
 def test_old_repros_go_and_the_latest_run_of_each_result_stays(three, monkeypatch, capsys):
     files = {run.info.run_id: files_of(run) for run in all_runs(three)}
     assert command(prune, monkeypatch, "--repros", "1") == 0
-    assert "would go: 3 runs, 0 versions, 0 checkpoints; --yes removes them" in capsys.readouterr().out
+    assert "would go: 3 runs, 0 versions, 0 checkpoints, 0 copies; --yes removes them" in capsys.readouterr().out
     assert {run.info.run_id for run in all_runs(three)} == files.keys()
     assert command(prune, monkeypatch, "--repros", "1", "--yes") == 0
     assert "removed: 3 runs" in capsys.readouterr().out
@@ -543,6 +592,8 @@ def test_the_report_of_a_repro_has_an_address_for_browsers(store, monkeypatch):
     client = MlflowClient(f"sqlite:///{store}/mlflow.db")
     experiment = client.create_experiment(EXPERIMENT, artifact_location=str(store / "mlruns" / EXPERIMENT))
     mine, later = (client.create_run(experiment, tags={"repro": name}).info.run_id for name in ("flow 1", "flow 2"))
+    for run_id in (mine, later):
+        client.log_text(run_id, "the report", links.PAGE)
     monkeypatch.delenv(links.VARIABLE, raising=False)
     assert links.VARIABLE in links.find("flow 1")["needs"]
     monkeypatch.setenv(links.VARIABLE, "https://mlflow.example/")

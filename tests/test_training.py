@@ -74,7 +74,7 @@ def test_tuning_leaves_a_weight_alone_that_has_no_part_in_the_minimum(tuned, ima
     """Under a hard constraint the minimizer of λh is that of h."""
     problem = problems.make("inpaint", {"missing": 0.3})
     before, validation = replace(tuned[0], problem=problem), measure(problem, ["brick"], images[:1])
-    trials = tune(before, validation, start=before.hyperparameters)[1]
+    trials = tune(before, validation, start=before.hyperparameters, factors=(4.0, 2.0))[1]
     assert len(trials) >= 3
     assert {trial.lambda_reg for trial in trials} == {before.hyperparameters.lambda_reg}
     other = replace(

@@ -33,7 +33,7 @@ def refused(capfd, message: str, *arguments: object) -> None:
 
 @pytest.fixture
 def pictures(photographs, tmp_path) -> Path:
-    """A folder of pictures of the user's own, with one in a folder below."""
+    """A folder of the user's pictures, with one in a folder below."""
     folder = tmp_path / "given" / "pictures"
     shutil.copytree(photographs, folder)
     (folder / "deep").mkdir()

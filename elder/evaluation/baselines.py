@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from elder.evaluation.results import Result
 from elder.problems.base import Problem
@@ -20,18 +20,20 @@ GAIN = 0.03
 WIDENINGS, FACTOR = 4, 3.0
 
 
-def evaluate_initial(problem: Problem, samples: Sequence[Sample]) -> list[Result]:
-    """Every measurement's initial guess."""
-    guesses = [problem.initial(m.operator, m.y) for m in samples]
-    return [Result(m, x, x, 0, "initial", None, 0.0) for m, x in zip(samples, guesses, strict=True)]
+def evaluate_initial(problem: Problem, samples: Iterable[Sample]) -> Iterator[Result]:
+    """Every measurement's initial guess, in order; each when it is asked for."""
+    for m in samples:
+        x = problem.initial(m.operator, m.y)
+        yield Result(m, x, x, 0, "initial", None, 0.0)
 
 
-def evaluate_tv(problem: Problem, samples: Sequence[Sample], lambda_reg: float, *, tol: float = TOL) -> list[Result]:
-    """Every measurement reconstructed by total variation with the regularization parameter λ > 0.
+def evaluate_tv(
+    problem: Problem, samples: Iterable[Sample], lambda_reg: float, *, tol: float = TOL
+) -> Iterator[Result]:
+    """Every measurement reconstructed by total variation with λ > 0, in order; each when it is asked for.
 
     tol: the primal-dual gap in units of the energy at which a solve is converged.
     """
-    results = []
     for m in samples:
         start = time.perf_counter()
         initial = problem.initial(m.operator, m.y)
@@ -39,8 +41,7 @@ def evaluate_tv(problem: Problem, samples: Sequence[Sample], lambda_reg: float, 
         seconds = time.perf_counter() - start
         # The primal-dual method is no descent method: its energy may rise on the way, and is not looked at.
         gap = float(s.gap / s.energy) if s.energy > 0 else 0.0  # no energy is below zero
-        results.append(Result(m, initial, s.x, int(s.steps), s.status[0].value, None, seconds, gap=gap))
-    return results
+        yield Result(m, initial, s.x, int(s.steps), s.status[0].value, None, seconds, gap=gap)
 
 
 def tune_tv(
@@ -111,7 +112,7 @@ def _score(problem: Problem, samples: Sequence[Sample], lambda_reg: float) -> fl
     Here an exact reconstruction counts with its bound, see `quality.psnr`: all λ are compared on the same images.
     """
     try:
-        results = evaluate_tv(problem, samples, lambda_reg, tol=SEARCH_TOL)
+        results = [result.scores for result in evaluate_tv(problem, samples, lambda_reg, tol=SEARCH_TOL)]
     except ArithmeticError:  # a small λ makes steps long, and conjugate gradients too slow
         return -math.inf
     if any(result.status == "not_finite" for result in results):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 
 from elder import io
 from elder.evaluation.results import Result
@@ -20,14 +20,16 @@ def available() -> bool:
     return importlib.util.find_spec("bm3d") is not None
 
 
-def evaluate_bm3d(samples: Sequence[Sample], noise: float) -> list[Result]:
-    """Every noisy picture y = x + e, with one or three channels, denoised for noise of the level that it has."""
+def evaluate_bm3d(samples: Iterable[Sample], noise: float) -> Iterator[Result]:
+    """Every noisy picture y = x + e, with one or three channels, denoised for noise of the level that it has.
+
+    noise: the standard deviation of e, in the units of the pictures, which lie in [0, 1]. Raises `ImportError` if the
+    package is missing: see `available`.
+    """
     package = importlib.import_module("bm3d")
-    results = []
     for m in samples:
         start = time.perf_counter()
         noisy = io.to_array(m.y[0])
         found = (package.bm3d if noisy.ndim == 2 else package.bm3d_rgb)(noisy, sigma_psd=noise)
         x = io.to_tensor(found.astype("float32"))
-        results.append(Result(m, m.y, x, 1, "converged", None, time.perf_counter() - start))
-    return results
+        yield Result(m, m.y, x, 1, "converged", None, time.perf_counter() - start)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -11,21 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elder.evaluation.baselines import evaluate_initial
 from elder.evaluation.quality import psnr
-from elder.evaluation.results import Result, mean
+from elder.evaluation.results import Result, Scored, judged, mean
 from elder.model.model import Model
 from elder.problems.samples import Sample
 
 # The relative residual below which a solve no longer changes the picture: a tenth of what reconstructions stop at.
 STILL = 1e-5
 
-Report = Callable[[Result], None]
 
-
-def evaluate(model: Model, samples: Sequence[Sample], report: Report = lambda result: None) -> list[Result]:
-    """Every measurement reconstructed by the model, in order."""
-    results = []
+def evaluate(model: Model, samples: Iterable[Sample]) -> Iterator[Result]:
+    """Every measurement reconstructed by the model, in order; each when it is asked for."""
     for m in samples:
         start = time.perf_counter()
         s = model.solve(m.operator, m.y)
@@ -33,11 +29,7 @@ def evaluate(model: Model, samples: Sequence[Sample], report: Report = lambda re
         initial = model.problem.initial(m.operator, m.y)
         monotone = None if s.monotone is None else bool(s.monotone.all())
         denoised = denoise(model, s.x)
-        results.append(
-            Result(m, initial, s.x, int(s.steps), s.status[0].value, monotone, seconds, int(s.evaluations), denoised)
-        )
-        report(results[-1])
-    return results
+        yield Result(m, initial, s.x, int(s.steps), s.status[0].value, monotone, seconds, int(s.evaluations), denoised)
 
 
 @torch.no_grad()
@@ -50,7 +42,7 @@ def denoise(model: Model, x: Tensor) -> Tensor:
     return model.regularizer.denoise(x.to(model.device), sigma).to(x.device)
 
 
-def evaluate_long(model: Model, samples: Sequence[Sample], steps: int) -> list[Result]:
+def evaluate_long(model: Model, samples: Iterable[Sample], steps: int) -> Iterator[Result]:
     """Every measurement iterated for `steps` steps, whatever the model's tolerance.
 
     What training saw is a budget of steps. A model whose quality falls beyond it was fitted to where its iteration was
@@ -60,14 +52,16 @@ def evaluate_long(model: Model, samples: Sequence[Sample], steps: int) -> list[R
     return evaluate(replace(model, hyperparameters=patient), samples)
 
 
-def summary(model: Model, results: Sequence[Result]) -> dict[str, Any]:
+def summary(model: Model, results: Sequence[Scored]) -> dict[str, Any]:
     """What `elder evaluate` writes: problem, settings, means, the initial guess as baseline, and every image."""
-    baseline = mean(evaluate_initial(model.problem, [result.sample for result in results]))
+    guesses = judged([result.row["psnr_initial"] for result in results])
+    ssims = [result.ssim_initial for result in results]
+    baseline = {"psnr": sum(guesses) / len(guesses), "ssim": sum(ssims) / len(ssims)}
     return {
         "problem": model.problem.name,
         "settings": model.problem.settings,
         "mean": mean(results),
-        "baseline": {"name": model.problem.initial_name, "psnr": baseline["psnr"], "ssim": baseline["ssim"]},
+        "baseline": {"name": model.problem.initial_name, **baseline},
         "images": [result.row for result in results],
     }
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -14,6 +14,52 @@ from elder.evaluation.quality import EXACT, psnr, ssim
 from elder.operators.misfit import relative_misfit
 from elder.problems.samples import Sample
 from elder.solvers.status import Status
+
+
+class Scored(Protocol):
+    """The numbers of one image reconstructed by one method: what tables and means are made of."""
+
+    @property
+    def row(self) -> Mapping[str, Any]:
+        """The metrics of the image; see `Result.row`."""
+        ...
+
+    @property
+    def status(self) -> str:
+        """Of the solve; "initial" for the initial guess, which takes none."""
+        ...
+
+    @property
+    def evaluations(self) -> int | None:
+        """Of the network; None for a method without one."""
+        ...
+
+    @property
+    def ssim_initial(self) -> float:
+        """SSIM of the initial guess."""
+        ...
+
+    @property
+    def psnr_denoised(self) -> float | None:
+        """PSNR in dB of D(x); None for a method without a regularizer."""
+        ...
+
+    @property
+    def gap(self) -> float | None:
+        """Upper bound on the energy above its minimum, in units of the energy; None if unknown."""
+        ...
+
+
+@dataclass(frozen=True)
+class Scores:
+    """`Scored` without the pictures, which would fill the memory where there are thousands."""
+
+    row: Mapping[str, Any]
+    status: str
+    evaluations: int | None
+    ssim_initial: float
+    psnr_denoised: float | None
+    gap: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +83,17 @@ class Result:
         return float(relative_misfit(self.sample.operator, self.x, self.sample.y))
 
     @property
+    def ssim_initial(self) -> float:
+        """SSIM of the initial guess."""
+        return float(ssim(self.initial, self.sample.truth))
+
+    @property
+    def scores(self) -> Scores:
+        """The numbers alone."""
+        numbers = (self.status, self.evaluations, self.ssim_initial, self.psnr_denoised, self.gap)
+        return Scores(self.row, *numbers)
+
+    @property
     def psnr_denoised(self) -> float | None:
         """PSNR in dB of D(x), what one more step of the denoiser makes of the reconstruction."""
         return None if self.denoised is None else float(psnr(self.denoised, self.sample.truth))
@@ -58,7 +115,7 @@ class Result:
         }
 
 
-def deviation(results: Sequence[Result]) -> dict[str, float]:
+def deviation(results: Iterable[Scored]) -> dict[str, float]:
     """Standard deviation over the images of PSNR and SSIM, with n − 1; zero for one image.
 
     That of PSNR is over the images that `mean` averages.
@@ -68,7 +125,7 @@ def deviation(results: Sequence[Result]) -> dict[str, float]:
     return {key: statistics.stdev(column) if len(column) > 1 else 0.0 for key, column in columns.items()}
 
 
-def mean(results: Sequence[Result]) -> dict[str, float]:
+def mean(results: Iterable[Scored]) -> dict[str, float]:
     """Mean PSNR in dB, SSIM, steps and seconds.
 
     An exact reconstruction has no PSNR, and its bound of 144 dB would hide all others. So the mean of PSNR is over the
@@ -86,7 +143,7 @@ def judged(values: Sequence[float]) -> Sequence[float]:
     return [value for value in values if value < EXACT] or values
 
 
-def succeeded(results: Sequence[Result]) -> float | None:
+def succeeded(results: Iterable[Scored]) -> float | None:
     """The share of the solves that reached a fixed point or a minimum; None for the initial guess, which has none."""
     solves = [result.status for result in results if result.status != "initial"]
     return sum(Status(status).succeeded for status in solves) / len(solves) if solves else None

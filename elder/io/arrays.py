@@ -38,7 +38,7 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
 def reading(path: Path, kind: str) -> Iterator[None]:
     """Turn what a format's library raises for a broken file into one `UserError` that names the file.
 
-    Each library has errors of its own for it, and some raise whatever their parsers run into. A file that is too large
+    Each library has its own errors for it, and some raise whatever their parsers run into. A file that is too large
     for the memory, or that may not be read, is not broken.
     """
     try:
@@ -52,7 +52,10 @@ def reading(path: Path, kind: str) -> Iterator[None]:
 
 
 def read_array(path: str | Path, key: str = "y") -> np.ndarray:
-    """The array `key` of a file, or its only one."""
+    """The array `key` of a file, or its only one.
+
+    Raises `UserError` if it holds several and none of that name, and what `read_arrays` raises.
+    """
     arrays = read_arrays(path)
     if key in arrays:
         return arrays[key]
@@ -62,7 +65,11 @@ def read_array(path: str | Path, key: str = "y") -> np.ndarray:
 
 
 def read_stack(path: str | Path) -> list[np.ndarray]:
-    """The two-dimensional arrays of a file: its one array, the cells of a cell array, or the first axis of a stack."""
+    """The two-dimensional arrays of a file: its one array, the cells of a cell array, or the first axis of a stack.
+
+    Raises `UserError` for several arrays, a stack along its last axis, a picture with colors, and what `read_arrays`
+    raises.
+    """
     arrays = read_arrays(path)
     if len(arrays) != 1:
         raise UserError(f"{path}: must hold one array; it holds {', '.join(sorted(arrays))}")

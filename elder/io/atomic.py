@@ -42,7 +42,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     os.close(handle)
     try:
         yield temporary
-        temporary.chmod(mode)  # a writer may have made the file again, with a mode of its own
+        temporary.chmod(mode)  # a writer may have made the file again, with another mode
         temporary.replace(target)
     except BaseException:
         temporary.unlink(missing_ok=True)

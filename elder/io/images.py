@@ -91,7 +91,10 @@ class Names:
 
 
 def read_image(path: str | Path, *, scaling: Scaling = "range") -> np.ndarray:
-    """The one picture of a file, float32 (h, w) or (h, w, 3) in [0, 1]; see `read_images`."""
+    """The one picture of a file, float32 (h, w) or (h, w, 3) in [0, 1]; see `read_images`.
+
+    Raises `UserError` if it holds several, and what `read_images` raises.
+    """
     images = read_images(path, scaling=scaling)
     if len(images) > 1:
         raise UserError(f"{path}: must be one picture; it holds {len(images)}")
@@ -103,6 +106,7 @@ def read_measured(path: str | Path, *, as_stored: bool = False) -> np.ndarray:
 
     Floating point may be negative, by noise, and NaN where pixels are missing. as_stored: whether integers stay in the
     units of the file, for a caller who knows the value of white.
+    Raises `UserError` if the file is missing, corrupt or unknown, or holds several pictures.
     """
     path = Path(path)
     if not path.is_file():
@@ -121,7 +125,7 @@ def read_images(
 
     Args:
         path: a file of one of the kinds in `READERS`, or DICOM under any name.
-        scaling: how values come to [0, 1], see `elder.io.stack.scale`.
+        scaling: how values are brought to [0, 1], see `elder.io.stack.scale`.
         slices: how many of a volume, from its middle; 0 for all.
         axes: the order of the axes of an array, one of `elder.io.stack.AXES`; empty: by the rule of `guess_axes`.
         drop_empty: whether slices without content are left out of a volume of which others have some.

@@ -39,6 +39,7 @@ def write_image(path: str | Path, image: np.ndarray, *, plain: bool = False) -> 
     """Write a picture (h, w) or (h, w, 3): .tif and .npy keep float32, .png is clipped to [0, 1] and has 8 bits.
 
     plain: whether .tif is written without compression, so that `stored_image` reads parts of it.
+    Raises `UserError` for a suffix that is none of .png, .jpg, .tif and .npy, and what `replacing` raises.
     """
     import tifffile
     from PIL import Image

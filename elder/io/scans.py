@@ -23,6 +23,9 @@ def read_nifti(path: Path) -> Stack:
     The axes are turned to the nearest of right, anterior, superior, as nibabel does. Rows run from anterior to
     posterior, columns from left to right. Values are those of the header's slope and intercept. White is known for
     unsigned integers without a slope.
+
+    Raises `UserError` if nibabel is missing, or if the file holds no volume, or values that are not finite. What
+    nibabel raises passes through; `arrays.reading` turns it into a `UserError`.
     """
     nibabel: Any = optional("nibabel", path)
     image = nibabel.load(path)
@@ -49,6 +52,9 @@ def read_dicom(path: Path) -> Stack:
     Palettes and YCbCr become red, green and blue. Rescale slope and intercept, or the modality's table, are applied:
     the values of CT are Hounsfield units. MONOCHROME1, where the lowest value is white, is inverted. White is the
     largest value of the stored bits. It is unknown where values may be negative.
+
+    Raises `UserError` if pydicom is missing, or if the file holds no pixels, or pixels that can't be decoded. What
+    pydicom raises passes through; `arrays.reading` turns it into a `UserError`.
     """
     pydicom: Any = optional("pydicom", path)
     pixels: Any = optional("pydicom.pixels", path)
@@ -130,7 +136,7 @@ def _rescaled(path: Path, data: Any, values: np.ndarray, pixels: Any) -> Stack:
     bits = int(data.BitsStored)
     ends = np.array([-(2 ** (bits - 1)), 2 ** (bits - 1) - 1] if data.PixelRepresentation else [0, 2**bits - 1])
     transforms = _transforms(data, len(values))
-    if transforms:  # each frame has a slope and an intercept of its own
+    if transforms:  # each frame has its own slope and intercept
         slopes, intercepts = np.array(transforms).T[..., None]
         values = values * slopes[..., None] + intercepts[..., None]
         reached = ends * slopes + intercepts

@@ -96,7 +96,8 @@ def guess_axes(path: Path, array: np.ndarray) -> str:
 def without_alpha(path: Path, values: np.ndarray) -> np.ndarray:
     """(n, h, w) or (n, h, w, 3) from (n, h, w, channels); opacity, the second or fourth channel, is left out.
 
-    Warns where it was not full, since what lies under transparent pixels is then seen.
+    Warns where it was not full, since what lies under transparent pixels is then seen. Raises `UserError` for another
+    number of channels than 1 to 4.
     """
     channels = values.shape[-1]
     if channels not in (1, 2, 3, 4):
@@ -156,7 +157,7 @@ def scale(path: Path, stack: Stack, scaling: Scaling) -> np.ndarray:
             f"{path}: values from {least:g} to {largest:g} span more than numbers can hold: choose a window"
         )
     scaled = ((values - low if low else values) / (high - low)).astype(np.float32)
-    if scaling != "max":  # of the range, nothing but rounding is beyond
+    if scaling != "max":  # of the range, only rounding is beyond
         scaled = scaled.clip(0, 1)
     span = float(scaled.max()) - float(scaled.min())
     if 0 < span < DIM:

@@ -9,7 +9,7 @@ import torch
 
 from elder.linear.base import IterativeSolver, LinearSolution, Map, solution
 from elder.shapes import Images
-from elder.tensors import norm, per_image
+from elder.tensors import mixing_weights, norm, per_image
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,7 @@ def _mix(points: list[Images], moves: list[Images]) -> Images:
         return latest
     newest = moves[-1].flatten(1)
     differences = torch.stack([m.flatten(1) - newest for m in moves[:-1]], 1)
-    gram = (differences @ differences.transpose(1, 2)).double()
-    trace = gram.diagonal(dim1=1, dim2=2).sum(1).clamp(min=1e-200)
-    ridge = 1e-10 * torch.eye(len(moves) - 1, dtype=gram.dtype, device=gram.device) * trace.view(-1, 1, 1)
-    target = -(differences @ newest.unsqueeze(2)).double()
-    alpha = torch.linalg.solve(gram + ridge, target)
+    alpha = mixing_weights(differences, newest, 1e-10)
     mixed = latest
     for k, (p, m) in enumerate(zip(points[:-1], moves[:-1], strict=True)):
         mixed = mixed + per_image(alpha[:, k, 0], latest) * (p + m - latest)

@@ -42,7 +42,10 @@ class LinearSolver(Protocol):
 
 @dataclass(frozen=True)
 class IterativeSolver(ABC):
-    """A solver that iterates. tol: relative residual to stop at; max_steps: products with H at most."""
+    """A solver that iterates. tol: relative residual to stop at; max_steps: products with H at most.
+
+    Raises `ValueError` for tol <= 0 or max_steps < 1.
+    """
 
     contraction: ClassVar[bool] = False
 

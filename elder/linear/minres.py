@@ -24,7 +24,7 @@ class MINRES(IterativeSolver):
         """Solve H v = b for each image; see `LinearSolver`."""
         eps = torch.finfo(torch.float64).eps
         v, w, w_old = torch.zeros_like(b), torch.zeros_like(b), torch.zeros_like(b)
-        # H v, carried along by the recurrence of v, so that the true residual costs no product of its own.
+        # H v, carried along by the recurrence of v, so that the true residual costs no extra product.
         Hv, Hw, Hw_old = v, w, w_old
         r_old, r = b, b
         z = precondition(b)

@@ -19,6 +19,7 @@ class Neumann:
     An approximation by intention: `converged` says only that v is finite, and `residual` how far it is off. 0 terms
     is the Jacobian-free gradient (Fung et al. 2022), which puts the preconditioner in the place of H⁻¹. One product
     more tells the residual; it is saved, and the residual is NaN, if `measured` is false.
+    Raises `ValueError` for a negative number of terms.
     """
 
     contraction: ClassVar[bool] = True

@@ -22,7 +22,7 @@ def load(
 
     uri_or_path: a folder; `released:NAME`, see `elder.released`; or an MLflow URI such as
     `models:/elder-csmri@champion`. settings: of its problem, in the place of those that it was trained for.
-    own_code: the dotted path of the problem's class, such as `mine.Problem`, if it is one of your own. Importing it
+    own_code: the dotted path of the problem's class, such as `mine.Problem`, if you wrote it. Importing it
     executes its module, so a class that a model names is imported only if you name the same one.
     Raises `UserError` if there is no such model, if it is broken, or if it needs a class that you have not named.
     """

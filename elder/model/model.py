@@ -44,7 +44,7 @@ RANGES = {
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """The numbers beside the network, each in the range that `RANGES` gives."""
+    """The numbers beside the network, each in the range that `RANGES` gives. Raises `UserError` for one out of it."""
 
     lambda_reg: float  # λ, the regularization parameter
     sigma: float  # σ, the noise level that conditions the regularizer, in the units of the images
@@ -272,7 +272,7 @@ def level(x: Tensor) -> Tensor:
 def load(folder: str | Path, settings: Mapping[str, Any] | None = None, own_code: str | None = None) -> Model:
     """The model of a bundle folder, some settings of its problem changed.
 
-    own_code: the dotted path of the problem's class if it is one of your own: importing it executes its module, so a
+    own_code: the dotted path of the problem's class if you wrote it: importing it executes its module, so a
     class that a bundle names is imported only if the caller names the same one.
     Raises `UserError` if there is no model, if it is broken, or if it needs a class that the caller has not named.
     """

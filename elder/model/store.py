@@ -54,8 +54,8 @@ def existing() -> str:
     uri = address()
     if uri is None:
         raise UserError(
-            f"no MLflow store here: there is no {FILE} in this folder, and {VARIABLE} is not set; run dvc repro in the "
-            "project's folder, or set it"
+            f"no MLflow store here: there is no {FILE} in this folder, and {VARIABLE} is not set; go to the "
+            "folder of a project that has trained, or set it"
         )
     file = database(uri)
     if file is not None and not file.exists():

@@ -44,8 +44,8 @@ def softplus_pullback(v: Layer, a: Layer) -> Layer:
     return -v * torch.expm1(-SHARPNESS * a)
 
 
-# With elu an energy has a continuous gradient, and a Hessian everywhere but where some activation is zero, at which it
-# jumps; with softplus it is infinitely often differentiable. ReLU is not among them: ∇h would jump.
+# With elu an energy has a continuous gradient, and a Hessian everywhere except where some activation is zero, at which
+# it jumps; with softplus it is infinitely often differentiable. ReLU is not among them: ∇h would jump.
 ACTIVATIONS = {"elu": Activation(elu, elu_pullback), "softplus": Activation(softplus, softplus_pullback)}
 
 

@@ -23,7 +23,7 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Images, sigma: OneOrEach) -> Images:
-        """N_θ(x, σ); sigma: (b,) or scalar, in the units of x."""
+        """N_θ(x, σ); sigma: (b,) or scalar, in the units of x. Raises `ValueError` for another number of channels."""
 
     @abstractmethod
     def linearize(self, x: Images, sigma: OneOrEach) -> tuple[Images, Pullback]:

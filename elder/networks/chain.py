@@ -31,6 +31,7 @@ class Chain(nn.Module):
     reach farther than one, and describe large filters by few numbers (Goujon et al. 2023).
 
     widths: the features after each convolution; the last number is that of the filters. kernel_size: odd.
+    Raises `ValueError` for a number of channels, widths, or a kernel size that are out of range.
     """
 
     def __init__(self, channels: int, widths: Sequence[int], kernel_size: int) -> None:

@@ -19,6 +19,7 @@ class DnCNN(Network):
 
     activation: elu or softplus, see `elder.networks.activations`; in place of ReLU, so that an energy built on N has a
     continuous gradient. σ enters as a constant channel (Zhang et al. 2018, FFDNet). Any height and width.
+    Raises `ValueError` for numbers out of range, or an unknown activation.
     """
 
     def __init__(self, channels: int = 1, width: int = 32, depth: int = 6, activation: str = "elu") -> None:

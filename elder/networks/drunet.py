@@ -28,6 +28,7 @@ class DRUNet(Network):
     activation φ: elu or softplus, see `elder.networks.activations`; in place of ReLU, so that an energy built on N has
     a continuous gradient. Images are extended to multiples of 8 by repeating their border, here and nowhere else.
     widths: channels of the four scales; the paper's network has 64, 128, 256, 512 and 4 blocks.
+    Raises `ValueError` for numbers out of range, another number of widths, or an unknown activation.
     """
 
     def __init__(

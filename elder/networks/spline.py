@@ -16,9 +16,9 @@ Slopes = Float[Tensor, "#b cells"]
 def lookup(t: Anything, slopes: Slopes, spacing: float) -> tuple[Anything, Anything]:
     """Φ(t) = ∫₀ᵗ φ and φ(t), of the shape of t, (b, ...).
 
-    φ is odd, continuous and linear between knots at 0, ±Δ, ±2Δ, ...; `slopes` are those of its cells from 0 outwards, a
+    φ is odd, continuous and linear between knots at 0, ±Δ, ±2Δ, ...; `slopes` are those of its cells from 0 outward, a
     row for each image or one for all. Beyond the last knot φ is constant. Both results are differentiable in t and in
-    the slopes. In t, φ has a derivative everywhere but at a knot, where that of the cell on its right is taken.
+    the slopes. In t, φ has a derivative everywhere except at a knot, where that of the cell on its right is taken.
 
     spacing: Δ.
     """

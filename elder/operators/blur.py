@@ -52,7 +52,10 @@ class Blur(Operator):
             raise ValueError(f"the measurement must be real (b, c, {h}, {w}); got {y.dtype} {tuple(y.shape)}")
 
     def A(self, x: Images) -> Float[Tensor, "b c p q"]:
-        """Circular convolution, then every s-th pixel: (b, c, h, w) -> (b, c, h/s, w/s)."""
+        """Circular convolution, then every s-th pixel: (b, c, h, w) -> (b, c, h/s, w/s).
+
+        Raises `ValueError` for pictures of another size.
+        """
         if x.shape[-2:] != self.response.shape[-2:]:
             raise ValueError(f"the operator is for images {_size(self.response)}; got {_size(x)}")
         blurred = torch.fft.ifft2(self.response * torch.fft.fft2(x)).real

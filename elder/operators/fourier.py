@@ -20,6 +20,7 @@ class MaskedFourier(Operator):
     mask: (h, w), or (b, 1, h, w) for one mask an image, the zero frequency at [0, 0] as `fft2` returns it.
     On real pictures AᵀA = Re(Fᴴ M F) is diagonal in the Fourier basis, with the eigenvalues
     (M(k) + M(−k)) / 2, so the proximal map is exact for every mask, symmetric or not.
+    Raises `ValueError` if the mask has another rank, or holds other numbers than 0 and 1.
     """
 
     spectral = True
@@ -45,7 +46,10 @@ class MaskedFourier(Operator):
             )
 
     def A(self, x: Images) -> KSpace:
-        """M ⊙ F x with the orthonormal Fourier transform F, (b, c, h, w) complex."""
+        """M ⊙ F x with the orthonormal Fourier transform F, (b, c, h, w) complex.
+
+        Raises `ValueError` for pictures of another size.
+        """
         if x.shape[-2:] != self.mask.shape[-2:]:
             raise ValueError(f"mask is {_size(self.mask)} but the image is {_size(x)}: they must be of one size")
         return self.mask * torch.fft.fft2(x, norm="ortho")

@@ -13,7 +13,10 @@ from elder.shapes import Anything, Factor, Images, Index
 
 @dataclass(frozen=True, eq=False)
 class Masking(Operator):
-    """A x = M ⊙ x, zero where a pixel is missing, (b, c, h, w) -> (b, c, h, w). mask: 0/1, (h, w) or (b, 1, h, w)."""
+    """A x = M ⊙ x, zero where a pixel is missing, (b, c, h, w) -> (b, c, h, w). mask: 0/1, (h, w) or (b, 1, h, w).
+
+    Raises `ValueError` if the mask has another rank, or holds other numbers than 0 and 1.
+    """
 
     mask: Float[Tensor, "*b h w"]
 
@@ -28,7 +31,7 @@ class Masking(Operator):
             raise ValueError(f"the measurement must be real (b, c, {h}, {w}), as the mask; got {tuple(y.shape)}")
 
     def A(self, x: Images) -> Images:
-        """M ⊙ x, (b, c, h, w)."""
+        """M ⊙ x, (b, c, h, w). Raises `ValueError` for pictures of another size."""
         if x.shape[-2:] != self.mask.shape[-2:]:
             (h, w), (k, m) = self.mask.shape[-2:], x.shape[-2:]
             raise ValueError(f"mask is {h}x{w} but the image is {k}x{m}: they must be of one size")

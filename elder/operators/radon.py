@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from elder.operators import strips
 from elder.operators.base import Operator
-from elder.operators.views import VIEWS, Views
+from elder.operators.views import VIEWS, PerRay, RayIndex, Views
 from elder.shapes import Anything, Factor, Images, Index
 
 PerAngle = Float64[Tensor, "a"]
@@ -40,11 +40,11 @@ class Radon(Operator):
     views of the picture at once; see `Views`. A and Aᵀ are stored both, so the adjoint is exact.
     """
 
-    matrix: Tensor  # (stored rays, h * w), CSR
-    transpose: Tensor  # (h * w, stored rays), CSR
+    matrix: Float[Tensor, "stored pixels"]  # (stored rays, h * w), CSR
+    transpose: Float[Tensor, "pixels stored"]  # (h * w, stored rays), CSR
     views: Views
-    place: Tensor  # (angles * detectors,) in the products of stored rays with views
-    spectrum: Tensor  # see `_spectrum`, (2h, w + 1)
+    place: RayIndex  # (angles * detectors,) in the products of stored rays with views
+    spectrum: Float[Tensor, "p q"]  # see `_spectrum`, (2h, w + 1)
     size: tuple[int, int]
     theta: PerAngle  # (angles,) in radians, float64
     detectors: int
@@ -53,7 +53,7 @@ class Radon(Operator):
     @classmethod
     def of(
         cls,
-        theta: Float[Tensor, "..."],
+        theta: Float[Tensor, " a"],
         size: tuple[int, int],
         dtype: torch.dtype = torch.float32,
         *,
@@ -91,7 +91,10 @@ class Radon(Operator):
             raise ValueError(f"the sinogram of {h}x{w} images must be real {expected}; got {tuple(y.shape)}")
 
     def A(self, x: Images) -> Sinogram:
-        """Line integrals, (b, c, h, w) -> (b, c, angles, detectors)."""
+        """Line integrals, (b, c, h, w) -> (b, c, angles, detectors).
+
+        Raises `ValueError` for pictures of another size.
+        """
         if tuple(x.shape[-2:]) != tuple(self.size):
             raise ValueError(f"the operator is for images {self.size[0]}x{self.size[1]}; got {tuple(x.shape[-2:])}")
         h, w = self.size
@@ -131,12 +134,12 @@ class _Rays:
     """The rays (θ, s) that are stored, and where those of a sinogram are among the products of these with the views."""
 
     views: Views
-    theta: Tensor  # (stored rays,), the rays of one angle next to each other
-    s: Tensor  # (stored rays,)
-    place: Tensor  # (rays of the sinogram,)
+    theta: Float64[Tensor, " stored"]  # the rays of one angle next to each other
+    s: Float64[Tensor, " stored"]
+    place: RayIndex  # of the rays of the sinogram
 
     @classmethod
-    def of(cls, views: Views, theta: Tensor, s: Tensor) -> _Rays:
+    def of(cls, views: Views, theta: PerRay, s: PerRay) -> _Rays:
         """The rays that the views leave of (θ, s), (rays,) both."""
         theta, s, view = views.fold(theta, s)
         (angles, of_angle), (positions, of_position) = _distinct(theta), _distinct(s)
@@ -150,19 +153,21 @@ class _Rays:
         return len(self.theta) * self.views.count / len(self.place)
 
 
-def _fewest(theta: Tensor, s: Tensor, square: bool) -> _Rays:
+def _fewest(theta: PerRay, s: PerRay, square: bool) -> _Rays:
     """The rays (θ, s) with the most views that they have in common."""
     choices = (_Rays.of(views, theta, s) for views in VIEWS if square or not views.transposed)
     return next(rays for rays in choices if rays.waste <= WASTE or rays.views.count == 1)
 
 
-def _distinct(values: Tensor) -> tuple[Tensor, Tensor]:
+def _distinct(values: PerRay) -> tuple[Float64[Tensor, " found"], RayIndex]:
     """The values, in order, that are further apart than rounding; and for each of `values` which one it is."""
     keys, index = torch.unique(values.div(NEAR).round(), return_inverse=True)
     return values.new_full(keys.shape, torch.inf).scatter_reduce(0, index, values, "amin"), index
 
 
-def _csr(starts: np.ndarray, columns: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> Tensor:
+def _csr(
+    starts: np.ndarray, columns: np.ndarray, values: np.ndarray, shape: tuple[int, int]
+) -> Float[Tensor, "rows columns"]:
     with warnings.catch_warnings():  # CSR tensors are announced as beta at their first use
         warnings.simplefilter("ignore", UserWarning)
         return torch.sparse_csr_tensor(
@@ -174,7 +179,7 @@ def _csr(starts: np.ndarray, columns: np.ndarray, values: np.ndarray, shape: tup
         )
 
 
-def _spectrum(theta: Tensor, size: tuple[int, int]) -> Tensor:
+def _spectrum(theta: PerAngle, size: tuple[int, int]) -> Float64[Tensor, "2*{size[0]} {size[1]}+1"]:
     """The Fourier transform of the kernel of AᵀA without its scale, on the grid of rfft2 of twice the size.
 
     The kernel is the response to a single pixel in the middle of a picture that holds every difference of two pixels of

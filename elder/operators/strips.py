@@ -7,16 +7,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from jaxtyping import Float64, Int64
 from torch import Tensor
+
+from elder.operators.views import PerRay
 
 if TYPE_CHECKING:
     from scipy import sparse
 
 # Areas below this, in pixels, are rounding.
 SMALLEST = 1e-12
+# Distances between the centers of pixels and strips, or areas, of any shape.
+Lengths = Float64[Tensor, "*n"]
 
 
-def areas(theta: Tensor, s: Tensor, size: tuple[int, int], dtype: torch.dtype) -> sparse.csr_array:
+def areas(theta: PerRay, s: PerRay, size: tuple[int, int], dtype: torch.dtype) -> sparse.csr_array:
     """The area of each pixel within the strip of unit width around each ray, (rays, h w) of type `dtype`.
 
     The ray (θ, s) is the line x cos θ + y sin θ = s, where x counts columns to the right and y rows downward, in pixels
@@ -36,7 +41,9 @@ def areas(theta: Tensor, s: Tensor, size: tuple[int, int], dtype: torch.dtype) -
     return sparse.csr_array((values, pixels, starts), shape=(len(theta), size[0] * size[1]))
 
 
-def _areas(theta: float, s: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _areas(
+    theta: float, s: PerRay, size: tuple[int, int]
+) -> tuple[Int64[Tensor, " rays"], Int64[Tensor, " areas"], Int64[Tensor, " areas"], Float64[Tensor, " areas"]]:
     """How many pixels each strip of one angle meets, (rays,); then the row, column and shared area of each of them."""
     if abs(math.cos(theta)) < abs(math.sin(theta)):
         met, column, row, area = _areas(math.pi / 2 - theta, s, (size[1], size[0]))
@@ -55,7 +62,7 @@ def _areas(theta: float, s: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tens
     return ray.bincount(minlength=len(s)), row, column[near][kept].long(), area[kept]
 
 
-def shared_area(distance: Tensor, theta: float) -> Tensor:
+def shared_area(distance: Lengths, theta: float) -> Lengths:
     """The area that a unit square shares with a strip of unit width, by the distance of their centers.
 
     The projection of the square is a trapezoid, the convolution of two boxes of widths |cos θ| and |sin θ|. The area
@@ -64,11 +71,11 @@ def shared_area(distance: Tensor, theta: float) -> Tensor:
     wide, narrow = sorted((abs(math.cos(theta)), abs(math.sin(theta))), reverse=True)
     narrow = max(narrow, 1e-300)
 
-    def ramp(t: Tensor) -> Tensor:
+    def ramp(t: Lengths) -> Lengths:
         """The second integral of a box of width `narrow` and area 1."""
         return (t + narrow / 2).clamp(0, narrow).square() / (2 * narrow) + (t - narrow / 2).clamp(min=0)
 
-    def integral(t: Tensor) -> Tensor:
+    def integral(t: Lengths) -> Lengths:
         return (ramp(t + wide / 2) - ramp(t - wide / 2)) / wide
 
     return integral(distance + 0.5) - integral(distance - 0.5)

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from itertools import product
 
 import torch
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
+
+# θ in radians, or s in pixels, of each ray; and a whole number for each.
+PerRay = Float64[Tensor, "rays"]
+RayIndex = Int64[Tensor, "rays"]
 
 
 @dataclass(frozen=True)
@@ -27,8 +32,8 @@ class Views:
         """The number of views: 1, 2, 4 or 8."""
         return 2 ** (self.mirrored + self.transposed + self.turned)
 
-    def fold(self, theta: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For each ray (θ, s), the equivalent ray of least θ and s, and the view that has it; three of one shape.
+    def fold(self, theta: PerRay, s: PerRay) -> tuple[PerRay, PerRay, RayIndex]:
+        """For each ray (θ, s), the equivalent ray of least θ and s, and the view that has it; (rays,) each.
 
         theta: θ in radians, s: in pixels. The views are numbered in the order of `stack`.
         """
@@ -46,7 +51,7 @@ class Views:
             s, view = s.abs(), view + bit * (s < 0)
         return theta, s, view
 
-    def stack(self, x: Tensor) -> Tensor:
+    def stack(self, x: Float[Tensor, "n h w"]) -> Float[Tensor, "{self.count} n h w"]:
         """The views of the pictures x, (n, h, w) -> (count, n, h, w)."""
         x = x.unsqueeze(0)
         if self.mirrored:
@@ -57,7 +62,7 @@ class Views:
             x = torch.cat([x, x.flip(-2, -1)])
         return x
 
-    def merge(self, v: Tensor) -> Tensor:
+    def merge(self, v: Float[Tensor, "{self.count} n h w"]) -> Float[Tensor, "n h w"]:
         """The adjoint of `stack`, (count, n, h, w) -> (n, h, w)."""
         if self.turned:
             a, b = v.chunk(2)

@@ -22,7 +22,7 @@ PROBLEMS: dict[str, type[Problem]] = {
 def make(name: str, settings: Mapping[str, object] | None = None) -> Problem:
     """The problem `name` with `settings` over its defaults.
 
-    A problem of your own is named by `class` among the settings: the dotted path of a subclass of `Problem` whose
+    Your own problem is named by `class` among the settings: the dotted path of a subclass of `Problem` whose
     `name` is `name`, in a module that can be imported. Raises `UserError` for an unknown name or setting.
     """
     given = dict(settings or {})

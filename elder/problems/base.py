@@ -26,7 +26,7 @@ class Problem(ABC):
     """An inverse problem y = A x + e, e Gaussian with standard deviation `noise` in [0, 1].
 
     Fields are the settings that a user may change; a subclass adds its own. `seed` fixes every draw.
-    docs/own-problem.md writes one in twenty lines.
+    docs/own-problem.md writes one in twenty lines. Raises `UserError` if `noise` is not in [0, 1].
     """
 
     noise: float = 0.0
@@ -42,11 +42,18 @@ class Problem(ABC):
 
     @abstractmethod
     def operator(self, size: Size, batch: int, generator: torch.Generator) -> Operator:
-        """An operator for `batch` images of `size`, drawn where the settings leave it open."""
+        """An operator for `batch` images of `size`, drawn where the settings leave it open.
+
+        Raises `UserError` if a file that the settings name can't be used, or does not fit pictures of this size.
+        """
 
     @abstractmethod
     def bind(self, y: Measurement, **arguments: Argument) -> Operator:
-        """The operator that made the measurement y, from the arguments that a measurement file holds."""
+        """The operator that made the measurement y, from the arguments that a measurement file holds.
+
+        Raises `UserError` if an argument is missing or can't be used. Raises `ValueError`, which `UserError` is too, if
+        an argument does not fit y.
+        """
 
     @abstractmethod
     def arguments(self, operator: Operator) -> dict[str, np.ndarray]:
@@ -64,7 +71,10 @@ class Problem(ABC):
         return self
 
     def file_arrays(self) -> dict[str, np.ndarray]:
-        """What the files hold that settings name, by the setting. A bundle keeps them, so that it loads anywhere."""
+        """What the files hold that settings name, by the setting. A bundle keeps them, so that it loads anywhere.
+
+        Raises `UserError` if a file can't be used.
+        """
         return {}
 
     def check_arguments(self, names: Iterable[str]) -> None:
@@ -78,6 +88,7 @@ class Problem(ABC):
         """The operator and the measurement, (b, c, ...), from what a measurement file holds: y, and `bind`'s arguments.
 
         Here a problem brings files of other conventions to its own, and warns of a y that can't be what it seems to be.
+        Raises what `bind` raises. Raises `UserError`, too, if y shows that an argument is wrong.
         """
         return self.bind(y, **arguments), y
 
@@ -111,7 +122,7 @@ class Problem(ABC):
 
     @property
     def own_code(self) -> str | None:
-        """The dotted path of the class if it is one of the user's own, see `elder.load`; `None` for those of elder."""
+        """The dotted path of the class if the user wrote it, see `elder.load`; `None` for the classes of elder."""
         module = type(self).__module__
         return None if module.startswith("elder.") else f"{module}.{type(self).__qualname__}"
 

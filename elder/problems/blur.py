@@ -27,6 +27,7 @@ class BlurProblem(Problem):
     """y = S_s K x + e: circular convolution, then every s-th pixel from [0, 0].
 
     kernel: gaussian; motion, a camera shake drawn for each image; or FILE or FILE:INDEX (.mat, .npy, .png).
+    Raises `UserError` if `noise` is not in [0, 1], or if the file holds no such kernel.
     """
 
     operator_arguments: ClassVar[tuple[str, ...]] = ("kernel",)
@@ -42,7 +43,10 @@ class BlurProblem(Problem):
         """s: by how much the measurement is smaller than the picture."""
 
     def kernels(self, batch: int, generator: torch.Generator) -> Float[Tensor, "k l"] | Float[Tensor, "b 1 k l"]:
-        """(batch, 1, k, l) drawn kernels, or (k, l) where all images share one."""
+        """(batch, 1, k, l) drawn kernels, or (k, l) where all images share one.
+
+        Raises `UserError` if the file holds no such kernel.
+        """
         if self.kernel == "gaussian":
             return kernels.gaussian()
         if self.kernel == "motion":
@@ -58,14 +62,21 @@ class BlurProblem(Problem):
         self.operator(size, 1, torch.Generator())
 
     def operator(self, size: Size, batch: int, generator: torch.Generator) -> Blur:
-        """Circular blur by the kernel, which is drawn for each image or read from a file."""
+        """Circular blur by the kernel, which is drawn for each image or read from a file.
+
+        Raises `UserError` if the kernel is larger than pictures of this size, or if s does not divide the size.
+        """
         try:
             return Blur.of(self.kernels(batch, generator), size, self.factor)
         except ValueError as error:
             raise UserError(str(error)) from None
 
     def bind(self, y: Measurement, **arguments: Argument) -> Blur:
-        """The operator of the measurement y; see `Problem.bind`."""
+        """The operator of the measurement y; see `Problem.bind`.
+
+        Raises `UserError` if the kernel is missing or can't be used. Raises `ValueError` if it is larger than the
+        picture.
+        """
         given = arguments.get("kernel", None if self.kernel in MADE else self.kernel)
         if given is None and self.kernel == "gaussian":
             kernel = kernels.gaussian()

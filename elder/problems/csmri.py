@@ -33,6 +33,7 @@ class CSMRI(Problem):
     ratio: the share of k-space that a drawn mask samples, in (0, 1]. centered: whether masks and measurements of files
     have the zero frequency in the middle, as `fftshift` puts it, and not at [0, 0], where `fft2` does.
     noise: standard deviation of the real and of the imaginary part.
+    Raises `UserError` if `noise` or `ratio` is out of its range, or if `mask` is neither a name nor a file.
     """
 
     name: ClassVar[str] = "csmri"
@@ -50,7 +51,10 @@ class CSMRI(Problem):
             raise UserError(f"mask={self.mask}: neither one of {', '.join(MASKS)} nor a file that exists")
 
     def operator(self, size: Size, batch: int, generator: torch.Generator) -> MaskedFourier:
-        """Fourier sampling by the mask, which is drawn for each image or read from a file."""
+        """Fourier sampling by the mask, which is drawn for each image or read from a file.
+
+        Raises `UserError` if the file holds no mask of this size.
+        """
         if self.mask in MASKS:
             drawn = [MASKS[self.mask](size, self.ratio, generator) for _ in range(batch)]
             return MaskedFourier(torch.stack(drawn).unsqueeze(1))
@@ -73,7 +77,10 @@ class CSMRI(Problem):
         return cast(MaskedFourier, operator).mask * torch.view_as_complex(real)
 
     def bind(self, y: Measurement, **arguments: Argument) -> MaskedFourier:
-        """The operator of the measurement y; see `Problem.bind`."""
+        """The operator of the measurement y; see `Problem.bind`.
+
+        Raises `UserError` if the mask is missing or can't be used.
+        """
         mask = arguments.get("mask", None if self.mask in MASKS else self.mask)
         if mask is None:
             raise UserError(

@@ -10,6 +10,8 @@ from typing import ClassVar, cast
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from elder.errors import DataWarning, UserError
 from elder.operators.base import Operator
@@ -32,6 +34,7 @@ class CT(Problem):
     angles: how many, equidistant from 0 to `arc`, which is left out. arc: in degrees, in (0, 360]. detectors: of unit
     width, at each angle; if 0, as many as the diagonal of the picture is long. offset: by how many detectors the center
     of rotation is projected beyond the middle of the detectors. noise: standard deviation in the units of y.
+    Raises `UserError` if a setting is out of its range.
     """
 
     name: ClassVar[str] = "ct"
@@ -74,6 +77,7 @@ class CT(Problem):
 
         size: (h, w) of the picture; by default the largest square that the detectors see whole at every angle. theta:
         (angles,) in degrees; by default equidistant over `arc`. offset: of the detectors, see `CT`.
+        Raises `UserError` if an argument is not finite or does not fit y.
         """
         side = max(1, math.floor((y.shape[-1] - 1) / math.sqrt(2)))
         size = np.asarray(arguments.get("size", (side, side))).flatten()
@@ -127,7 +131,7 @@ class CT(Problem):
         return tuple(self.arc * k / angles for k in range(angles))
 
 
-def _unevenness(sums: torch.Tensor) -> float:
+def _unevenness(sums: Float[Tensor, "*n k"]) -> float:
     """The largest relative standard deviation along the last axis."""
     return float((sums.std(-1, correction=0) / sums.mean(-1).abs().clamp(min=1e-12)).max())
 

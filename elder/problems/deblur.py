@@ -12,7 +12,7 @@ from elder.shapes import Images
 
 @dataclass(frozen=True)
 class Deblur(BlurProblem):
-    """y = K x + e, circular boundaries; kernel as for `BlurProblem`."""
+    """y = K x + e, circular boundaries; kernel as for `BlurProblem`. Raises what `BlurProblem` raises."""
 
     name: ClassVar[str] = "deblur"
     initial_name: ClassVar[str] = "blurred"

@@ -16,7 +16,7 @@ from elder.shapes import Argument, Measurement, Size
 
 @dataclass(frozen=True)
 class Denoise(Problem):
-    """y = x + e."""
+    """y = x + e. Raises `UserError` if `noise` is not in [0, 1]."""
 
     name: ClassVar[str] = "denoise"
     initial_name: ClassVar[str] = "noisy"

@@ -9,6 +9,8 @@ from typing import ClassVar, cast
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from elder import io
 from elder.errors import DataWarning, UserError
@@ -27,6 +29,7 @@ class Inpaint(Problem):
     mask: random, single pixels missing, drawn for each image; or a file (.npy, .mat, .png), not zero where a pixel is
     there. missing: the share of pixels that a drawn mask leaves out, in [0, 1).
     Without noise the pixels that are there are kept as they are: a hard constraint takes the place of ½‖A x − y‖².
+    Raises `UserError` if `noise` or `missing` is out of its range, or if `mask` is neither random nor a file.
     """
 
     name: ClassVar[str] = "inpaint"
@@ -43,7 +46,10 @@ class Inpaint(Problem):
             raise UserError(f"mask={self.mask}: neither random nor a file that exists")
 
     def operator(self, size: Size, batch: int, generator: torch.Generator) -> Masking:
-        """Masking by a mask that is read from a file, or that leaves out each pixel with probability `missing`."""
+        """Masking by a mask that is read from a file, or that leaves out each pixel with probability `missing`.
+
+        Raises `UserError` if the file holds no mask of this size.
+        """
         if self.mask != "random":
             fixed = _masking(self.mask)
             io.check_mask_size(fixed.mask, self.mask, size)
@@ -64,7 +70,10 @@ class Inpaint(Problem):
         return cast(Masking, operator).mask * super().draw_noise(operator, y, generator)
 
     def bind(self, y: Measurement, **arguments: Argument) -> Masking:
-        """The operator of the measurement y; see `Problem.bind`."""
+        """The operator of the measurement y; see `Problem.bind`.
+
+        Raises `UserError` if the mask is missing or can't be used.
+        """
         mask = arguments.get("mask", None if self.mask == "random" else self.mask)
         if mask is None:
             raise UserError(
@@ -74,7 +83,10 @@ class Inpaint(Problem):
         return _masking(mask)
 
     def accept(self, y: Measurement, **arguments: Argument) -> tuple[Operator, Measurement]:
-        """See `Problem.accept`. Pixels that are NaN are missing; they are the mask if none is given."""
+        """See `Problem.accept`. Pixels that are NaN are missing; they are the mask if none is given.
+
+        Raises `UserError` if the mask is missing or can't be used, or if its axes are exchanged against those of y.
+        """
         missing = y.isnan().any(1, keepdim=True)
         if bool(missing.any()) and "mask" not in arguments and self.mask == "random":
             return Masking((~missing).float()), y.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
@@ -109,13 +121,13 @@ class Inpaint(Problem):
         return torch.where(mask > 0, y, smooth(y) / weight)
 
 
-def _is_transposed(mask: torch.Tensor, y: Measurement) -> bool:
+def _is_transposed(mask: Float[Tensor, "*n h w"], y: Measurement) -> bool:
     """Whether the mask, (h, w) or (b, 1, h, w), fits y with its axes exchanged, and not as it is.
 
     A mask fits if it has the size of y, and y is zero or NaN where it says that a pixel is missing.
     """
 
-    def fits(one: torch.Tensor) -> bool:
+    def fits(one: Float[Tensor, "*n k l"]) -> bool:
         return one.shape[-2:] == y.shape[-2:] and not bool((y.nan_to_num() * (one == 0)).any())
 
     sizes = mask.shape[-2:], y.shape[-2:]

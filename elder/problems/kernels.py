@@ -72,7 +72,11 @@ def load(name: str) -> Kernel:
 
 
 def normalized(values: np.ndarray, source: str) -> Kernel | Float[Tensor, "b 1 k l"]:
-    """The kernel (k, l), or one for each image (b, 1, k, l), made to sum to 1. `source` names it in messages."""
+    """The kernel (k, l), or one for each image (b, 1, k, l), made to sum to 1. `source` names it in messages.
+
+    Raises `UserError` for an array of another rank, of more than `LARGEST` pixels, or not of real numbers. Raises it,
+    too, if a value is negative or not finite, or if all are zero.
+    """
     if math.prod(values.shape[-2:]) > LARGEST:
         raise UserError(f"{source} has {values.shape[-2:]} pixels: more than {LARGEST} are no kernel")
     if values.ndim not in (2, 4) or not values.size or values.dtype.kind not in "biuf":

@@ -69,14 +69,20 @@ MASKS: dict[str, Callable[[Size, float, torch.Generator], Mask]] = {
 
 
 def load(mask: Argument) -> Float[Tensor, "*b h w"]:
-    """The mask of an array or of a file, 0/1, (h, w) or (b, 1, h, w); see `io.binary`."""
+    """The mask of an array or of a file, 0/1, (h, w) or (b, 1, h, w); see `io.binary`.
+
+    Raises what `read` and `io.binary` raise.
+    """
     if isinstance(mask, str | Path):
         return io.binary(read(mask), f"mask={mask}")
     return io.binary(np.asarray(mask), "mask")
 
 
 def read(path: str | Path) -> np.ndarray:
-    """The mask of a file: its array `mask` or `mask_matrix`, or its only one."""
+    """The mask of a file: its array `mask` or `mask_matrix`, or its only one.
+
+    Raises `UserError` if the file can't be read, or holds several arrays and none of these names.
+    """
     arrays = io.read_arrays(path)
     found = [arrays[key] for key in ("mask", "mask_matrix") if key in arrays] or list(arrays.values())
     if len(found) > 1:

@@ -35,8 +35,17 @@ def measurements(problem: Problem, names: Sequence[str], images: Sequence[Pictur
 
     The result is the same for the same images in the same order. One sample is in memory at a time.
     """
+    return _simulated(problem, zip(names, images, strict=True))
+
+
+def remeasured(problem: Problem, samples: Iterable[Sample]) -> Iterator[Sample]:
+    """The images of the samples, measured by another problem as by `measurements`."""
+    return _simulated(problem, ((sample.name, sample.truth) for sample in samples))
+
+
+def _simulated(problem: Problem, named: Iterable[tuple[str, Picture]]) -> Iterator[Sample]:
     generator = torch.Generator().manual_seed(problem.seed)
-    for name, image in zip(names, images, strict=True):
+    for name, image in named:
         yield Sample(name, image, *problem.simulate(image, generator))
 
 

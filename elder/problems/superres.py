@@ -21,6 +21,7 @@ class SuperResolution(BlurProblem):
 
     The initial guess is bicubic, moved by half the difference of the pixel grids: pixel i of y stands at s·i of x,
     whereas interpolation takes it for the middle of its s pixels, (s − 1)/2 further on.
+    Raises `UserError` if `scale` is another number, and what `BlurProblem` raises.
     """
 
     name: ClassVar[str] = "superres"

@@ -25,6 +25,7 @@ class Ridge(Energy):
     learned p, 1 at the start; it is left out of the formulas here.
 
     filters: how many; filter_size: odd side of a filter; knees: how many scales s_k, from 1e-3 to 1 in equal ratios.
+    Raises `ValueError` for a number out of range, or an even `filter_size`.
     """
 
     scales: Float[Tensor, "knees 1 1"]  # s_k

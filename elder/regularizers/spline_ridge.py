@@ -32,6 +32,7 @@ class SplineRidge(Energy):
 
     filters: the features after each convolution, see `Chain`; the last ones are penalized. kernel_size: of each
     convolution, odd. cells: of the spline on either side of 0.
+    Raises `ValueError` for a number of cells out of range, and what `Chain` raises.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class SplineRidge(Energy):
 
     @abstractmethod
     def slopes(self, strength: Float[Tensor, "#b 1"]) -> Slopes:
-        """The slopes of φ from 0 outwards for the strength μ of each image, or for that of all."""
+        """The slopes of φ from 0 outward for the strength μ of each image, or for that of all."""
 
     @torch.no_grad()
     def weak_convexity(self, sigma: float) -> float:

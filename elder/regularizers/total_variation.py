@@ -1,4 +1,4 @@
-"""Total variation with autocast corners: the classical explicit regularizer."""
+"""Total variation with rounded corners: the classical explicit regularizer."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class SmoothedTotalVariation(Energy):
     Rudin, Osher & Fatemi 1992, with a continuous gradient: convex, and within ε an image pixel of total variation.
     ∇ takes forward differences, zero at the far border; the norm is over both directions, color by color. σ has no
     part. channels: any number is treated alike. `elder.solvers.primal_dual.reconstruct_tv` minimizes the sharp one.
+    Raises `ValueError` for epsilon <= 0.
     """
 
     def __init__(self, channels: int = 1, epsilon: float = 0.01) -> None:

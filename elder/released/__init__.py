@@ -1,4 +1,4 @@
-"""The models that come with the package: each a bundle in a folder of its own here, with a card.
+"""The models that come with the package: each a bundle in its own folder here, with a card.
 
 Each is made by a preset and `python -m pipeline.release`; its card says from which data, by which recipe and at which
 commit.

@@ -24,6 +24,7 @@ class Anderson:
     J. Optim. 30 (2020).
 
     depth: 2 to 20 steps remembered; regularization: of the normal equations, relative to their trace.
+    Raises `ValueError` if `depth` is less than 2.
     """
 
     depth: int = 6

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from elder.shapes import Images, Index
 from elder.solvers.iterate import Iterate
+from elder.tensors import mixing_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,13 +68,7 @@ def extrapolate(s: Iterate[History], regularization: float) -> Images:
     """Σ αᵢ pᵢ with α minimizing ‖Σ αᵢ (pᵢ − xᵢ)‖ and Σ αᵢ = 1, (b, c, h, w)."""
     memory = s.memory
     residual = (s.proposal - s.x).flatten(1)
-    # Constrained least squares in differences to the newest step: one unknown for each older step.
     differences = (memory.residuals - residual.unsqueeze(1)) * memory.valid.unsqueeze(2)
-    gram = (differences @ differences.transpose(1, 2)).double()
-    target = -(differences @ residual.unsqueeze(2)).double()
-    # The first step has nothing to differ from; its ridge must not be subnormal.
-    trace = gram.diagonal(dim1=1, dim2=2).sum(1).clamp(min=1e-200)
-    ridge = torch.eye(memory.valid.shape[1], dtype=gram.dtype, device=gram.device) * regularization
-    alpha = torch.linalg.solve(gram + ridge * trace.view(-1, 1, 1), target).to(residual.dtype)
+    alpha = mixing_weights(differences, residual, regularization).to(residual.dtype)
     moves = (memory.proposals - s.proposal.flatten(1).unsqueeze(1)) * memory.valid.unsqueeze(2)
     return s.proposal + (moves * alpha).sum(1).view_as(s.proposal)

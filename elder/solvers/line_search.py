@@ -27,7 +27,7 @@ class LineSearch:
     residuals of 1e-4 to 1e-3.
 
     decrease: γ in (0, 1). shrink: the factor on τ after a rejection, in (0, 1). max_trials: rejections in a row before
-    the image counts as stalled.
+    the image counts as stalled. Raises `ValueError` if `decrease` or `shrink` is not in (0, 1).
     """
 
     decrease: float = 0.1

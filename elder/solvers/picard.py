@@ -35,6 +35,7 @@ class AndersonMixing:
     nothing to check a step against: `Anderson` is the safeguarded one.
 
     depth: 2 to 20 points remembered; regularization: of the normal equations, relative to their trace.
+    Raises `ValueError` if `depth` is less than 2.
     """
 
     depth: int = 6

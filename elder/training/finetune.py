@@ -36,7 +36,7 @@ def finetune(
 
     Each step simulates measurements of fresh patches, solves for the fixed points without recording, and takes the
     gradient in θ = (network, λ, σ). Every image contributes: by the implicit gradient where the forward and the
-    backward solve converged, else by `settings.fallback` at its last iterate, which pulls it towards a fixed point. A
+    backward solve converged, else by `settings.fallback` at its last iterate, which pulls it toward a fixed point. A
     penalty keeps the spectral radius of the fixed-point map below `settings.stability`; its weight follows the radius.
     An energy with a certified bound on its concavity needs no penalty. The fixed point does not depend on τ, so no
     gradient reaches it: training keeps λτ where the line search leaves it.

@@ -26,7 +26,7 @@ def initialize(regularizer: Regularizer, description: Mapping[str, Any], init: s
         return None
     trained, config = bundle.read(init if name is None else released.folder(name))
     if regularizers.completed(config["regularizer"]) != regularizers.completed(description):
-        raise UserError(f"pretrain.init={init}: that bundle holds another regularizer or network than is to be trained")
+        raise UserError(f"init={init}: that bundle holds another regularizer or network than is to be trained")
     regularizer.load_state_dict(trained.state_dict())
     return init if name is None else f"released:{name}"
 

@@ -25,11 +25,14 @@ SHORTEST = 20
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Settings of `pretrain`."""
+    """Settings of `pretrain`.
+
+    Raises `UserError`, which names the setting, for a number out of its range or an empty `init`.
+    """
 
     init: str = "released"  # where the weights start: none, released, or the folder of a bundle; see `initial`
     steps: int = 700  # from random weights
-    refine_steps: int = 50  # of the training that goes on from a trained denoiser
+    refine_steps: int = 50  # of the training that continues from a trained denoiser
     batch: int = 4
     patch: int = 48
     learning_rate: float = 2e-3  # the peak of a one-cycle schedule
@@ -49,7 +52,7 @@ class Pretraining:
             raise UserError(f"average={self.average} must be in [0, 1)")
 
     def refining(self) -> Pretraining:
-        """The settings of the training that goes on from a trained denoiser: few steps, at a low rate."""
+        """The settings of the training that continues from a trained denoiser: few steps, at a low rate."""
         return replace(self, steps=self.refine_steps, learning_rate=self.refine_rate)
 
 

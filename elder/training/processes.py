@@ -21,8 +21,8 @@ class Processes:
     """The processes that train one model, this one among them. Made by `joined`; by default there is one.
 
     Every process draws the whole batch from the same generator and works on its share, so that a training does not
-    depend on their number, but for rounding. With one process, nothing is sent, and no value is changed. The parts of a
-    share are computed one after another, and their gradients added.
+    depend on their number, except for rounding. With one process, nothing is sent, and no value is changed. The parts
+    of a share are computed one after another, and their gradients added.
     """
 
     rank: int = 0

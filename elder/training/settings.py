@@ -23,7 +23,10 @@ LOOSER, FEWER = 10.0, 0.4
 
 @dataclass(frozen=True)
 class Finetuning:
-    """Settings of `elder.training.finetune`."""
+    """Settings of `elder.training.finetune`.
+
+    Raises `UserError`, which names the setting, for a number out of its range or an unknown word.
+    """
 
     steps: int = 60
     batch: int = 4

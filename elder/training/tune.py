@@ -77,7 +77,7 @@ def tune(
     samples: Sequence[Sample],
     *,
     start: Hyperparameters,
-    factors: Sequence[float] = (4.0, 2.0),
+    factors: Sequence[float],
     report: Callable[[int, Trial], None] = lambda number, trial: None,
     checkpoint: Checkpoint | None = None,
 ) -> tuple[Model, list[Trial]]:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.flows import repository
 from pipeline.flows.copies import Sharing
 
 Engine = Literal["local", "dask", "ray"]
@@ -24,7 +25,6 @@ PACKAGES = {"dask": "prefect_dask", "ray": "prefect_ray"}
 EXTRA = "pip install -c constraints.txt -e '.[cluster]'"
 # Seconds in which a scheduler must answer.
 PATIENCE = 10.0
-COPIES = Path(".dvc") / "tmp" / "copies"
 # What fixes the number of threads, in PyTorch and below it.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -95,7 +95,7 @@ def site(engine: Engine, at_once: int, cluster: Cluster, root: Path) -> Site | N
         raise ValueError("at_once: the cluster at cluster.address has workers of its own; leave it at 1")
     if cluster.address:
         reach(cluster.address)
-    copies = Path(cluster.copies) if cluster.copies else root / COPIES
+    copies = Path(cluster.copies) if cluster.copies else root / repository.COPIES
     if not copies.is_absolute():
         raise ValueError(f"cluster.copies: {copies} must be an absolute path, which every worker has")
     threads = cluster.threads or (None if cluster.address else _threads(at_once))
@@ -156,11 +156,13 @@ def _missing(runner: Any, site: Site) -> str:
     """What a job waits for; empty if there is all of it."""
     if not site.options:
         return "" if runner.client.scheduler_info()["workers"] else "worker"
-    there = importlib.import_module("ray").cluster_resources()
-    wanted = (("CPU", "num_cpus", "processors"), ("GPU", "num_gpus", "GPUs"))
-    return " and ".join(
-        f"{site.options[option]:g} {name}" for key, option, name in wanted if there.get(key, 0) < site.options[option]
-    )
+    nodes = [node["Resources"] for node in importlib.import_module("ray").nodes() if node["Alive"]]
+    wanted = {"CPU": site.options["num_cpus"], "GPU": site.options["num_gpus"]}
+    # A job runs on one node, so what several have together does not help.
+    if any(all(node.get(key, 0) >= count for key, count in wanted.items()) for node in nodes):
+        return ""
+    gpus = f" and {wanted['GPU']:g} GPUs" if wanted["GPU"] else ""
+    return f"node with {wanted['CPU']:g} processors{gpus}"
 
 
 @contextmanager

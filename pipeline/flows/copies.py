@@ -175,12 +175,15 @@ def _strings(values: object) -> Iterator[str]:
 
 
 def _inside(root: Path, text: str) -> Path | None:
-    """The file or folder of the project that a setting names; `None` if it names none."""
-    path = Path(os.path.normpath(root / text))
-    try:
-        return path if root in path.parents and path.exists() else None
-    except (OSError, ValueError):  # no name of a file
-        return None
+    """The file or folder of the project that a setting names, also as FILE:INDEX; `None` if it names none."""
+    for name in (text, text.rpartition(":")[0]):
+        path = Path(os.path.normpath(root / name))
+        try:
+            if root in path.parents and path.exists():
+                return path
+        except (OSError, ValueError):  # no name of a file
+            continue
+    return None
 
 
 def _files(path: Path) -> Iterator[Path]:

@@ -15,7 +15,7 @@ from pipeline.flows import cluster as clusters
 from pipeline.flows import commands, flow_runs, graph, matrix, notify, process, repository, source
 from pipeline.flows.cluster import Cluster, Engine
 from pipeline.flows.commands import RepositoryBusy, StageFailed, of_dvc
-from pipeline.flows.publish import publish, verdicts
+from pipeline.flows.publish import champions, publish, since, verdicts
 
 Seconds = Annotated[float, Field(gt=0)]
 AtOnce = Annotated[int, Field(ge=1)]
@@ -66,10 +66,10 @@ def train(
         try:
             failures = _run(groups, selection, site, root, stage_timeout, wait)
         finally:
-            _tell_promotions(before, verdicts(root))
+            _tell_promotions(before, verdicts(root), root)
+        publish(root)
         if failures:
             raise StageFailed("; ".join(failures))
-        publish(root)
         if not cells:
             source.note(root, pictures)
 
@@ -124,9 +124,14 @@ def _complete(selection: graph.Selection, folder: Path) -> bool:
     return not selection.dropped and set(selection.cells) <= trained
 
 
-def _tell_promotions(before: dict[str, dict], after: dict[str, dict]) -> None:
-    for cell, verdict in after.items():
-        if verdict["promoted"] and verdict != before.get(cell):
-            trouble = notify.tell("promotion", verdict["told"], cell=cell, **verdict)
-            if trouble:
-                get_run_logger().warning(trouble)
+def _tell_promotions(before: dict[str, dict], after: dict[str, dict], folder: Path) -> None:
+    """Tell of each new champion. A verdict that DVC has brought back from its cache may be of a former one."""
+    promoted = {cell: new for cell, new in after.items() if new["promoted"] and new != before.get(cell)}
+    if not promoted:
+        return
+    now, log = champions(folder), get_run_logger()
+    for cell, verdict in promoted.items():
+        if superseded := since(verdict, now):
+            log.info(f"{cell}: {verdict['told']}; {superseded}")
+        elif trouble := notify.tell("promotion", verdict["told"], cell=cell, **verdict):
+            log.warning(trouble)

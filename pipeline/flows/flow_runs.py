@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO
 from uuid import UUID
@@ -11,6 +12,8 @@ from uuid import UUID
 from prefect import get_client
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
     FlowRunFilter,
     FlowRunFilterId,
     FlowRunFilterParentFlowRunId,
@@ -21,8 +24,9 @@ from prefect.client.schemas.filters import (
     TaskRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.runtime import deployment, flow_run
-from prefect.states import Crashed
+from prefect.states import Cancelled, Crashed
 
 from pipeline.flows import process
 
@@ -31,6 +35,8 @@ MARKS = Path(".dvc") / "tmp" / "runs"
 # Runs in one question to the server.
 PAGE = 100
 REASON = "its process ended without a report"
+# How long the start of a process may take, from the worker's claim of a run to its mark.
+STARTING = timedelta(minutes=5)
 # The locks of this process.
 _held: list[IO[str]] = []
 
@@ -44,6 +50,9 @@ def begin(folder: Path, log: Callable[[str], None]) -> None:
     its own, in `MARKS` of the project, for as long as its process lives. A limit of Prefect's can't tell: its leases
     run out on a busy machine, or while the server is away, and end runs that live. A run is closed on the server that
     knows it. A folder that is no DVC repository keeps no marks.
+
+    Of a deployment, open runs without a mark are closed too: they were killed before they began. Of its runs that came
+    due while none could start, the newest stays, and the others are skipped.
     """
     if deployment.id is not None:
         process.end_with_parent()
@@ -60,6 +69,38 @@ def begin(folder: Path, log: Callable[[str], None]) -> None:
                     _crash(client, run)
                     log(f"run {run.name} is now Crashed: {REASON}")
                 (marks / str(run.id)).unlink(missing_ok=True)
+        if deployment.id is not None:
+            _catch_up(client, UUID(deployment.id), folder, log)
+
+
+def due(scheduled: Iterable[FlowRun]) -> list[FlowRun]:
+    """Those that the schedule made, and whose time has come. A run that a person asked for is none of them."""
+    now = datetime.now(UTC)
+    return [
+        run for run in scheduled if run.auto_scheduled and run.expected_start_time and run.expected_start_time < now
+    ]
+
+
+def _catch_up(client: SyncPrefectClient, of: UUID, folder: Path, log: Callable[[str], None]) -> None:
+    """Close the runs of the deployment that were killed before they began, and skip all that are due but the newest."""
+    here, latest = DeploymentFilter(id=DeploymentFilterId(any_=[of])), FlowRunSort.EXPECTED_START_TIME_DESC
+    for run in client.read_flow_runs(deployment_filter=here, flow_run_filter=_in(OPEN), sort=latest, limit=PAGE):
+        # A run in another folder has its mark there.
+        elsewhere = Path(run.parameters.get("folder", folder)).resolve() != folder
+        begun = elsewhere or (folder / MARKS / str(run.id)).exists() or (folder / MARKS / f"{run.id}.new").exists()
+        if not begun and run.state and datetime.now(UTC) - run.state.timestamp > STARTING:
+            _crash(client, run)
+            log(f"run {run.name} is now Crashed: {REASON}")
+    scheduled = _in([StateType.SCHEDULED])
+    waiting = due(client.read_flow_runs(deployment_filter=here, flow_run_filter=scheduled, sort=latest, limit=PAGE))
+    for run in waiting[1:]:
+        client.set_flow_run_state(run.id, Cancelled(message="skipped: due again before it could start"))
+        log(f"run {run.name} is skipped: due again before it could start")
+
+
+def _in(types: list[StateType]) -> FlowRunFilter:
+    """The runs in one of these states."""
+    return FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=types)))
 
 
 def _mark(marks: Path, name: str) -> None:

@@ -162,7 +162,11 @@ def _take(future: PrefectFuture[copies.Delivery], job: copies.Job, folder: Path,
         told = f"{job.name}: {type(error).__name__}: {' '.join(str(error).split())}"
         _close(future.task_run_id, told)
         return told
-    gather(job.name, delivery, job.sharing, folder, timeout)
+    try:
+        gather(job.name, delivery, job.sharing, folder, timeout)
+    except (commands.StageFailed, commands.RepositoryBusy, process.TimedOut) as error:
+        # The copy stays: the next run takes its results from there.
+        told = "; ".join(filter(None, (told, f"gather {job.name}: {error}")))
     if not told:
         shutil.rmtree(Path(job.copies) / job.name, ignore_errors=True)  # where this machine sees it
     return told

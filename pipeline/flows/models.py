@@ -84,7 +84,7 @@ def evaluate_champions(
 
     Each picture is measured as the champion's problem says, and reconstructed. The table compares PSNR with that on
     validation. Pictures of another kind have another PSNR with any method, so it also has the gain over the initial
-    guess.
+    guess. If a champion fails, the others are in the table, and the flow fails at its end.
 
     Args:
         images: The folder of clean pictures, searched recursively; relative to the project.
@@ -103,16 +103,23 @@ def evaluate_champions(
     command = [sys.executable, "-m", "pipeline.champions"]
     command += [word for problem in problems for word in ("--problem", problem)]
     champions = json.loads(run("champions", command, root, timeout, quiet=True)[-1])
-    rows = []
+    rows: list[dict[str, Any]] = []
+    failures = []
     for champion in champions:
         problem = champion["problem"]
-        rows.append(evaluate(problem, champion, pictures, root / out / problem, limit, root, timeout))
+        try:
+            rows.append(evaluate(problem, champion, pictures, root / out / problem, limit, root, timeout))
+        except (CommandFailed, process.TimedOut) as error:
+            failures.append(str(error))
+            continue
         if (change := rows[-1]["change"]) is not None and change <= -drop:
             text = f"{champion['model']} on {images}: {change:+.2f} dB against validation"
             log.warning(text)
             if trouble := notify.tell("drift", text, **rows[-1]):
                 log.warning(trouble)
     create_table_artifact(rows, "drift", f"The champions on {pictures}")
+    if failures:
+        raise CommandFailed("; ".join(failures))
     return rows
 
 

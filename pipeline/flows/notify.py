@@ -46,6 +46,10 @@ def tell(event: str, text: str, **facts: Any) -> str | None:
     return None
 
 
+def left_to_the_flow_above(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Hook of a flow that failed within another one, which tells of it."""
+
+
 def failed(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Hook of a flow that failed or crashed."""
     text = f"{flow.name} {flow_run.name}: {state.name.lower() if state.name else 'failed'}: {state.message or ''}"

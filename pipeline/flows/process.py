@@ -22,6 +22,8 @@ FLOW_PATIENCE = 6.0
 INTERVAL = 0.5
 # What `run` has started, in any thread of this process, and has not seen the end of.
 _running: set[subprocess.Popen[str]] = set()
+# Whether this process ends with the one that started it.
+_ending = threading.Event()
 
 
 class TimedOut(RuntimeError):
@@ -130,6 +132,9 @@ def end_with_parent() -> None:
     This process gets SIGTERM, and SIGKILL if that has not ended it after twice `PATIENCE`. Runs of a Prefect worker
     would go on without it.
     """
+    if _ending.is_set():  # a flow within a flow
+        return
+    _ending.set()
     parent = os.getppid()
 
     def watch() -> None:

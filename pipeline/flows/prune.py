@@ -12,6 +12,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,
+    FlowFilter,
+    FlowFilterName,
     FlowRunFilter,
     FlowRunFilterEndTime,
 )
@@ -24,6 +26,8 @@ from pipeline.flows.models import run
 
 # Flow runs that one request asks for.
 PAGE = 100
+# The flows whose runs go; a server may have others.
+FLOWS = ("train", "watch", "evaluate-champions", "reconstruct-batch", "prune")
 # Seconds for the command that prunes MLflow's store.
 PATIENCE = 3600.0
 
@@ -32,12 +36,15 @@ AtLeastOne = Annotated[int, Field(ge=1)]
 
 @task(name="flow runs", cache_policy=NO_CACHE)
 def delete_flow_runs(days: float, dry_run: bool) -> int:
-    """Delete the flow runs that ended more than `days` ago, with their artifacts. Returns how many there were."""
+    """Delete the runs of elder's flows that ended more than `days` ago, with their artifacts. Returns how many."""
     limit = datetime.now(UTC) - timedelta(days=days)
+    ours = FlowFilter(name=FlowFilterName(any_=list(FLOWS)))
     old, count = FlowRunFilter(end_time=FlowRunFilterEndTime.model_validate({"before_": limit})), 0
     with get_client(sync_client=True) as client:
         # What is deleted leaves the first page.
-        while found := client.read_flow_runs(flow_run_filter=old, limit=PAGE, offset=count if dry_run else 0):
+        while found := client.read_flow_runs(
+            flow_filter=ours, flow_run_filter=old, limit=PAGE, offset=count if dry_run else 0
+        ):
             count += len(found)
             if dry_run:
                 continue

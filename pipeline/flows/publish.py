@@ -8,7 +8,7 @@ import io
 import json
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -40,12 +40,15 @@ def publish(folder: Path) -> None:
 
     Every artifact notes a hash of what it shows, and is made again only if that differs.
     """
-    reports = folder / "reports"
+    reports, now = folder / "reports", champions(folder)
     for cell, verdict in verdicts(folder).items():
         key, metrics = key_of(cell), reports / "cells" / cell / "metrics.json"
+        if not metrics.exists():  # its evaluation failed this time
+            continue
         rows = [{"method": name, **row} for name, row in json.loads(metrics.read_text()).items()]
         if_new(f"{key}-table", json.dumps(rows).encode(), partial(create_table_artifact, rows))
-        if_new(f"{key}-verdict", verdict["told"].encode(), partial(create_markdown_artifact, verdict["told"]))
+        told = "; ".join(filter(None, (verdict["told"], since(verdict, now))))
+        if_new(f"{key}-verdict", told.encode(), partial(create_markdown_artifact, told))
     for picture in sorted((reports / "figures").glob("*.png")):
         if_new(key_of(picture.stem), picture.read_bytes(), partial(show, picture))
     if (reports / "index.html").exists():
@@ -56,6 +59,21 @@ def verdicts(folder: Path) -> dict[str, dict[str, Any]]:
     """What the gate decided last of every cell that has been registered."""
     found = sorted((folder / "reports" / "cells").glob("*/registered.json"))
     return {path.parent.name: json.loads(path.read_text()) for path in found}
+
+
+def champions(folder: Path) -> dict[str, int]:
+    """The version of the champion of each registered model, as the registry says now; empty if it can't be read."""
+    command = [sys.executable, "-m", "pipeline.champions"]
+    code, lines = process.run(command, lambda line: None, folder=folder, timeout=PATIENCE)
+    found = json.loads(lines[-1]) if code == 0 and lines else []
+    return {f"elder-{champion['problem']}": int(champion["version"]) for champion in found}
+
+
+def since(verdict: Mapping[str, Any], now: Mapping[str, int]) -> str:
+    """What the registry says where a promoted version is champion no more; empty where it still is, or is not known."""
+    version = now.get(verdict["name"])
+    gone = verdict["promoted"] and version is not None and version != verdict["version"]
+    return f"by now the champion is version {version}" if gone else ""
 
 
 def key_of(name: str) -> str:

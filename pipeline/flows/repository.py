@@ -20,10 +20,15 @@ from typing import Any, cast
 import psutil
 
 TEMPORARY = Path(".dvc") / "tmp"
+# Where working copies lie, unless a setting says otherwise; see `pipeline.flows.copies`.
+COPIES = TEMPORARY / "copies"
 # Seconds by which the start of a process and the time of a file may differ, since they come from two clocks.
 SLACK = 2.0
 # Seconds that a flow waits for another one to end, by default.
 PATIENCE = 600.0
+
+# In `TEMPORARY`: the lock of the flow that uses the repository.
+FLOW_LOCK = "flow.lock"
 
 
 class RepositoryHeld(RuntimeError):
@@ -43,7 +48,7 @@ def hold(folder: Path, name: str, log: Callable[[str], None], *, patience: float
 
     Raises `RepositoryHeld` after `patience` seconds.
     """
-    path = folder / TEMPORARY / "flow.lock"
+    path = folder / TEMPORARY / FLOW_LOCK
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         deadline = time.monotonic() + patience
@@ -66,6 +71,18 @@ def hold(folder: Path, name: str, log: Callable[[str], None], *, patience: float
         for line in heal(folder):
             log(line)
         yield
+
+
+def holder(folder: Path) -> str:
+    """Who holds the repository in `folder`; empty if nobody does."""
+    try:
+        with (folder / TEMPORARY / FLOW_LOCK).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return ""
+    except FileNotFoundError:
+        return ""
+    except BlockingIOError:
+        return (folder / TEMPORARY / FLOW_LOCK).read_text() or "another process"
 
 
 def heal(folder: Path) -> list[str]:

@@ -42,6 +42,7 @@ from prefect.states import Cancelled, Crashed
 from pipeline import ROOT
 from pipeline.flows import schedule
 from pipeline.flows.flow import train
+from pipeline.flows.flow_runs import due
 
 # Seconds that a flow has, after SIGTERM, to end its stage and to report its end.
 GRACE = 4.5
@@ -141,14 +142,6 @@ async def runs(client: PrefectClient, deployment: UUID, types: list[StateType]) 
         found += page
         if len(page) < PAGE:
             return found
-
-
-def due(scheduled: Iterable[FlowRun]) -> list[FlowRun]:
-    """Those that the schedule made, and whose time has come. A run that a person asked for is none of them."""
-    now = datetime.now(UTC)
-    return [
-        run for run in scheduled if run.auto_scheduled and run.expected_start_time and run.expected_start_time < now
-    ]
 
 
 async def close(client: PrefectClient, dead: Iterable[FlowRun]) -> None:

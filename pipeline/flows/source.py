@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -13,6 +14,8 @@ from typing import Any
 
 # What the last successful training of a project was made from: a file of JSON, below the project's folder.
 RECORD = Path(".prefect") / "trained.json"
+# The last training that a change started and that failed.
+FAILURE = Path(".prefect") / "failed.json"
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,18 @@ class Source:
         return float("inf") if latest is None else time.time() - latest / 1e9
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A training that failed: the digest of its data source, and when it failed, in seconds since the epoch."""
+
+    digest: str
+    when: float
+
+    def age(self) -> float:
+        """Seconds since then."""
+        return time.time() - self.when
+
+
 def find(folder: Path, settings: Mapping[str, Any], known: Source | None = None) -> Source:
     """The data source that the section `prepare` of params.yaml names; without files for the built-in photographs.
 
@@ -45,10 +60,13 @@ def find(folder: Path, settings: Mapping[str, Any], known: Source | None = None)
     before = {} if known is None else known.files
     files = {}
     for path in _paths(folder, settings):
-        name, stat = os.path.relpath(path, folder), path.stat()
+        name = os.path.relpath(path, folder)
         old = before.get(name)
-        same = old is not None and old[:2] == (stat.st_size, stat.st_ctime_ns)
-        files[name] = old if same and old else (stat.st_size, stat.st_ctime_ns, _content(path))
+        # A file may vanish during the look, as the temporary ones of a copy do.
+        with contextlib.suppress(FileNotFoundError):
+            stat = path.stat()
+            same = old is not None and old[:2] == (stat.st_size, stat.st_ctime_ns)
+            files[name] = old if same and old else (stat.st_size, stat.st_ctime_ns, _content(path))
     return Source(files)
 
 
@@ -65,10 +83,27 @@ def last(folder: Path) -> Source | None:
 
 def note(folder: Path, source: Source) -> None:
     """Record what a successful training read. The file is replaced at once: a kill leaves the one before."""
-    path = folder / RECORD
+    _write(folder / RECORD, source.files)
+
+
+def last_failure(folder: Path) -> Failure | None:
+    """The last training that a change started and that failed; `None` if there is none, or no record of it."""
+    try:
+        record = json.loads((folder / FAILURE).read_text())
+        return Failure(str(record["digest"]), float(record["when"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def note_failure(folder: Path, source: Source) -> None:
+    """Record that the training on this data source has just failed."""
+    _write(folder / FAILURE, {"digest": source.digest, "when": time.time()})
+
+
+def _write(path: Path, record: Mapping[str, Any]) -> None:
     path.parent.mkdir(exist_ok=True)
     fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps(source.files))
+    fresh.write_text(json.dumps(record))
     fresh.replace(path)
 
 

@@ -13,6 +13,7 @@ import sys
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import mlflow
 import pytest
@@ -164,7 +165,9 @@ def test_what_the_nodes_of_a_cluster_have_together_runs_no_job(monkeypatch):
 
     def missing(cpus: int, gpus: float) -> str:
         options = {"num_cpus": cpus, "num_gpus": gpus}
-        return cluster._missing(None, cluster.Site(None, "host:6379", Path("/copies"), Sharing("cache"), {}, options))
+        return cluster._missing(
+            None, cluster.Site(ThreadPoolTaskRunner, "host:6379", Path("/copies"), Sharing("cache"), {}, options)
+        )
 
     assert (missing(4, 0), missing(4, 1)) == ("", "")
     assert missing(8, 0) == "node with 8 processors"
@@ -178,7 +181,7 @@ def test_results_that_can_t_be_gathered_fail_their_cell_and_no_other(folder, mon
     monkeypatch.setattr(matrix, "gather", gather)
     made = Path(job(folder).copies) / "cells-a"
     made.mkdir(parents=True)
-    future = SimpleNamespace(result=lambda: Delivery())
+    future: Any = SimpleNamespace(result=Delivery)
     told = matrix._take(future, job(folder), folder, 60.0)
     assert told == "gather cells-a: cells-a: another DVC process holds the repository"
     assert made.exists()  # the next run takes the results from there

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
@@ -16,43 +16,9 @@ from elder.problems.samples import Sample
 from elder.solvers.status import Status
 
 
-class Scored(Protocol):
-    """The numbers of one image reconstructed by one method: what tables and means are made of."""
-
-    @property
-    def row(self) -> Mapping[str, Any]:
-        """The metrics of the image; see `Result.row`."""
-        ...
-
-    @property
-    def status(self) -> str:
-        """Of the solve; "initial" for the initial guess, which takes none."""
-        ...
-
-    @property
-    def evaluations(self) -> int | None:
-        """Of the network; None for a method without one."""
-        ...
-
-    @property
-    def ssim_initial(self) -> float:
-        """SSIM of the initial guess."""
-        ...
-
-    @property
-    def psnr_denoised(self) -> float | None:
-        """PSNR in dB of D(x); None for a method without a regularizer."""
-        ...
-
-    @property
-    def gap(self) -> float | None:
-        """Upper bound on the energy above its minimum, in units of the energy; None if unknown."""
-        ...
-
-
 @dataclass(frozen=True)
 class Scores:
-    """`Scored` without the pictures, which would fill the memory where there are thousands."""
+    """The numbers of a `Result` without its pictures, which would fill the memory where there are thousands."""
 
     row: Mapping[str, Any]
     status: str
@@ -113,6 +79,10 @@ class Result:
             "monotone": self.monotone,
             "seconds": self.seconds,
         }
+
+
+# What tables and means are made of.
+Scored = Result | Scores
 
 
 def deviation(results: Iterable[Scored]) -> dict[str, float]:

@@ -88,15 +88,17 @@ def free_port() -> int:
 
 @pytest.fixture
 def served(project, tmp_path, request):
-    """`python -m pipeline.serve` on a short interval, in a copy of the project; a parameter replaces its stages."""
+    """`python -m pipeline.serve` every minute, in a copy of the project; or more often with stages of a parameter."""
     project.only_least_squares()
+    when = ["--cron", "* * * * *"]
     if stages := getattr(request, "param", None):
         (project.folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+        when = ["--every", "20"]
     port = free_port()
     log = tmp_path / "serve.log"
     with log.open("w") as file:
         server = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.serve", "--every", "20", "--port", str(port)],
+            [sys.executable, "-m", "pipeline.serve", *when, "--port", str(port)],
             cwd=project.folder,
             env=project.environment,
             stdout=file,
@@ -132,6 +134,8 @@ def test_a_scheduled_run_fires_by_itself_and_finishes(served):
     assert wait_until(finished.exists, 240), log.read_text()[-3000:]
     runs = "[(r.auto_scheduled, r.state.type.value) for r in await client.read_flow_runs()]"
     assert wait_until(lambda: [True, "COMPLETED"] in ask(project, port, runs), 60), log.read_text()[-3000:]
+    registered = project.python("from elder.model import registry; print(len(registry.listing()))")
+    assert registered.splitlines()[-1] == "1"
     artifacts = ask(project, port, "[a.key for a in await client.read_artifacts()]")
     assert {"csmri-least-squares-table", "csmri-panel", "csmri-least-squares-verdict", "report"} <= set(artifacts)
 

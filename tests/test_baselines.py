@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 
 import cases
@@ -332,6 +334,23 @@ def test_evaluating_black_pictures_writes_valid_json(bundle, tmp_path):
     report = strict(tmp_path / "out" / "metrics.json")
     assert report["baseline"]["psnr"] == pytest.approx(EXACT)
     assert all(image["misfit"] < 1 for image in report["images"])
+
+
+def test_the_pictures_of_a_whole_split_are_never_in_memory(tmp_path):
+    living: weakref.WeakSet[Result] = weakref.WeakSet()
+
+    def one_by_one() -> Iterator[Result]:
+        for level in (0.1, 0.2, 0.3, 0.4):
+            (result,) = results([level])
+            living.add(result)
+            assert len(living) <= 2
+            yield result
+
+    scores = write_results({"initial": one_by_one()}, tmp_path)
+    assert len(scores["initial"]) == 4
+    row = robustness_row("initial", {"noise": 0.1}, one_by_one())
+    assert row["psnr"] == pytest.approx(mean(scores["initial"])["psnr"])
+    assert not living
 
 
 def test_a_failed_solve_is_written_as_missing(tmp_path):

@@ -21,7 +21,7 @@ test: $(READY)  ## all tests but the slow ones
 lint: $(READY)  ## ruff, import-linter and pyright
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache --no-logo && $(BIN)/pyright
 
-bench: $(READY)  ## every benchmark, side by side: about an hour; benchmarks/results.json
+bench: $(READY)  ## every benchmark, side by side: hours; benchmarks/results.json
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@$(BIN)/python -m benchmarks
 

@@ -264,11 +264,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             flush=True,
         )
 
-    scores = []
+    metrics = []
     for result in evaluate(model, measurements(model.problem, names, images)):
         show(result)
-        scores.append(result.scores)
-    report = summary(model, scores)
+        metrics.append(result.metrics)
+    report = summary(model, metrics)
     io.write_json(arguments.out / "metrics.json", report)
     mean, baseline = report["mean"], report["baseline"]
     print(f"mean of {len(names)}: {baseline['psnr']:.2f} -> {mean['psnr']:.2f} dB, SSIM {mean['ssim']:.4f}")

@@ -234,7 +234,7 @@ def _psnr(candidate: Candidate, version: ModelVersion) -> float:
     if version.tags.get("data") == candidate.data_hash and math.isfinite(noted):
         return noted
     model = load(f"models:/{candidate.name}/{version.version}", own_code=candidate.problem.own_code)
-    return mean(result.scores for result in evaluate(model, candidate.validation))["psnr"]
+    return mean(result.metrics for result in evaluate(model, candidate.validation))["psnr"]
 
 
 def smoke(uri: str, inputs: dict[str, np.ndarray], size: Sequence[int]) -> bool:

@@ -181,7 +181,7 @@ def _measure(folder: Path, names: Sequence[str], images: Sequence[Tensor]) -> Me
     step = denoising_psnr(stored.regularizer, images, LEVEL) if stored.problem.name == "denoise" else None
     if step is not None and stored.metadata.get("stage", "pretrain") == "pretrain":
         return Measured(step, None, step)
-    results = [result.scores for result in evaluate(stored, measure(stored.problem, names, images))]
+    results = [result.metrics for result in evaluate(stored, measure(stored.problem, names, images))]
     return Measured(mean(results)["psnr"], succeeded(results), step)
 
 

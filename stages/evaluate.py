@@ -8,7 +8,7 @@ from typing import Any
 
 from elder import io
 from elder.evaluation.evaluate import convergence, evaluate, evaluate_long
-from elder.evaluation.results import Scores, mean
+from elder.evaluation.results import Metrics, mean
 from elder.model.model import Model, load
 from elder.problems.samples import Sample, remeasured
 from pipeline import params, tracking
@@ -53,7 +53,7 @@ def robustness(models: Mapping[str, Model], test: Sequence[Sample], change: Mapp
 
 
 def long_row(
-    name: str, model: Model, test: Sequence[Sample], usual: Sequence[Scores], chosen: Evaluation
+    name: str, model: Model, test: Sequence[Sample], usual: Sequence[Metrics], chosen: Evaluation
 ) -> dict[str, Any]:
     """What becomes of PSNR when a model iterates for `long_steps` steps, as a mean over `long_images` images.
 

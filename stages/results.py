@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from elder import io
-from elder.evaluation.results import Result, Scored, Scores, deviation, judged, mean, succeeded
+from elder.evaluation.results import Evaluated, Metrics, Result, deviation, judged, mean, succeeded
 
 # The tables that both stages write.
 TABLES = ("metrics.json", "images.csv", "robustness.csv")
@@ -16,7 +16,7 @@ TABLES = ("metrics.json", "images.csv", "robustness.csv")
 
 def write_results(
     results: Mapping[str, Iterable[Result]], folder: Path, used: Mapping[str, Mapping[str, float]] | None = None
-) -> dict[str, list[Scores]]:
+) -> dict[str, list[Metrics]]:
     """Write means and deviations, the metrics of every image, and the pictures. Returns the numbers of each method.
 
     results: of each method, by its name. A picture is written as it comes, and not kept.
@@ -24,11 +24,11 @@ def write_results(
     to run, so they have a file of their own.
     """
     shutil.rmtree(folder / "pictures", ignore_errors=True)
-    scores: dict[str, list[Scores]] = {name: [] for name in results}
+    scores: dict[str, list[Metrics]] = {name: [] for name in results}
     for name, group in results.items():
         for result in group:
             io.write_image(folder / "pictures" / name / f"{result.sample.name}.tif", io.to_array(result.x[0]))
-            scores[name].append(result.scores)
+            scores[name].append(result.metrics)
     table = {name: {**metrics(group), **(used or {}).get(name, {})} for name, group in scores.items()}
     io.write_json(folder / "metrics.json", table)
     rows = [{"method": name, **image_row(image)} for name, group in scores.items() for image in group]
@@ -37,13 +37,13 @@ def write_results(
     return scores
 
 
-def image_row(result: Scored) -> dict[str, Any]:
+def image_row(result: Evaluated) -> dict[str, Any]:
     """A row of images.csv. evaluations: of the network; psnr_denoised: of D(x); both None for a baseline."""
     row = {key: value for key, value in result.row.items() if key != "seconds"}
     return {**row, "evaluations": result.evaluations, "psnr_denoised": result.psnr_denoised}
 
 
-def metrics(group: Sequence[Scored]) -> dict[str, float]:
+def metrics(group: Sequence[Evaluated]) -> dict[str, float]:
     """The numbers that a table shows of one method.
 
     converged: the share of the solves that reached a fixed point or a minimum. If it is below 1, some solves were
@@ -69,7 +69,7 @@ def robustness_row(method: str, change: Mapping[str, Any], results: Iterable[Res
     psnr and psnr_initial: mean PSNR in dB of the method and of the initial guess. converged: the share of the solves
     that ended well. misfit: mean ‖A x − y‖ / ‖y‖; None if a picture is not finite.
     """
-    group = [result.scores for result in results]
+    group = [result.metrics for result in results]
     guesses = judged([image.row["psnr_initial"] for image in group])
     spelled = ", ".join(f"{key} {value}" for key, value in change.items())
     misfits = [image.row["misfit"] for image in group]
@@ -83,6 +83,6 @@ def robustness_row(method: str, change: Mapping[str, Any], results: Iterable[Res
     }
 
 
-def means(results: Mapping[str, Sequence[Scored]]) -> dict[str, float]:
+def means(results: Mapping[str, Sequence[Evaluated]]) -> dict[str, float]:
     """The mean metrics of every method, as MLflow takes them."""
     return {f"{name}.{key}": value for name, group in results.items() for key, value in mean(group).items()}

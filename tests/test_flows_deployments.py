@@ -399,7 +399,7 @@ def test_artifacts_are_small_and_made_only_of_what_is_new(server, tmp_path, monk
 
     @prefect.flow
     def show():
-        publish.publish(tmp_path)
+        publish.publish(tmp_path, {})
 
     show()
     made = dict(artifacts())

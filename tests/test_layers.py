@@ -117,6 +117,13 @@ UNUSED = {
 }
 
 
+def test_what_a_cell_begins_to_use_is_computed_then(resolved):
+    """The files of `code` say who is used and which files settings name, so they follow these settings."""
+    (dep,) = [dep for dep in resolved["code"].deps if isinstance(dep, ParamsDependency)]
+    assert {"cells", "problems", "regularizers", "network", "pretrain.init"} <= set(dep.params)
+    assert {"prepare.color", "evaluate.robustness"} <= set(dep.params)
+
+
 @pytest.mark.parametrize(("name", "key"), [("simulate", "denoise"), ("baseline", "denoise"), ("pretrain", "red")])
 def test_what_no_cell_uses_is_not_computed_and_needs_no_code(name: str, key: str, tmp_path, monkeypatch, capsys):
     assert stage(monkeypatch, tmp_path, UNUSED, "code", "--out", "code") == 0

@@ -112,7 +112,7 @@ def _score(problem: Problem, samples: Sequence[Sample], lambda_reg: float) -> fl
     Here an exact reconstruction counts with its bound, see `quality.psnr`: all λ are compared on the same images.
     """
     try:
-        results = [result.scores for result in evaluate_tv(problem, samples, lambda_reg, tol=SEARCH_TOL)]
+        results = [result.metrics for result in evaluate_tv(problem, samples, lambda_reg, tol=SEARCH_TOL)]
     except ArithmeticError:  # a small λ makes steps long, and conjugate gradients too slow
         return -math.inf
     if any(result.status == "not_finite" for result in results):

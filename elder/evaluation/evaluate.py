@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from elder.evaluation.quality import psnr
-from elder.evaluation.results import Result, Scored, judged, mean
+from elder.evaluation.results import Evaluated, Result, judged, mean
 from elder.model.model import Model
 from elder.problems.samples import Sample
 
@@ -52,7 +52,7 @@ def evaluate_long(model: Model, samples: Iterable[Sample], steps: int) -> Iterat
     return evaluate(replace(model, hyperparameters=patient), samples)
 
 
-def summary(model: Model, results: Sequence[Scored]) -> dict[str, Any]:
+def summary(model: Model, results: Sequence[Evaluated]) -> dict[str, Any]:
     """What `elder evaluate` writes: problem, settings, means, the initial guess as baseline, and every image."""
     guesses = judged([result.row["psnr_initial"] for result in results])
     ssims = [result.ssim_initial for result in results]

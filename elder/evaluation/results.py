@@ -17,8 +17,11 @@ from elder.solvers.status import Status
 
 
 @dataclass(frozen=True)
-class Scores:
-    """The numbers of a `Result` without its pictures, which would fill the memory where there are thousands."""
+class Metrics:
+    """The numbers of a `Result` without its pictures, which would fill the memory where there are thousands.
+
+    PSNR in dB; the fields are those of `Result`.
+    """
 
     row: Mapping[str, Any]
     status: str
@@ -54,10 +57,9 @@ class Result:
         return float(ssim(self.initial, self.sample.truth))
 
     @property
-    def scores(self) -> Scores:
+    def metrics(self) -> Metrics:
         """The numbers alone."""
-        numbers = (self.status, self.evaluations, self.ssim_initial, self.psnr_denoised, self.gap)
-        return Scores(self.row, *numbers)
+        return Metrics(self.row, self.status, self.evaluations, self.ssim_initial, self.psnr_denoised, self.gap)
 
     @property
     def psnr_denoised(self) -> float | None:
@@ -82,10 +84,10 @@ class Result:
 
 
 # What tables and means are made of.
-Scored = Result | Scores
+Evaluated = Result | Metrics
 
 
-def deviation(results: Iterable[Scored]) -> dict[str, float]:
+def deviation(results: Iterable[Evaluated]) -> dict[str, float]:
     """Standard deviation over the images of PSNR and SSIM, with n − 1; zero for one image.
 
     That of PSNR is over the images that `mean` averages.
@@ -95,7 +97,7 @@ def deviation(results: Iterable[Scored]) -> dict[str, float]:
     return {key: statistics.stdev(column) if len(column) > 1 else 0.0 for key, column in columns.items()}
 
 
-def mean(results: Iterable[Scored]) -> dict[str, float]:
+def mean(results: Iterable[Evaluated]) -> dict[str, float]:
     """Mean PSNR in dB, SSIM, steps and seconds.
 
     An exact reconstruction has no PSNR, and its bound of 144 dB would hide all others. So the mean of PSNR is over the
@@ -113,7 +115,7 @@ def judged(values: Sequence[float]) -> Sequence[float]:
     return [value for value in values if value < EXACT] or values
 
 
-def succeeded(results: Iterable[Scored]) -> float | None:
+def succeeded(results: Iterable[Evaluated]) -> float | None:
     """The share of the solves that reached a fixed point or a minimum; None for the initial guess, which has none."""
     solves = [result.status for result in results if result.status != "initial"]
     return sum(Status(status).succeeded for status in solves) / len(solves) if solves else None

@@ -65,11 +65,16 @@ def train(
         before = verdicts(root)
         try:
             failures = _run(groups, selection, site, root, stage_timeout, wait)
+        except BaseException:  # there may be no time to ask the registry
+            _tell_promotions(before, verdicts(root), {})
+            raise
+        now = champions(root)
+        _tell_promotions(before, verdicts(root), now)
+        try:
+            publish(root, now)
         finally:
-            _tell_promotions(before, verdicts(root), root)
-        publish(root)
-        if failures:
-            raise StageFailed("; ".join(failures))
+            if failures:
+                raise StageFailed("; ".join(failures))
         if not cells:
             source.note(root, pictures)
 
@@ -124,13 +129,15 @@ def _complete(selection: graph.Selection, folder: Path) -> bool:
     return not selection.dropped and set(selection.cells) <= trained
 
 
-def _tell_promotions(before: dict[str, dict], after: dict[str, dict], folder: Path) -> None:
-    """Tell of each new champion. A verdict that DVC has brought back from its cache may be of a former one."""
-    promoted = {cell: new for cell, new in after.items() if new["promoted"] and new != before.get(cell)}
-    if not promoted:
-        return
-    now, log = champions(folder), get_run_logger()
-    for cell, verdict in promoted.items():
+def _tell_promotions(before: dict[str, dict], after: dict[str, dict], now: dict[str, int]) -> None:
+    """Tell of each new champion. A verdict that DVC has brought back from its cache may be of a former one.
+
+    now: the versions that are champions, by the name of the model.
+    """
+    log = get_run_logger()
+    for cell, verdict in after.items():
+        if not verdict["promoted"] or verdict == before.get(cell):
+            continue
         if superseded := since(verdict, now):
             log.info(f"{cell}: {verdict['told']}; {superseded}")
         elif trouble := notify.tell("promotion", verdict["told"], cell=cell, **verdict):

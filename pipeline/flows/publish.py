@@ -35,12 +35,14 @@ PATIENCE = 120
 
 
 @task(name="publish", cache_policy=NO_CACHE)
-def publish(folder: Path) -> None:
+def publish(folder: Path, now: Mapping[str, int]) -> None:
     """The table and the verdict of every cell, the figures of every problem, and links to the report and its run.
 
     Every artifact notes a hash of what it shows, and is made again only if that differs.
+
+    now: the versions that are champions, by the name of the model; see `champions`.
     """
-    reports, now = folder / "reports", champions(folder)
+    reports = folder / "reports"
     for cell, verdict in verdicts(folder).items():
         key, metrics = key_of(cell), reports / "cells" / cell / "metrics.json"
         if not metrics.exists():  # its evaluation failed this time

@@ -177,7 +177,7 @@ def against_bm3d(noise: float) -> str:
     if not bm3d.available():
         return "BM3D is left out: the package `bm3d` is not installed (`pip install elder[bench]`)."
     samples = test_samples("denoise")
-    found = [result.scores for result in bm3d.evaluate_bm3d(samples, noise)]
+    found = [result.metrics for result in bm3d.evaluate_bm3d(samples, noise)]
     psnr, ssim, time = (sum(r.row[key] for r in found) / len(found) for key in ("psnr", "ssim", "seconds"))
     return f"BM3D on the same noisy pictures: {psnr:.2f} dB, SSIM {ssim:.4f}, {time:.1f} s a picture."
 

@@ -19,7 +19,6 @@ def run(
     *,
     reads: Sequence[str] = (),
     writes: Sequence[str] = (),
-    unused: Callable[[argparse.Namespace], None] | None = None,
     **choices: str,
 ) -> None:
     """Run the stage with `--NAME VALUE` of the command line; end with one line and exit code 1 on an error.
@@ -30,7 +29,6 @@ def run(
         reads: the names of the paths that the stage reads. dvc.yaml lists the same as its dependencies. `main` finds
             each by its name, and all of them with the stage's code as `arguments.reads`.
         writes: the names of the paths that it writes to.
-        unused: what runs in the place of `main` for a problem or a regularizer that no cell uses.
         choices: other arguments, each with its help.
     """
     stage = Path(sys.argv[0]).stem
@@ -50,10 +48,8 @@ def run(
             data = tuple(getattr(arguments, name) for name in reads if name in DATA)
             arguments.reads = fingerprints.Reads(stage, paths, arguments.code, data)
         for kind in set(choices) & {"problem", "regularizer"}:
-            name = getattr(arguments, kind)
-            if unused is not None and name in chosen.unused(kind):
-                print(f"{stage}: no cell uses the {kind} {name}; nothing is computed for it")
-                return unused(arguments)
-        return main(arguments)
+            if getattr(arguments, kind) in chosen.unused(kind):
+                print(f"{stage}: no cell uses the {kind} {getattr(arguments, kind)}; leave it out to save this time")
+        main(arguments)
 
     sys.exit(errors.run(stage, work))

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, copy_project, stage
+from conftest import ROOT, copy_project
 from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 
@@ -55,12 +55,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str
     """The modules behind each stage, with their fingerprints."""
     folder = tmp_path_factory.mktemp("code")
     code.main(Namespace(out=folder / "code"))
-    found: dict[str, dict[str, str]] = {}
-    for path in (folder / "code").rglob("*.txt"):
-        stage = path.relative_to(folder / "code").parts[0].removesuffix(".txt")
-        rows = {row.split()[1]: row.split()[0] for row in path.read_text().splitlines()}
-        assert found.setdefault(stage, rows) == rows
-    return found
+    lines = {path.stem: path.read_text().splitlines() for path in (folder / "code").iterdir()}
+    return {stage: {row.split()[1]: row.split()[0] for row in rows} for stage, rows in lines.items()}
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +84,7 @@ def test_a_stage_reads_and_writes_what_dvc_is_told(stage: str, resolved, monkeyp
 
 @pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in ("code", "store")])
 def test_dvc_watches_the_code_of_each_stage(stage: str, watched):
-    each = f"{stage}/${{key}}" if stage in code.OF_EACH else stage
-    assert f"reports/code/{each}.txt" in STAGES[stage]["deps"]
+    assert f"reports/code/{stage}.txt" in STAGES[stage]["deps"]
     assert f"stages.{stage}" in watched[stage]
 
 
@@ -108,35 +103,6 @@ def test_a_change_re_runs_the_stages_that_it_affects(watched):
     assert behind("pipeline.report.tables") == {"report"}
     assert behind("pipeline.report/page.html") == {"report"}
     assert behind("pipeline.tracking") == set()
-
-
-UNUSED = {
-    "problems": {"denoise": {"noise": 0.1}},
-    "regularizers": {"red": {}},
-    "evaluate": {"robustness": {"csmri": [], "denoise": []}},
-}
-
-
-def test_what_a_cell_begins_to_use_is_computed_then(resolved):
-    """The files of `code` say who is used and which files settings name, so they follow these settings."""
-    (dep,) = [dep for dep in resolved["code"].deps if isinstance(dep, ParamsDependency)]
-    assert {"cells", "problems", "regularizers", "network", "pretrain.init"} <= set(dep.params)
-    assert {"prepare.color", "evaluate.robustness"} <= set(dep.params)
-
-
-@pytest.mark.parametrize(("name", "key"), [("simulate", "denoise"), ("baseline", "denoise"), ("pretrain", "red")])
-def test_what_no_cell_uses_is_not_computed_and_needs_no_code(name: str, key: str, tmp_path, monkeypatch, capsys):
-    assert stage(monkeypatch, tmp_path, UNUSED, "code", "--out", "code") == 0
-    files = {path.stem: path.read_text() for path in (tmp_path / "code" / name).iterdir()}
-    assert [used for used, text in files.items() if not text] == [key]
-    words = STAGES[name]["cmd"].replace("${key}", key).split()[3:]
-    assert stage(monkeypatch, tmp_path, UNUSED, name, *words) == 0
-    assert f"no cell uses the {code.OF_EACH[name]} {key}" in capsys.readouterr().out
-    plots = [path for plot in STAGES[name].get("plots", []) for path in plot]
-    for out in [*STAGES[name]["outs"], *STAGES[name].get("metrics", []), *plots]:
-        assert (tmp_path / out.replace("${key}", key)).exists()
-    written = [path for path in (tmp_path / "models", tmp_path / "data") if path.exists()]
-    assert not [file for folder in written for file in folder.rglob("*") if file.is_file()]
 
 
 def test_a_fingerprint_is_of_the_code_alone():

@@ -137,8 +137,9 @@ class Training:
     def __init__(self, chosen: Model, side: int = SIDE) -> None:
         self.model = chosen
         self.weights = list(chosen.regularizer.requires_grad_().parameters())
-        self.truth = torch.cat([m.truth for m in measured(chosen, (side, side))[:BATCH]])
-        operator, y = chosen.problem.simulate(self.truth, torch.Generator().manual_seed(0))
+        truth = torch.cat([m.truth for m in measured(chosen, (side, side))[:BATCH]])
+        operator, y = chosen.problem.simulate(truth, torch.Generator().manual_seed(0))
+        self.truth, operator, y = truth.to(chosen.device), operator.to(chosen.device), y.to(chosen.device)
         self.m = Sample("batch", self.truth, operator, y)
         self.start = chosen.problem.initial(operator, y)
         self.physics = physics_of(chosen, self.m)

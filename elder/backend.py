@@ -29,14 +29,17 @@ class Compute:
     device: cpu, cuda, cuda:1, mps, or auto, the accelerator if there is one. precision: float32; or tf32 or bf16 for
     the rough part of every solve, which float32 then polishes, and for pre-training. micro_batch: images of a batch
     that training computes at once, which bounds its memory; 0: all of them. validation_batch: images that validation
-    and tuning solve for at once; 0: one on a processor, which is no slower, and 8 on an accelerator.
-    Raises `UserError` for an unknown precision, a negative number of images, or a device that can't be used.
+    and tuning solve for at once; 0: one on a processor, which is no slower, and 8 on an accelerator. processes: those
+    of this machine that share a training, with a GPU each if the device is cuda.
+    Raises `UserError` for an unknown precision, a negative number of images, a device that can't be used, or more
+    processes than GPUs.
     """
 
     device: str = "cpu"
     precision: str = "float32"
     micro_batch: int = 0
     validation_batch: int = 0
+    processes: int = 1
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -55,6 +58,10 @@ class Compute:
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"device={self.device!r} can't be used ({reason}): set cpu or auto") from None
+        if self.processes < 1:
+            raise UserError(f"processes={self.processes} must be at least 1")
+        if self.device.startswith("cuda") and self.processes > torch.cuda.device_count():
+            raise UserError(f"processes={self.processes}: this machine has {torch.cuda.device_count()} GPUs")
         if self.validation_batch == 0:
             object.__setattr__(self, "validation_batch", 1 if self.device == "cpu" else TOGETHER)
 

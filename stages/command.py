@@ -9,6 +9,7 @@ from pathlib import Path
 
 from elder import errors
 from pipeline import fingerprints, params
+from stages import together
 
 # The paths that are data sets, by their names.
 DATA = ("images", "measurements")
@@ -19,6 +20,7 @@ def run(
     *,
     reads: Sequence[str] = (),
     writes: Sequence[str] = (),
+    shared: bool = False,
     **choices: str,
 ) -> None:
     """Run the stage with `--NAME VALUE` of the command line; end with one line and exit code 1 on an error.
@@ -29,6 +31,7 @@ def run(
         reads: the names of the paths that the stage reads. dvc.yaml lists the same as its dependencies. `main` finds
             each by its name, and all of them with the stage's code as `arguments.reads`.
         writes: the names of the paths that it writes to.
+        shared: whether `compute.processes` processes run `main` together.
         choices: other arguments, each with its help.
     """
     stage = Path(sys.argv[0]).stem
@@ -47,9 +50,13 @@ def run(
             paths = tuple(getattr(arguments, name) for name in reads)
             data = tuple(getattr(arguments, name) for name in reads if name in DATA)
             arguments.reads = fingerprints.Reads(stage, paths, arguments.code, data)
-        for kind in set(choices) & {"problem", "regularizer"}:
-            if getattr(arguments, kind) in chosen.unused(kind):
-                print(f"{stage}: no cell uses the {kind} {getattr(arguments, kind)}; leave it out to save this time")
+        if not together.is_member():
+            for kind in set(choices) & {"problem", "regularizer"}:
+                if (name := getattr(arguments, kind)) in chosen.unused(kind):
+                    print(f"{stage}: no cell uses the {kind} {name}; leave it out to save this time")
+            if shared and chosen.compute.processes > 1:
+                together.run(stage, sys.argv[1:], chosen.compute.processes)
+                return
         main(arguments)
 
     sys.exit(errors.run(stage, work))

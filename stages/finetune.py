@@ -75,5 +75,6 @@ if __name__ == "__main__":
         main,
         reads=("images", "measurements", "tuned"),
         writes=("out", "metrics", "curve"),
+        shared=True,
         cell="what is trained",
     )

@@ -80,5 +80,6 @@ if __name__ == "__main__":
         main,
         reads=("images",),
         writes=("out", "metrics", "curve"),
+        shared=True,
         regularizer="the parameterization",
     )

@@ -176,6 +176,7 @@ def test_a_picture_larger_than_a_part_is_one(monkeypatch):
         ({"device": "gpu"}, r"^device='gpu' can't be used"),
         ({"precision": "fp8"}, r"^precision='fp8'"),
         ({"micro_batch": -1}, "^micro_batch=-1"),
+        ({"processes": 0}, "^processes=0"),
     ],
 )
 def test_bad_settings_name_themselves(settings, message):

@@ -108,7 +108,7 @@ def test_a_batch_too_small_for_the_processes_is_refused():
 
 
 @pytest.mark.slow
-def test_a_stage_under_torchrun_writes_what_it_writes_alone(project):
+def test_a_stage_of_two_processes_writes_what_it_writes_alone(project):
     project.only_least_squares()
     # Each step of a solve of this hardly trained energy amplifies the rounding of float32 about tenfold.
     project.change("finetune", max_steps=3)
@@ -124,10 +124,25 @@ def test_a_stage_under_torchrun_writes_what_it_writes_alone(project):
         f"models/tuned/{cell}",
     ]
     made = {}
-    for name, launch in (("alone", [sys.executable]), ("together", LAUNCH)):
+    for name, count in (("alone", 1), ("together", 2)):
+        project.change("compute", processes=count)
         writes = ["--out", f"{name}/model", "--metrics", f"{name}/metrics.json", "--curve", f"{name}/curve.csv"]
-        project.run(*launch, "-m", "stages.finetune", "--cell", cell, *reads, *writes)
+        done = project.run(sys.executable, "-m", "stages.finetune", "--cell", cell, *reads, *writes)
+        assert done.stdout.count("overrides finetune") <= 1
         made[name] = io.read_json(project.folder / name / "metrics.json")
         assert (project.folder / name / "model" / "weights.safetensors").exists()
     assert made["together"] == {key: pytest.approx(value, rel=1e-3) for key, value in made["alone"].items()}
     assert not list((project.folder / ".checkpoints").rglob("state.pt"))
+
+
+def test_what_fails_in_two_processes_is_told_in_one_line(project):
+    project.change("compute", processes=2)
+    project.change("pretrain", batch=1)
+    project.run("dvc", "repro", "prepare")
+    writes = ["--out", "model", "--metrics", "metrics.json", "--curve", "curve.csv"]
+    stage = ["-m", "stages.pretrain", "--regularizer", "least_squares", "--images", "data/prepared", *writes]
+    done = project.run(sys.executable, *stage, check=False)
+    assert done.returncode == 1
+    line = "pretrain: batch=1: 2 processes need an image each; start fewer, or raise batch"
+    assert set(done.stderr.splitlines()) == {line}
+    assert not (project.folder / "model").exists()

@@ -1,0 +1,109 @@
+"""What training takes on an accelerator, and in lower precision: `python -m benchmarks.accelerator --device cuda`.
+
+DRUNet 32-64-128-256 on pictures of 256x256: steps a second of pre-training with 8 patches, and of DEQ training of
+CS-MRI at 20 % with 4 patches and 12 forward steps; the time of both in bf16 and tf32 over that in float32; and the
+share of the time in which the device computes, from PyTorch's profiler. With deepinv (`pip install -e '.[bench]'`), a
+DEQ step of both libraries at equal accuracy, as in `benchmarks.peer`. `--device cpu` gives what a GPU is to be compared
+with.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+
+from benchmarks import peer
+from benchmarks.common import TRAINING, Row, counted, model, paired, parser, pictures, record, shown, summarized, timed
+from benchmarks.training import stepping
+from elder.backend import Compute
+from elder.model.model import Model
+from elder.regularizers.base import Regularizer
+from elder.training.patches import Patches
+from elder.training.pretrain import Pretraining, pretrain
+from elder.training.settings import Finetuning
+
+NETWORK, SIDE = "DRUNet 32-64-128-256", 256
+PRETRAIN = Pretraining(steps=4, batch=8, patch=SIDE, learning_rate=1e-9)
+# No solve ends early, whatever the weights.
+FINETUNE = Finetuning(
+    batch=4, patch=SIDE, max_steps=12, tol=1e-12, warmup=0.0, learning_rate=1e-9, tuning_rate=1e-9, stability_every=1
+)
+# What one call of `peer.stepping` takes.
+STEPS = 2
+
+
+def run(runs: int, device: str) -> Iterator[Row]:
+    """The figures of one device."""
+    accelerated = torch.device(device).type != "cpu"
+    precisions = ("bf16", "tf32") if accelerated else ("bf16",)
+    for title, steps, make in (("pre-training", PRETRAIN.steps, denoising), ("DEQ training", STEPS, finetuning)):
+        plain = make(Compute(device))
+        case = f"{title}, {NETWORK}, {SIDE}x{SIDE}, {device}"
+        plain()
+        seconds = [timed(plain) for _ in range(runs)]
+        yield summarized("accelerator", case, [steps / each for each in seconds], "steps a second")
+        others = [make(Compute(device, precision)) for precision in precisions]
+        for precision, ratios in zip(precisions, paired(plain, *others, runs=runs), strict=True):
+            yield summarized("accelerator", f"{case}, {precision}", ratios, "of the time in float32")
+        if torch.device(device).type == "cuda":
+            yield counted("accelerator", f"{case}, device computes", busy(plain), "of the time")
+    if importlib.util.find_spec("deepinv"):
+        chosen = on(Compute(device))
+        for row in peer.training(f"csmri 20 %, {NETWORK}, {device}", chosen, runs):
+            yield replace(row, benchmark="accelerator")
+    else:
+        print("deepinv is not installed: no DEQ step beside it")
+
+
+def on(compute: Compute) -> Model:
+    """CS-MRI with the trained energy, placed as `compute` says."""
+    return model(NETWORK, "csmri", ratio=0.2).on(compute)
+
+
+def denoising(compute: Compute) -> Callable[[], None]:
+    """Some steps of pre-training."""
+    regularizer: Regularizer = on(compute).regularizer
+    patches = Patches(pictures(TRAINING, (SIDE, SIDE)), SIDE, TRAINING)
+    return lambda: void(pretrain(regularizer, patches, PRETRAIN, precision=compute.precision))
+
+
+def finetuning(compute: Compute) -> Callable[[], None]:
+    """Two steps of DEQ training."""
+    return stepping(on(compute), FINETUNE)
+
+
+def void(_: object) -> None:
+    """Forget a result."""
+
+
+def busy(steps: Callable[[], None]) -> float:
+    """The share of the time of a call in which at least one kernel runs on the GPU."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        seconds = timed(steps)
+    kernels = [event.time_range for event in profile.events() or () if event.device_type.name == "CUDA"]
+    return covered([(each.start, each.end) for each in kernels]) / 1e6 / seconds
+
+
+def covered(spans: list[tuple[float, float]]) -> float:
+    """The length of the union of intervals."""
+    total, end = 0.0, float("-inf")
+    for start, stop in sorted(spans):
+        total += max(0.0, stop - max(start, end))
+        end = max(end, stop)
+    return total
+
+
+def main() -> None:
+    """The command."""
+    chosen = parser(__doc__, runs=5)
+    chosen.add_argument("--device", default="auto", help="cuda, cuda:1, mps, cpu or auto (default: %(default)s)")
+    arguments = chosen.parse_args()
+    rows = shown(run(arguments.runs, Compute(arguments.device).device))
+    record(rows, whole=False)
+
+
+if __name__ == "__main__":
+    main()

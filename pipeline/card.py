@@ -12,8 +12,10 @@ from elder import io
 from elder.model.model import Model
 from elder.regularizers.base import Energy
 
-# Of the pictures that come with scikit-image.
-BUILTIN = "of each photograph as data/README.txt of scikit-image states it"
+# Of the pictures that come with packages.
+BUILTIN = (
+    "of each photograph as data/README.txt of scikit-image, or datasets/images/README.txt of scikit-learn, states it"
+)
 ENERGY = "at a minimum of the energy ½‖A x − y‖² + λ h(x)"
 FIXED_POINT = "at a fixed point of a plug-and-play iteration, which has no energy"
 METHODS = {"pretrained": "before DEQ training", "finetuned": "**this model**"}
@@ -62,7 +64,8 @@ def read(images: Path, validation_psnr: float, metrics: Path, baselines: Path, l
 def _data(evidence: Evidence) -> str:
     splits = [image["split"] for image in evidence.manifest["images"]]
     counts = ", ".join(f"{splits.count(name)} {name}" for name in dict.fromkeys(splits))
-    source = {"builtin": "scikit-image's photographs", "folder": "a folder of pictures"}[evidence.manifest["source"]]
+    builtin = evidence.manifest["source"] == "builtin"
+    source = "photographs of scikit-image and scikit-learn" if builtin else "a folder of pictures"
     return f"{source}: {counts}"
 
 

@@ -133,10 +133,10 @@ def _versions(client: MlflowClient, limits: Limits) -> tuple[list[Item], list[Mo
 
 def _named(client: MlflowClient, name: str) -> set[int]:
     """The versions of a model that have an alias, or have been champion."""
-    from pipeline import registry
+    from pipeline import gate
 
     aliases = client.get_registered_model(name).aliases.values()
-    return {*(int(version) for version in aliases), *registry.past_champions(client, name)}
+    return {*(int(version) for version in aliases), *gate.past_champions(client, name)}
 
 
 def _checkpoints(runs: Sequence[Run], limits: Limits, now: float) -> Iterator[Item]:

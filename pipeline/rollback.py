@@ -23,12 +23,12 @@ def main() -> None:
     arguments = parser.parse_args()
 
     def work() -> None:
-        from pipeline import experiments, params, registry
+        from pipeline import experiments, gate, params
 
         client, _ = experiments.open_existing()
         name = f"elder-{arguments.problem}"
         own_code = params.own_class(arguments.problem)
-        left, taken = registry.roll_back(client, name, arguments.to, own_code)
+        left, taken = gate.roll_back(client, name, arguments.to, own_code)
         print(f"{name}: version {taken} is champion, in place of version {left}")
 
     sys.exit(errors.run("rollback", work))

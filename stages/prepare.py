@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -13,7 +14,6 @@ from typing import Any
 
 import imagehash
 import numpy as np
-import skimage
 from PIL import Image
 from skimage.color import rgb2gray
 from skimage.transform import resize
@@ -27,13 +27,28 @@ from pipeline.splits import SPLITS
 from stages import command
 from stages.parallel import in_parallel
 
-# One photograph in one split; the right half of the motorcycle's stereo pair is left out for that reason. So are those
-# that teach nothing of photographs: a page of text, stars, and a cell without contrast.
+# Photographs inside packages, as package/path. One photograph is in one split; the right half of the motorcycle's
+# stereo pair is left out for that reason. So are those that teach nothing of photographs: a page of text, stars, and a
+# cell without contrast.
 BUILTIN = {
-    "train": ("motorcycle_left.png", "ihc.png", "retina.jpg", "moon.png", "brick.png", "grass.png"),
-    "validation": ("coins.png", "gravel.png", "rocket.jpg"),
-    "test": ("camera.png", "chelsea.png", "astronaut.png", "coffee.png"),
-}  # fmt: skip
+    "train": (
+        "skimage/data/motorcycle_left.png",
+        "skimage/data/ihc.png",
+        "skimage/data/retina.jpg",
+        "skimage/data/moon.png",
+        "skimage/data/brick.png",
+        "skimage/data/grass.png",
+        "sklearn/datasets/images/china.jpg",
+        "sklearn/datasets/images/flower.jpg",
+    ),
+    "validation": ("skimage/data/coins.png", "skimage/data/gravel.png", "skimage/data/rocket.jpg"),
+    "test": (
+        "skimage/data/camera.png",
+        "skimage/data/chelsea.png",
+        "skimage/data/astronaut.png",
+        "skimage/data/coffee.png",
+    ),
+}
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -75,9 +90,20 @@ def spread(pictures: Sequence[list[Picture]], most: int) -> list[list[Picture | 
 
 
 def builtin() -> dict[str, dict[Path, str]]:
-    """The photographs that ship inside scikit-image; for each split, files and their names."""
-    folder = Path(skimage.__file__).parent / "data"
-    return {part: {folder / file: Path(file).stem for file in files} for part, files in BUILTIN.items()}
+    """The photographs inside scikit-image and scikit-learn; for each split, files and their names."""
+    return {part: {_in_package(file): Path(file).stem for file in files} for part, files in BUILTIN.items()}
+
+
+def _in_package(file: str) -> Path:
+    """The path of a file inside an installed package, which is not imported."""
+    package, _, rest = file.partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise UserError(
+            f"prepare.source: builtin takes a photograph of the package {package}, which is not installed: "
+            "pip install -c constraints.txt -e '.[pipeline]'"
+        )
+    return Path(spec.origin).parent / rest
 
 
 def split(folder: Path, chosen: Preparation) -> dict[str, dict[Path, str]]:

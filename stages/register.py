@@ -9,7 +9,7 @@ from pathlib import Path
 
 from elder import io
 from elder.model.model import load
-from pipeline import card, params, registry, tracking
+from pipeline import card, gate, params, tracking
 from pipeline.fingerprints import content_hash
 from stages import command
 from stages.samples import find_problem, read_samples
@@ -25,7 +25,7 @@ def main(arguments: argparse.Namespace) -> None:
     psnr = io.read_json(arguments.metrics)["validation_psnr"]
     if arguments.store.read_text().startswith("none"):
         reason = "not registered, since this is a DVC experiment; register.experiments: true does it"
-        write(registry.Verdict(f"elder-{problem.name}", None, psnr, None, False, reason), arguments.out)
+        write(gate.Verdict(f"elder-{problem.name}", None, psnr, None, False, reason), arguments.out)
         return
     validation = read_samples(arguments.images, arguments.measurements, "validation", problem)
     parts = [content_hash(folder / "validation") for folder in (arguments.images, arguments.measurements)]
@@ -36,13 +36,13 @@ def main(arguments: argparse.Namespace) -> None:
     with tracking.run(f"register {arguments.cell}", {"register": chosen.model_dump()}, arguments.reads) as log:
         evidence = card.read(arguments.images, psnr, arguments.evaluation, arguments.baselines, chosen.license)
         text = card.write(load(arguments.model, own_code=problem.own_code), evidence)
-        candidate = registry.Candidate(problem, arguments.model, psnr, data, validation, text)
-        verdict = registry.register(candidate, chosen.margin)
+        candidate = gate.Candidate(problem, arguments.model, psnr, data, validation, text)
+        verdict = gate.register(candidate, chosen.margin)
         log.metrics({"psnr": psnr, "promoted": float(verdict.promoted)})
     write(verdict, arguments.out)
 
 
-def write(verdict: registry.Verdict, path: Path) -> None:
+def write(verdict: gate.Verdict, path: Path) -> None:
     """Tell the verdict, and write it for the report."""
     print(verdict.told)
     io.write_json(path, asdict(verdict) | {"told": verdict.told})

@@ -264,7 +264,7 @@ def test_the_misfit_is_relative_and_of_each_image(rng):
     assert black.tolist() == [5, 0]
 
 
-def results(levels: list[float], status: str = "converged") -> list[Result]:
+def results(levels: list[float], status: Status | None = Status.CONVERGED) -> list[Result]:
     """Black pictures reconstructed to gray levels: PSNR is −20 log₁₀ of the level."""
     truth = torch.zeros((1, 1, 12, 11))
     return [
@@ -287,8 +287,8 @@ def test_an_exact_reconstruction_is_left_out_of_the_mean():
 
 
 def test_the_share_of_solves_that_converged():
-    assert succeeded(results([0.1]) + results([0.1], "precision") + results([0.1] * 2, "max_steps")) == 0.5
-    assert succeeded(results([0.1], "initial")) is None
+    assert succeeded(results([0.1]) + results([0.1], Status.PRECISION) + results([0.1] * 2, Status.MAX_STEPS)) == 0.5
+    assert succeeded(results([0.1], None)) is None
 
 
 def strict(path) -> dict:
@@ -355,7 +355,7 @@ def test_the_pictures_of_a_whole_split_are_never_in_memory(tmp_path):
 
 def test_a_failed_solve_is_written_as_missing(tmp_path):
     (good,) = results([0.1])
-    broken = replace(good, x=torch.full_like(good.x, math.nan), status="not_finite")
+    broken = replace(good, x=torch.full_like(good.x, math.nan), status=Status.NOT_FINITE)
     write_results({"initial": [good, broken]}, tmp_path)
     assert strict(tmp_path / "metrics.json")["initial"]["converged"] == 0.5
     with (tmp_path / "images.csv").open() as file:
@@ -407,7 +407,7 @@ def test_a_failed_solve_never_wins_the_search(monkeypatch):
         (group,) = results([0.1])
         broken = lambda_reg < 0.005
         x = torch.full_like(group.x, math.nan) if broken else group.x
-        return [replace(group, x=x, status="not_finite" if broken else "converged")]
+        return [replace(group, x=x, status=Status.NOT_FINITE if broken else Status.CONVERGED)]
 
     problem = problems.make("denoise", {})
     samples = measure(problem, ["a"], [square().float()])
@@ -419,9 +419,9 @@ def test_a_failed_solve_never_wins_the_search(monkeypatch):
 
 def test_the_tables_say_what_was_stopped_early(tmp_path):
     baseline, cells = tmp_path / "baselines", tmp_path / "cells"
-    write_results({"initial": results([0.1], "initial"), "total_variation": results([0.02] * 2)}, baseline / "csmri",
+    write_results({"initial": results([0.1], None), "total_variation": results([0.02] * 2)}, baseline / "csmri",
                   {"total_variation": {"lambda_reg": 0.003}})  # fmt: skip
-    early = results([0.03]) + results([0.03], "max_steps")
+    early = results([0.03]) + results([0.03], Status.MAX_STEPS)
     write_results({"pretrained": early, "finetuned": results([0.01] * 2)}, cells / "cell")
     for folder, name, group in (
         (baseline / "csmri", "total_variation", results([0.02])),

@@ -95,7 +95,7 @@ def here(tmp_path, monkeypatch, photographs) -> Iterator[Here]:
     """The champion is a convex energy: its solves end where they should, trained or not."""
     import mlflow
 
-    from pipeline import registry
+    from pipeline import gate
 
     found = Here(tmp_path / "here")
     found.folder.mkdir()
@@ -109,7 +109,7 @@ def here(tmp_path, monkeypatch, photographs) -> Iterator[Here]:
     model.save(found.folder / "bundle")
     truth = io.to_tensor(io.read_image(photographs / "camera.png"))
     samples = measure(problem, ["camera"], [truth])
-    registry.register(registry.Candidate(problem, found.folder / "bundle", 20.0, "a", samples), margin=0.1)
+    gate.register(gate.Candidate(problem, found.folder / "bundle", 20.0, "a", samples), margin=0.1)
     yield found
     forget_store()
 

@@ -66,7 +66,8 @@ def test_what_has_left_the_session_ends_too(first):
     command = [PYTHON, "-c", f"import os, time; os.system({left!r}); print(1, flush=True); time.sleep(300)"]
     child = process.start(command, children_first=first, stdout=subprocess.PIPE)
     assert child.stdout.readline() == "1\n"
-    (apart,) = [each for each in psutil.Process(child.pid).children() if "elder-test-apart" in each.cmdline()]
+    (supervisor,) = psutil.Process(child.pid).children()
+    (apart,) = [each for each in supervisor.children() if "elder-test-apart" in each.cmdline()]
     process.stop(child)
     assert ended(apart)
 
@@ -98,8 +99,25 @@ def test_a_supervisor_ends_its_command_as_it_does_where_another_one_is_above(tmp
 def test_a_killed_supervisor_takes_the_command_with_it():
     child = process.start([PYTHON, "-c", "import time; print(1, flush=True); time.sleep(300)"], stdout=subprocess.PIPE)
     assert child.stdout.readline() == "1\n"
-    (command,) = psutil.Process(child.pid).children()
+    supervisor, command = psutil.Process(child.pid).children(recursive=True)
     child.kill()
+    assert wait_until(lambda: ended(supervisor) and ended(command), LIMIT)
+
+
+def test_a_starter_that_kills_its_children_and_dies_takes_the_command_with_it():
+    """As a worker of Ray does."""
+    code = (
+        "import os, signal, sys; from pipeline.flows import process\n"
+        "run = 'import os, time; print(os.getpid(), flush=True); time.sleep(300)'\n"
+        "child = process.start([sys.executable, '-c', run])\n"
+        "sys.stdin.read(1); child.kill(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    starter = subprocess.Popen(
+        [PYTHON, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=process.ROOT
+    )
+    command = psutil.Process(int(starter.stdout.readline()))
+    starter.stdin.close()
+    assert starter.wait() == -signal.SIGKILL
     assert wait_until(lambda: ended(command), LIMIT)
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT, Project
+from test_ends import processes_in, training
 from test_flows import free_port, wait_until
 from test_flows_deployments import answers, deploy, make_pool
 
@@ -146,3 +148,38 @@ def test_schedules_fire_and_a_new_picture_becomes_a_new_candidate(project, photo
         events = [json.loads(line)["event"] for line in (tmp_path / "notices.jsonl").open()]
         assert "failure" not in events
         assert events.count("promotion") >= 1
+
+
+def test_a_run_that_is_cancelled_ends_its_training_and_the_next_one_resumes(project, tmp_path):
+    project.only_least_squares()
+    project.change("pretrain", steps=15000)  # longer than a command of Prefect takes
+    with ExitStack() as stack:
+        site = Site(project, tmp_path, stack)
+        site.schedule("by hand")
+        worker = SERVICES["worker"]["command"].split("exec ")[1].rstrip('"').split()
+        site.start("worker", worker, **site.variables)
+
+        prefect(site, "deployment", "run", "train/nightly")
+        assert wait_until(lambda: training(project.folder), 600), site.log("worker")
+        (run,) = ask(f"{site.prefect}/api/flow_runs/filter", {"flows": {"name": {"any_": ["train"]}}})
+        prefect(site, "flow-run", "cancel", run["id"])
+        assert wait_until(lambda: site.finished("train") == [(False, "CANCELLED")], 120), site.log("worker")
+        assert wait_until(lambda: not stages(project.folder), 20), site.log("worker")
+        assert training(project.folder)
+
+        prefect(site, "deployment", "run", "train/nightly")
+        assert wait_until(lambda: (False, "COMPLETED") in site.finished("train"), 1200), site.log("worker")
+        assert site.versions() == ["1"]
+
+
+def prefect(site: Site, *arguments: str) -> None:
+    """Prefect's command line, asked of the site's server."""
+    environment = site.project.environment | site.variables
+    command = [str(Path(sys.executable).with_name("prefect")), *arguments]
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
+
+
+def stages(folder: Path) -> list[str]:
+    """The commands of the stages that are at work in the folder."""
+    lines = [" ".join(each.cmdline()) for each in processes_in(folder)]
+    return [line for line in lines if " -m stages." in line]

@@ -534,7 +534,7 @@ def test_a_cell_that_kills_every_worker_fails_and_no_other_does(engine, server, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("engine", ENGINES[:2])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_the_end_of_a_flow_is_that_of_its_cells(engine, number, server, tmp_path):  # noqa: F811
     project = toy(tmp_path)
     for key in "ab":

@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 import elder
 from elder import UserError, problems
 from elder.problems.samples import measure
-from pipeline import packaging, registry, rollback
+from pipeline import gate, packaging, rollback
 
 NAME = "elder-csmri"
 
@@ -51,8 +51,8 @@ def register(store, small_model, tmp_path, rng):
             model = replace(model, regularizer=spoiled(model.regularizer, weight))
         model.save(bundle)
         samples = measure(model.problem, ["x"], [pictures[1]])
-        candidate = registry.Candidate(model.problem, bundle, psnr, data, samples, f"the card of {label or psnr}")
-        return registry.register(candidate, margin=0.1)
+        candidate = gate.Candidate(model.problem, bundle, psnr, data, samples, f"the card of {label or psnr}")
+        return gate.register(candidate, margin=0.1)
 
     return registered
 
@@ -85,7 +85,7 @@ def test_the_champion_moves_only_through_the_gate(store, register, monkeypatch):
     other = register(60.0, data="b")
     assert other.champion_psnr != pytest.approx(30.2)
     assert other.promoted
-    monkeypatch.setattr(registry, "smoke", lambda *arguments: False)
+    monkeypatch.setattr(gate, "smoke", lambda *arguments: False)
     broken = register(90.0, data="b")
     assert not broken.promoted
     assert "not finite" in broken.reason
@@ -102,7 +102,7 @@ def test_a_registration_can_be_repeated(store, register):
     cards = [store.get_model_version(NAME, number).description for number in ("1", "2")]
     assert cards == ["the card of 30.0", "the card of 29.0"]
     assert alias(store, "champion") == 1
-    assert registry.past_champions(store, NAME) == [1]
+    assert gate.past_champions(store, NAME) == [1]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_a_champion_that_another_machine_moves_is_judged_again(store, register, 
     register(30.0)
     best = register(40.0, label="best")
     store.set_registered_model_alias(NAME, "champion", "1")
-    judged = registry._judged
+    judged = gate._judged
     calls = []
 
     def meanwhile(candidate, version, before, refusal, margin):
@@ -169,7 +169,7 @@ def test_a_champion_that_another_machine_moves_is_judged_again(store, register, 
             store.set_registered_model_alias(NAME, "champion", str(best.version))
         return judged(candidate, version, before, refusal, margin)
 
-    monkeypatch.setattr(registry, "_judged", meanwhile)
+    monkeypatch.setattr(gate, "_judged", meanwhile)
     assert not register(35.0).promoted
     assert [int(version) for version in calls] == [1, best.version]
     assert alias(store, "champion") == best.version
@@ -183,16 +183,16 @@ def test_a_registration_that_is_killed_is_completed_by_the_next(tmp_path, small_
         "from pathlib import Path\n"
         "import elder\n"
         "from elder.problems.samples import measure\n"
-        "from pipeline import experiments, registry\n"
+        "from pipeline import experiments, gate\n"
         "print('started', flush=True)\n"
         "bundle, psnr = Path(sys.argv[1]), float(sys.argv[2])\n"
         "problem = elder.load(bundle).problem\n"
         "picture = torch.rand((1, 1, 20, 24), generator=torch.Generator().manual_seed(0))\n"
-        "candidate = registry.Candidate(problem, bundle, psnr, 'a', measure(problem, ['x'], [picture]))\n"
+        "candidate = gate.Candidate(problem, bundle, psnr, 'a', measure(problem, ['x'], [picture]))\n"
         "experiments.connect()\n"
         "mlflow.set_experiment('elder')\n"
         "with mlflow.start_run():\n"
-        "    registry.register(candidate, 0.1)\n"
+        "    gate.register(candidate, 0.1)\n"
     )
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")} | {"PYTHONPATH": str(ROOT)}
     draw, killed = np.random.default_rng(3), 0
@@ -226,7 +226,7 @@ def test_a_registration_that_is_killed_is_completed_by_the_next(tmp_path, small_
     found = client.search_model_versions(f"name = '{NAME}'")
     assert sorted((v.version, v.tags["psnr"]) for v in found) == [(1, "30.0000"), (2, "31.0000")]
     assert alias(client, "champion") == alias(client, "challenger") == 2
-    assert registry.past_champions(client, NAME) == [1, 2]
+    assert gate.past_champions(client, NAME) == [1, 2]
 
 
 def test_rolling_back(store, register, monkeypatch, capsys):
@@ -256,7 +256,7 @@ def test_rolling_back(store, register, monkeypatch, capsys):
     assert "elder-deblur: has no champion" in capsys.readouterr().err
     assert alias(store, "champion") == 3
     with pytest.raises(UserError, match="has no champion"):
-        registry.roll_back(store, "elder-other")
+        gate.roll_back(store, "elder-other")
 
 
 def test_a_problem_of_ones_own_is_imported_where_params_name_it(store, small_model, tmp_path, monkeypatch, rng, capsys):
@@ -270,7 +270,7 @@ def test_a_problem_of_ones_own_is_imported_where_params_name_it(store, small_mod
     for psnr in (30.0, 31.0):
         bundle = tmp_path / f"bundle-{psnr}"
         replace(small_model, problem=problem, metadata={"psnr": psnr}).save(bundle)
-        assert registry.register(registry.Candidate(problem, bundle, psnr, "a", samples), margin=0.1).promoted
+        assert gate.register(gate.Candidate(problem, bundle, psnr, "a", samples), margin=0.1).promoted
     with pytest.raises(UserError, match=r"name it by own_code='mine_alone\.Mine'"):
         elder.load("models:/elder-mine@champion")
     assert elder.load("models:/elder-mine@champion", own_code="mine_alone.Mine").problem == problem

@@ -22,7 +22,7 @@ import elder
 from elder import UserError
 from elder.model import store
 from elder.problems.samples import measure
-from pipeline import experiments, registry
+from pipeline import experiments, gate
 from stages import store as stage
 
 URI = "models:/elder-csmri@champion"
@@ -55,7 +55,7 @@ def project(tmp_path_factory, small_model) -> Path:
     folder = tmp_path_factory.mktemp("project")
     small_model.save(folder / "bundle")
     picture = torch.rand((1, 1, 20, 24), generator=torch.Generator().manual_seed(0))
-    candidate = registry.Candidate(
+    candidate = gate.Candidate(
         small_model.problem, folder / "bundle", 30.0, "a", measure(small_model.problem, ["x"], [picture])
     )
     before = Path.cwd()
@@ -64,7 +64,7 @@ def project(tmp_path_factory, small_model) -> Path:
         experiments.connect()
         mlflow.set_experiment(store.EXPERIMENT)
         with mlflow.start_run():
-            assert registry.register(candidate, 0.1).promoted
+            assert gate.register(candidate, 0.1).promoted
     finally:
         forget_store()
         os.environ.pop(store.VARIABLE, None)

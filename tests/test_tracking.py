@@ -23,7 +23,7 @@ from mlflow.entities import Run
 from elder import UserError
 from elder.model.store import EXPERIMENT
 from elder.training.checkpoint import Checkpoint
-from pipeline import REPRO, experiments, fingerprints, links, prune, registry, repros, rollback, runs, tracking
+from pipeline import REPRO, experiments, fingerprints, gate, links, prune, repros, rollback, runs, tracking
 from pipeline.flows import repository
 
 CELL = "csmri-least_squares"
@@ -523,7 +523,7 @@ def test_versions_that_nothing_names_go(store, monkeypatch, capsys):
         folders[version].mkdir(parents=True)
         (folders[version] / "weights").write_text(str(version))
         client.create_model_version(NAME, f"models:/{model.model_id}", run_id, model_id=model.model_id)
-    client.set_registered_model_tag(NAME, registry.HISTORY, "1,4")
+    client.set_registered_model_tag(NAME, gate.HISTORY, "1,4")
     client.set_registered_model_alias(NAME, "champion", "4")
     client.set_registered_model_alias(NAME, "challenger", "5")
     client.set_registered_model_alias(NAME, "ours", "2")

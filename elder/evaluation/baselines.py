@@ -10,6 +10,7 @@ from elder.evaluation.results import Result
 from elder.problems.base import Problem
 from elder.problems.samples import Sample, is_constrained
 from elder.solvers.primal_dual import reconstruct_tv
+from elder.solvers.status import Status
 
 # The gap, in units of the energy, at which total variation stops, and at which the search for λ stops. On photographs
 # PSNR is then within 0.01 and 0.03 dB of that of the minimum.
@@ -24,7 +25,7 @@ def evaluate_initial(problem: Problem, samples: Iterable[Sample]) -> Iterator[Re
     """Every measurement's initial guess, in order; each when it is asked for."""
     for m in samples:
         x = problem.initial(m.operator, m.y)
-        yield Result(m, x, x, 0, "initial", None, 0.0)
+        yield Result(m, x, x, 0, None, None, 0.0)
 
 
 def evaluate_tv(
@@ -41,7 +42,7 @@ def evaluate_tv(
         seconds = time.perf_counter() - start
         # The primal-dual method is no descent method: its energy may rise on the way, and is not looked at.
         gap = float(s.gap / s.energy) if s.energy > 0 else 0.0  # no energy is below zero
-        yield Result(m, initial, s.x, int(s.steps), s.status[0].value, None, seconds, gap=gap)
+        yield Result(m, initial, s.x, int(s.steps), s.status[0], None, seconds, gap=gap)
 
 
 def tune_tv(
@@ -115,6 +116,6 @@ def _score(problem: Problem, samples: Sequence[Sample], lambda_reg: float) -> fl
         results = [result.metrics for result in evaluate_tv(problem, samples, lambda_reg, tol=SEARCH_TOL)]
     except ArithmeticError:  # a small λ makes steps long, and conjugate gradients too slow
         return -math.inf
-    if any(result.status == "not_finite" for result in results):
+    if any(result.status is Status.NOT_FINITE for result in results):
         return -math.inf
     return sum(result.row["psnr"] for result in results) / len(results)

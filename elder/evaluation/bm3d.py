@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from elder import io
 from elder.evaluation.results import Result
 from elder.problems.samples import Sample
+from elder.solvers.status import Status
 
 
 def available() -> bool:
@@ -32,4 +33,4 @@ def evaluate_bm3d(samples: Iterable[Sample], noise: float) -> Iterator[Result]:
         noisy = io.to_array(m.y[0])
         found = (package.bm3d if noisy.ndim == 2 else package.bm3d_rgb)(noisy, sigma_psd=noise)
         x = io.to_tensor(found.astype("float32"))
-        yield Result(m, m.y, x, 1, "converged", None, time.perf_counter() - start)
+        yield Result(m, m.y, x, 1, Status.CONVERGED, None, time.perf_counter() - start)

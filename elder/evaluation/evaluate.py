@@ -29,7 +29,7 @@ def evaluate(model: Model, samples: Iterable[Sample]) -> Iterator[Result]:
         initial = model.problem.initial(m.operator, m.y)
         monotone = None if s.monotone is None else bool(s.monotone.all())
         denoised = denoise(model, s.x)
-        yield Result(m, initial, s.x, int(s.steps), s.status[0].value, monotone, seconds, int(s.evaluations), denoised)
+        yield Result(m, initial, s.x, int(s.steps), s.status[0], monotone, seconds, int(s.evaluations), denoised)
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ class Metrics:
     """
 
     row: Mapping[str, Any]
-    status: str
+    status: Status | None
     evaluations: int | None
     ssim_initial: float
     psnr_denoised: float | None
@@ -39,7 +39,7 @@ class Result:
     initial: Tensor  # (1, c, h, w)
     x: Tensor  # (1, c, h, w)
     steps: int
-    status: str  # of the solve; "initial" for the initial guess, which takes none
+    status: Status | None  # of the solve; None for the initial guess, which takes none
     monotone: bool | None  # whether the energy never rose at an accepted step; None without an energy
     seconds: float
     evaluations: int | None = None  # of the network; None for a method without one
@@ -77,7 +77,7 @@ class Result:
             "psnr_initial": float(psnr(self.initial, truth)),
             "misfit": misfit if misfit < float("inf") else None,
             "steps": self.steps,
-            "status": self.status,
+            "status": "initial" if self.status is None else self.status.value,
             "monotone": self.monotone,
             "seconds": self.seconds,
         }
@@ -117,5 +117,5 @@ def judged(values: Sequence[float]) -> Sequence[float]:
 
 def succeeded(results: Iterable[Evaluated]) -> float | None:
     """The share of the solves that reached a fixed point or a minimum; None for the initial guess, which has none."""
-    solves = [result.status for result in results if result.status != "initial"]
-    return sum(Status(status).succeeded for status in solves) / len(solves) if solves else None
+    solves = [result.status for result in results if result.status is not None]
+    return sum(status.succeeded for status in solves) / len(solves) if solves else None

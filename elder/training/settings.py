@@ -28,9 +28,9 @@ class Finetuning:
     Raises `UserError`, which names the setting, for a number out of its range or an unknown word.
     """
 
-    steps: int = 60
-    batch: int = 4
-    patch: int = 48
+    steps: int = 80
+    batch: int = 2
+    patch: int = 96
     learning_rate: float = 3e-4  # of the network, the peak of a one-cycle schedule
     tuning_rate: float = 1e-2  # of log λ and log σ, also the peak
     clip: float = 3.0  # largest gradient norm

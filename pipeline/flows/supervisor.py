@@ -11,6 +11,9 @@ the command: DVC then sees its stage fail, and ends after it has written its fil
 What the command started is found also where it has left the session, as the flows of a Prefect worker do, and where
 its parent is gone. A supervisor below this one ends what it started itself, once its own starter has ended. It gets
 no signal in the first step, and never SIGKILL.
+
+The supervisor is a child of the process that was started, which only stands in for it: a worker of Ray that ends kills
+its children by SIGKILL, and would take the one process with it that could end the command.
 """
 
 from __future__ import annotations
@@ -41,6 +44,8 @@ def main() -> int:
     parser.add_argument("--children-first", action="store_true", help="the command itself gets no SIGTERM at first")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     arguments = parser.parse_args()
+    if supervisor := os.fork():
+        return _stand_in(supervisor)
     told = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: told.set())
     if sys.platform == "linux":
@@ -51,6 +56,15 @@ def main() -> int:
     told.wait()
     end(child, arguments.patience, arguments.children_first)
     return child.wait()
+
+
+def _stand_in(supervisor: int) -> int:
+    """Pass SIGTERM on to the supervisor; its exit code. If it is killed, this process ends as by the same signal."""
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(supervisor, signal.SIGTERM))
+    code = os.waitstatus_to_exitcode(os.waitpid(supervisor, 0)[1])
+    if code < 0:
+        os.kill(os.getpid(), -code)
+    return code
 
 
 def end(child: subprocess.Popen[bytes], patience: float, children_first: bool) -> None:
@@ -89,11 +103,11 @@ def members() -> list[psutil.Process]:
 
 
 def _group() -> list[psutil.Process]:
-    """Those of this process's group, without this one."""
+    """Those of this process's group, without this one and the one that stands in for it."""
     found = []
     for pid in psutil.pids():
         try:
-            if pid != os.getpid() and os.getpgid(pid) == os.getpgrp():
+            if pid not in (os.getpid(), os.getppid()) and os.getpgid(pid) == os.getpgrp():
                 found.append(psutil.Process(pid))
         except (ProcessLookupError, PermissionError, psutil.Error):  # ended, or hidden, and so not of this group
             continue

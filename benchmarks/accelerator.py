@@ -19,8 +19,8 @@ from benchmarks import peer
 from benchmarks.common import TRAINING, Row, counted, model, paired, parser, pictures, record, shown, summarized, timed
 from benchmarks.training import stepping
 from elder.backend import Compute
+from elder.errors import UserError
 from elder.model.model import Model
-from elder.regularizers.base import Regularizer
 from elder.training.patches import Patches
 from elder.training.pretrain import Pretraining, pretrain
 from elder.training.settings import Finetuning
@@ -31,7 +31,7 @@ PRETRAIN = Pretraining(steps=4, batch=8, patch=SIDE, learning_rate=1e-9)
 FINETUNE = Finetuning(
     batch=4, patch=SIDE, max_steps=12, tol=1e-12, warmup=0.0, learning_rate=1e-9, tuning_rate=1e-9, stability_every=1
 )
-# What one call of `peer.stepping` takes.
+# What one call of `stepping` takes.
 STEPS = 2
 
 
@@ -63,23 +63,19 @@ def on(compute: Compute) -> Model:
     return model(NETWORK, "csmri", ratio=0.2).on(compute)
 
 
-def denoising(compute: Compute) -> Callable[[], None]:
+def denoising(compute: Compute) -> Callable[[], object]:
     """Some steps of pre-training."""
-    regularizer: Regularizer = on(compute).regularizer
+    regularizer = on(compute).regularizer
     patches = Patches(pictures(TRAINING, (SIDE, SIDE)), SIDE, TRAINING)
-    return lambda: void(pretrain(regularizer, patches, PRETRAIN, precision=compute.precision))
+    return lambda: pretrain(regularizer, patches, PRETRAIN, precision=compute.precision)
 
 
-def finetuning(compute: Compute) -> Callable[[], None]:
+def finetuning(compute: Compute) -> Callable[[], object]:
     """Two steps of DEQ training."""
     return stepping(on(compute), FINETUNE)
 
 
-def void(_: object) -> None:
-    """Forget a result."""
-
-
-def busy(steps: Callable[[], None]) -> float:
+def busy(steps: Callable[[], object]) -> float:
     """The share of the time of a call in which at least one kernel runs on the GPU."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         seconds = timed(steps)
@@ -101,8 +97,11 @@ def main() -> None:
     chosen = parser(__doc__, runs=5)
     chosen.add_argument("--device", default="auto", help="cuda, cuda:1, mps, cpu or auto (default: %(default)s)")
     arguments = chosen.parse_args()
-    rows = shown(run(arguments.runs, Compute(arguments.device).device))
-    record(rows, whole=False)
+    try:
+        device = Compute(arguments.device).device
+    except UserError as error:
+        chosen.error(str(error))
+    record(shown(run(arguments.runs, device)), whole=False)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,9 @@ class Compute:
         if self.processes < 1:
             raise UserError(f"processes={self.processes} must be at least 1")
         if self.device.startswith("cuda") and self.processes > torch.cuda.device_count():
-            raise UserError(f"processes={self.processes}: this machine has {torch.cuda.device_count()} GPUs")
+            raise UserError(
+                f"processes={self.processes}: this machine has {torch.cuda.device_count()} GPUs, and each needs one"
+            )
         if self.validation_batch == 0:
             object.__setattr__(self, "validation_batch", 1 if self.device == "cpu" else TOGETHER)
 

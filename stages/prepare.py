@@ -90,7 +90,10 @@ def spread(pictures: Sequence[list[Picture]], most: int) -> list[list[Picture | 
 
 
 def builtin() -> dict[str, dict[Path, str]]:
-    """The photographs inside scikit-image and scikit-learn; for each split, files and their names."""
+    """The photographs inside scikit-image and scikit-learn; for each split, files and their names.
+
+    Raises `UserError` if one of the packages is not installed.
+    """
     return {part: {_in_package(file): Path(file).stem for file in files} for part, files in BUILTIN.items()}
 
 

@@ -108,6 +108,7 @@ class Preparation(Section):
     validation_share: Share
     test_share: Share
     validation_images: Annotated[int, Field(ge=0)]
+    validation_side: Annotated[int, Field(ge=0)]
     seed: int
 
     @model_validator(mode="after")

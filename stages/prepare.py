@@ -167,6 +167,8 @@ def write(
     """
     training = out.name == "train"
     scales = chosen.train_scales if training else [1.0]
+    sides = [chosen.shorter_side, chosen.validation_side if out.name == "validation" else 0]
+    side = min((side for side in sides if side), default=0)
     given = io.Names()
     # Names are given in the order of the files, whatever the order in which they are written.
     names = [
@@ -186,7 +188,7 @@ def write(
                 continue
             for scale, name in zip(scales, copies, strict=True):
                 sized = shrink(image, round(chosen.shorter_side * scale))
-                made = sized if training else cropped(central_square(sized, chosen.shorter_side), chosen.multiple)
+                made = sized if training else cropped(central_square(sized, side), chosen.multiple)
                 io.write_image(out / f"{name}.tif", made, plain=training)
                 shape = {"height": made.shape[0], "width": made.shape[1]}
                 rows.append({"name": name, "split": picture.split, "sha256": picture.sha256, **shape})

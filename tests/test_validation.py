@@ -160,3 +160,22 @@ def test_a_capped_preparation_writes_what_it_keeps(project):
     manifest = io.read_json(project.folder / "data" / "prepared" / "manifest.json")["images"]
     assert [row["name"] for row in manifest if row["split"] == "validation"] == written
     assert sum(row["split"] != "validation" for row in manifest) == 8
+
+
+def test_validation_is_cut_to_central_squares_and_the_other_splits_are_not(project):
+    rng = np.random.default_rng(0)
+    pictures = {split: rng.random((24, 32), dtype=np.float32) for split in ("train", "validation", "test")}
+    for split, picture in pictures.items():
+        folder = project.folder / "data" / "raw" / split
+        folder.mkdir()
+        np.save(folder / "picture.npy", picture)
+    project.change("prepare", source="folder", split="folders", shorter_side=0, train_scales=[1.0], validation_side=16)
+    project.run(sys.executable, "-m", "stages.prepare", "--out", "data/prepared")
+    pictures["validation"] = pictures["validation"][4:20, 8:24]
+    for split, picture in pictures.items():
+        written = io.read_image(project.folder / "data" / "prepared" / split / "picture.tif")
+        np.testing.assert_allclose(written, picture, atol=1e-6)
+    # No larger than the side to which all pictures are shrunk.
+    project.change("prepare", shorter_side=12)
+    project.run(sys.executable, "-m", "stages.prepare", "--out", "data/prepared")
+    assert io.read_image(project.folder / "data" / "prepared" / "validation" / "picture.tif").shape == (12, 12)

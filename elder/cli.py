@@ -165,6 +165,7 @@ def _simulate(arguments: argparse.Namespace) -> None:
     _find_own_code(chosen.get("class"))
     problem = problems.make(arguments.problem, chosen)
     names, images = _clean(arguments, 3 if arguments.color else 1)
+    _check_sizes(problem.check_size, names, images)
     _spare_files(dict(arguments.set), [arguments.out / f"{name}.npz" for name in names])
     for m in samples.measurements(problem, names, images):
         samples.save(arguments.out / f"{m.name}.npz", problem, m)
@@ -192,10 +193,14 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
     _spare_files(chosen, [arguments.out])
     # With a value of white of the user's own, a picture is in the units of its file.
     arrays = _measurement(arguments.measurement, as_stored=isinstance(arguments.data_range, float))
-    # A file that the user names by hand goes before what the measurement holds.
-    by_hand = chosen.keys() & model.problem.file_arrays().keys()
+    # What the user says by hand goes before what the measurement holds.
+    by_hand = model.problem.said_by(chosen.keys())
     given = _known(model, arrays, arguments.measurement)
     given = {name: value for name, value in given.items() if name not in by_hand}
+    for name in sorted(chosen.keys() & set(model.problem.drawing)):
+        if not model.problem.said_by([name]):
+            text = f"--set {name}={chosen[name]} has no effect: the operator of a measurement that exists is not drawn"
+            warnings.warn(text, DataWarning, stacklevel=2)
     white = 1.0 if arguments.data_range is None else arguments.data_range
     x, info = model.reconstruct(arrays["y"], data_range=white, **given)
     status = Status(info.status)
@@ -240,6 +245,7 @@ def _measurement(path: Path, as_stored: bool) -> dict[str, Any]:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from elder import io
+    from elder.evaluation import quality
     from elder.evaluation.evaluate import evaluate, summary
     from elder.evaluation.results import Result
     from elder.io import to_array
@@ -253,6 +259,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     model = load(place, dict(arguments.set), arguments.own_code)
     io.check_apart(place, arguments.out)
     names, images = _clean(arguments, model.channels, arguments.limit)
+    for check in (model.problem.check_size, quality.check_size):
+        _check_sizes(check, names, images)
     _spare_files(dict(arguments.set), [arguments.out / f"{name}.png" for name in names])
 
     def show(result: Result) -> None:
@@ -264,6 +272,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             flush=True,
         )
 
+    # Of an earlier evaluation: it would stand beside the pictures of this one if this one is ended.
+    (arguments.out / "metrics.json").unlink(missing_ok=True)
     metrics = []
     for result in evaluate(model, measurements(model.problem, names, images)):
         show(result)
@@ -325,12 +335,26 @@ def _clean(arguments: argparse.Namespace, channels: int, limit: int | None = Non
         io.check_apart(place, arguments.out)
     given, names, pictures = io.Names(), [], []
     for path, name in zip(paths, io.file_names(paths, arguments.images), strict=True):
-        images = io.read_images(path, scaling=arguments.scaling, axes=arguments.axes, drop_empty=True)
-        names += [given.claim(f"{name}-{index}" if len(images) > 1 else name) for index in range(len(images))]
-        pictures += [io.to_tensor(io.with_channels(image, channels)) for image in images]
+        for number, image in io.read_numbered(path, scaling=arguments.scaling, axes=arguments.axes, drop_empty=True):
+            names.append(given.claim(io.numbered_name(name, number)))
+            pictures.append(io.to_tensor(io.with_channels(image, channels)))
         if limit is not None and len(names) >= limit:
             break
     return names[:limit], pictures[:limit]
+
+
+def _check_sizes(check: Callable[[tuple[int, int]], None], names: Sequence[str], images: Sequence[Tensor]) -> None:
+    """Raise what `check` raises for the size of a picture, with its name, before anything is computed or written."""
+    seen: set[tuple[int, int]] = set()
+    for name, image in zip(names, images, strict=True):
+        size = (image.shape[-2], image.shape[-1])
+        if size in seen:
+            continue
+        seen.add(size)
+        try:
+            check(size)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
 
 
 def _spare_files(settings: Mapping[str, str], written: Sequence[Path]) -> None:

@@ -146,14 +146,17 @@ def split(folder: Path, chosen: Preparation) -> dict[str, dict[Path, str]]:
 def seen(files: dict[Path, str], part: str, chosen: Preparation) -> list[list[Picture]]:
     """The pictures of each file of a split, in order."""
 
-    def look(path: Path) -> list[tuple[str, int | None]]:
-        images = read(path, chosen)
-        return [(hashlib.sha256(np.ascontiguousarray(x).tobytes()).hexdigest(), perceptual(x)) for x in images]
+    def look(path: Path) -> list[tuple[int | None, str, int | None]]:
+        return [
+            (number, hashlib.sha256(np.ascontiguousarray(x).tobytes()).hexdigest(), perceptual(x))
+            for number, x in read(path, chosen)
+        ]
 
     found, given = [], io.Names()
     for stem, looks in zip(files.values(), in_parallel(look, list(files), f"read {part}"), strict=True):
-        names = [f"{stem}-{index}" if len(looks) > 1 else stem for index in range(len(looks))]
-        found.append([Picture(given.claim(name), part, *look) for name, look in zip(names, looks, strict=True)])
+        found.append(
+            [Picture(given.claim(io.numbered_name(stem, number)), part, sha256, mark) for number, sha256, mark in looks]
+        )
     return found
 
 
@@ -183,7 +186,7 @@ def write(
         rows = []
         if not any(job[1]):
             return rows
-        for image, picture, copies in zip(read(job[0], chosen), *job[1:], strict=True):
+        for (_, image), picture, copies in zip(read(job[0], chosen), *job[1:], strict=True):
             if picture is None:
                 continue
             for scale, name in zip(scales, copies, strict=True):
@@ -200,12 +203,12 @@ def write(
         return [row for rows in in_parallel(write_file, jobs, f"prepare {out.name}") for row in rows]
 
 
-def read(path: Path, chosen: Preparation) -> list[np.ndarray]:
-    """The images of a file, in gray, or in color if that is chosen."""
-    images = io.read_images(
+def read(path: Path, chosen: Preparation) -> list[tuple[int | None, np.ndarray]]:
+    """The images of a file with their numbers, in gray, or in color if that is chosen."""
+    numbered = io.read_numbered(
         path, scaling=chosen.scaling, slices=chosen.slices, axes=chosen.axes, drop_empty=chosen.drop_empty
     )
-    return [io.with_channels(image, 3 if chosen.color else 1) for image in images]
+    return [(number, io.with_channels(image, 3 if chosen.color else 1)) for number, image in numbered]
 
 
 def perceptual(image: np.ndarray) -> int | None:

@@ -199,7 +199,89 @@ def test_a_mask_by_hand_is_a_file_and_the_measurement_keeps_its_own(bundle, phot
         found.append(io.read_arrays(x)["y"])
     assert np.array_equal(found[0], found[1])
     assert np.array_equal(found[0], found[2])
+    assert capsys.readouterr().err.count("--set mask=radial has no effect") == 1
+
+
+def test_a_kernel_and_a_scale_by_hand_go_before_those_of_the_measurement(photographs, tmp_path, capsys):
+    def reconstructed(measurement: str, *settings: str) -> np.ndarray:
+        options = [word for setting in settings for word in ("--set", setting)]
+        y, x = str(tmp_path / measurement / "camera.npz"), str(tmp_path / "x.npy")
+        assert main(["reconstruct", "released:superres-gray", "--measurement", y, "--out", x, *options]) == 0
+        return io.read_arrays(x)["y"]
+
+    for name, settings in (("motion", ["--set", "kernel=motion"]), ("gaussian", ["--set", "kernel=gaussian"])):
+        arguments = ["--images", str(photographs), "--out", str(tmp_path / name), "--set", "noise=0", *settings]
+        assert main(["simulate", "superres", *arguments, "--set", "scale=4"]) == 0
+    assert not np.allclose(reconstructed("motion", "kernel=gaussian"), reconstructed("motion"), atol=0.01)
+    assert np.array_equal(reconstructed("gaussian", "kernel=gaussian"), reconstructed("gaussian"))
+    # The model was trained at scale 2, the file says 4.
+    assert reconstructed("gaussian").shape == (40, 48)
+    assert reconstructed("gaussian", "scale=3").shape == (30, 36)
     capsys.readouterr()
+    reconstructed("motion", "kernel=motion", "seed=3")
+    told = capsys.readouterr().err
+    assert "--set kernel=motion has no effect" in told
+    assert "--set seed=3 has no effect" in told
+
+
+@pytest.mark.parametrize("command", [["simulate", "superres"], ["evaluate", "released:superres-gray"]])
+def test_a_picture_that_does_not_fit_is_named_before_anything_is_written(command, tmp_path, capsys):
+    pictures, out = tmp_path / "pictures", tmp_path / "out"
+    for name, size in (("a", (32, 32)), ("b", (32, 33))):
+        io.write_image(pictures / f"{name}.png", np.random.default_rng(0).random(size))
+    assert failure(capsys, *command, "--images", pictures, "--out", out).startswith("elder: b: scale=2 must divide")
+    assert not out.exists()
+
+
+def test_an_evaluation_that_is_ended_leaves_no_metrics_of_an_earlier_one(photographs, tmp_path, capsys, monkeypatch):
+    arguments = ["evaluate", "released:denoise-red", "--images", photographs, "--out", tmp_path, "--limit", "2"]
+    assert main([str(word) for word in arguments]) == 0
+    capsys.readouterr()
+
+    def ended(*_):
+        raise OSError(errno.ENOSPC, "the disk is full")
+
+    monkeypatch.setattr(io, "write_image", ended)
+    assert "the disk is full" in failure(capsys, *arguments)
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_a_picture_without_ssim_is_named_before_anything_is_written(photographs, tmp_path, capsys):
+    io.write_image(tmp_path / "pictures" / "tiny.png", np.full((5, 40), 0.5))
+    where = ("--images", tmp_path / "pictures", "--out", tmp_path / "out")
+    told = failure(capsys, "evaluate", "released:denoise-red", *where)
+    assert told == "elder: tiny: SSIM compares windows of 7x7 pixels; a picture of 5x40 is too small"
+
+
+def test_slices_keep_their_numbers_where_others_are_empty(tmp_path, capsys):
+    picture = np.random.default_rng(0).random((24, 24)).astype(np.float32)
+    empty = np.zeros_like(picture)
+    for name, slices in (("head", [empty, empty, picture, picture.T, empty]), ("knee", [empty, picture])):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        tifffile.imwrite(tmp_path / "in" / f"{name}.tif", np.stack(slices), photometric="minisblack")
+    out = tmp_path / "out"
+    assert main(["simulate", "denoise", "--images", str(tmp_path / "in"), "--out", str(out), "--set", "noise=0"]) == 0
+    assert sorted(path.stem for path in out.iterdir()) == ["head-2", "head-3", "knee-1"]
+    np.testing.assert_allclose(io.read_arrays(out / "head-3.npz")["y"], picture.T, atol=1e-6)
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["simulate", "denoise", "--set", f"seed={10**23}"], "at most 64 bits"),
+        (["simulate", "ct", "--set", "offset=1e300"], "none of the rays meets the picture"),
+    ],
+)
+def test_numbers_beyond_what_means_something_are_refused(arguments, message, photographs, tmp_path, capsys):
+    assert message in failure(capsys, *arguments, "--images", photographs, "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize("white", ["1e39", "1e-50"])
+def test_a_value_of_white_that_float32_does_not_hold_is_refused(white, tmp_path, capsys):
+    np.save(tmp_path / "y.npy", np.full((16, 16), 0.5))
+    how = ("--measurement", tmp_path / "y.npy", "--out", tmp_path / "x.npy", "--data-range", white)
+    assert "a positive number that float32 holds" in failure(capsys, "reconstruct", "released:denoise-red", *how)
 
 
 def test_a_file_may_hold_more_than_the_operator_needs(bundle, tmp_path, capsys):

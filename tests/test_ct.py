@@ -172,6 +172,9 @@ class TestSettings:
             ({"theta": np.full(8, np.nan)}, "must hold a finite one"),
             ({"size": [10]}, "size="),
             ({"size": [10, 0]}, "size="),
+            ({"theta": np.zeros(4, complex)}, "theta must hold real numbers"),
+            ({"size": np.array([12, 12j])}, "size must hold real numbers"),
+            ({"offset": 40.0}, "none of the rays meets the picture"),
             ({"offset": np.array(np.inf)}, "offset=inf"),
         ],
     )

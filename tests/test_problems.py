@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
 import sys
 from dataclasses import replace
 
@@ -195,6 +196,78 @@ def test_inpainting_without_noise_keeps_the_pixels_that_are_there(small_model, r
     x, _ = model.reconstruct(m.y, mask=m.operator.mask.numpy())
     known = m.operator.mask > 0
     assert torch.equal(x[known], m.truth[known])
+
+
+@pytest.mark.parametrize("hole", [0.0, 1.0, 255.0, -9999.0, math.nan])
+@pytest.mark.parametrize("white", [1.0, "auto"])
+def test_what_lies_at_missing_pixels_does_not_matter(hole, white, small_model, rng):
+    """The photograph itself, a painted color, a number that stands for nothing."""
+    model = replace(small_model, problem=problems.make("inpaint", {"noise": 0.02}))
+    truth = torch.rand((1, 1, 20, 18), generator=rng)
+    mask = (torch.rand((20, 18), generator=rng) < 0.6).numpy()
+    expected, info = model.reconstruct(torch.where(torch.tensor(mask), truth, 0.0).numpy(), mask=mask, data_range=white)
+    for other in (truth.numpy(), np.where(mask, truth.numpy(), np.float32(hole))):
+        found, told = model.reconstruct(other, mask=mask, data_range=white)
+        assert np.array_equal(found, expected)
+        assert (told.misfit, told.steps) == (info.misfit, info.steps)
+
+
+def test_k_space_where_the_mask_does_not_sample_does_not_matter(small_model, rng):
+    m = measure(small_model.problem, ["a"], [torch.rand((1, 1, 20, 18), generator=rng)])[0]
+    whole = torch.fft.fft2(m.truth, norm="ortho")
+    mask = m.operator.mask.numpy()
+    expected, info = small_model.reconstruct(m.y, mask=mask)
+    found, told = small_model.reconstruct(whole, mask=mask)
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert told.misfit == pytest.approx(info.misfit, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "shapes"),
+    [
+        ("superres", "kernel", [(2, 1, 5, 5), (1, 3, 5, 5)]),
+        ("deblur", "kernel", [(3, 1, 5, 5)]),
+        ("inpaint", "mask", [(2, 1, 20, 18), (1, 3, 20, 18)]),
+        ("csmri", "mask", [(2, 1, 20, 18), (1, 3, 20, 18)]),
+    ],
+)
+def test_an_argument_for_other_images_than_those_of_the_measurement_is_refused(name, argument, shapes, small_model):
+    model = replace(small_model, problem=problems.make(name))
+    y = np.ones((20, 18), np.complex64 if name == "csmri" else np.float32)
+    for shape in shapes:
+        with pytest.raises(UserError, match=rf"{argument} (is|must be).*{re.escape(str(shape))}"):
+            model.reconstruct(y, **{argument: np.ones(shape)})
+
+
+def test_a_measurement_file_knows_its_scale(small_model, rng):
+    """A file that holds none is of the problem's scale."""
+    model = replace(small_model, problem=problems.make("superres", {"kernel": "gaussian"}))
+    truth = torch.rand((1, 1, 54, 54), generator=rng)
+    m = measure(model.problem.override({"scale": 3}), ["a"], [truth])[0]
+    arguments = model.problem.arguments(m.operator)
+    assert arguments["scale"] == 3
+    x, info = model.reconstruct(m.y, **arguments)
+    assert x.shape == truth.shape
+    assert info.misfit[0] < 0.1
+    del arguments["scale"]
+    assert model.reconstruct(m.y, **arguments)[0].shape == (1, 1, 36, 36)
+    for wrong in (5, 2.5, (2, 3)):
+        with pytest.raises(UserError, match="must be 2, 3 or 4"):
+            model.reconstruct(m.y, **arguments, scale=wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("ct", {"angles": 9, "arc": 90.0, "detectors": 30, "offset": 1.0}, {"theta", "offset"}),
+        ("superres", {"kernel": "gaussian", "scale": 3, "seed": 2}, {"kernel", "scale"}),
+        ("deblur", {"kernel": "motion", "noise": 0.1}, set()),
+        ("csmri", {"mask": "random", "ratio": 0.3, "centered": True}, set()),
+        ("inpaint", {"missing": 0.3}, set()),
+    ],
+)
+def test_settings_by_hand_say_the_arguments_that_are_not_drawn(name, settings, said):
+    assert problems.make(name, settings).said_by(settings) == said
 
 
 def test_bicubic_stands_where_decimation_took_its_pixels():

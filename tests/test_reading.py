@@ -78,6 +78,31 @@ def array(path: Path, values: np.ndarray) -> Path:
     return path
 
 
+def packed(path: Path, values: np.ndarray, bits: int) -> Path:
+    """A TIFF file of so many bits a pixel, which no writer here makes: bytes that are then called by their bits."""
+    digits = np.unpackbits(values.astype(">u2")[..., None].view(np.uint8), axis=-1)[..., -bits:]
+    rows = np.packbits(digits.reshape(len(values), -1), axis=1)
+    tifffile.imwrite(path, rows, photometric="minisblack", metadata=None)
+    with tifffile.TiffFile(path, mode="r+") as file:
+        file.pages[0].tags["ImageWidth"].overwrite(values.shape[1])
+        file.pages[0].tags["BitsPerSample"].overwrite(bits)
+    return path
+
+
+def retyped(path: Path, kind: int) -> Path:
+    """A TIFF file under a compression that tifffile alone can't read, whose numbers are of another kind."""
+    Image.fromarray(RAMP).save(path, compression="tiff_lzw", tiffinfo={339: kind})
+    return path
+
+
+def sixteen_bit_colors(path: Path) -> Path:
+    """Colors of 16 bits that claim a compression that tifffile alone can't read."""
+    tifffile.imwrite(path, COLORS.astype(np.uint16) * 257, photometric="rgb", metadata=None)
+    with tifffile.TiffFile(path, mode="r+") as file:
+        file.pages[0].tags["Compression"].overwrite(5)
+    return path
+
+
 def cmyk() -> Image.Image:
     return Image.fromarray(COLORS).convert("CMYK")
 
@@ -111,6 +136,23 @@ FILES: dict[str, tuple[Callable[[Path], Path], dict, list[np.ndarray]]] = {
         lambda d: tiff(d / "a.tif", 255 - RAMP, photometric="miniswhite"), {}, [GRAY]
     ),
     "tiff, LZW": (lambda d: picture(d / "a.tif", Image.fromarray(RAMP), compression="tiff_lzw"), {}, [GRAY]),
+    **{
+        f"tiff, white is zero, {values.dtype}, {compression}": (
+            lambda d, values=values, compression=compression: picture(
+                d / "a.tif", Image.fromarray(values), tiffinfo={262: 0}, compression=compression
+            ),
+            {},
+            [1 - GRAY],
+        )
+        for values in (RAMP.astype(np.uint16) * 257, GRAY.astype(np.float32))
+        for compression in (None, "tiff_lzw")
+    },
+    "tiff, complex": (
+        lambda d: tiff(d / "a.tif", (GRAY * np.exp(1j * GRAY)).astype(np.complex64)), {}, [GRAY]
+    ),
+    "tiff, 4 bits": (
+        lambda d: packed(d / "a.tif", RAMP // 16, 4), {}, [(RAMP // 16) / 15]
+    ),
     "tiff, 16 bits": (lambda d: tiff(d / "a.tif", RAMP.astype(np.uint16) * 257), {}, [GRAY]),
     "tiff, float": (lambda d: tiff(d / "a.tif", GRAY.astype(np.float32)), {}, [GRAY]),
     **{
@@ -293,6 +335,9 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], dict, str]] = {
     "dicom without a decoder": (
         lambda d: (dicom(d / "a.dcm", RAMP, bits=8), recode(d / "a.dcm"))[0], {}, "pyjpegls"
     ),
+    "tiff, 12 bits": (lambda d: packed(d / "a.tif", RAMP.astype(int) * 16, 12), {}, "can't read 12 bits, unsigned"),
+    "tiff, signed bytes, LZW": (lambda d: retyped(d / "a.tif", 2), {}, "can't read 8 bits, signed"),
+    "tiff, colors of 16 bits, LZW": (lambda d: sixteen_bit_colors(d / "a.tif"), {}, "can't read 16 bits, unsigned"),
     "pages of two sizes": (
         lambda d: picture(
             d / "a.tif", Image.fromarray(RAMP), save_all=True, append_images=[Image.fromarray(RAMP[:9])]

@@ -236,6 +236,19 @@ def test_a_default_is_taken_only_when_it_is_asked_for(tmp_path, rng):
         served.predict({**inputs, "angles": angles}, params=SHORT)
 
 
+def test_a_small_picture_knows_its_scale(tmp_path, rng):
+    model = small("superres", kernel="motion")
+    served = mlflow.pyfunc.load_model(str(save(model, tmp_path)))
+    (sample,) = measure(model.problem.override({"scale": 3}), ["x"], [torch.rand((1, 1, 54, 60), generator=rng)])
+    inputs = packaging.served_inputs(model.problem, sample)
+    x = served.predict(inputs, params=SHORT)
+    assert x.shape == (1, 54, 60)
+    assert np.array_equal(served.predict({**inputs, "scale": 3}, params=SHORT), x)
+    assert served.predict({**inputs, "scale": None}, params=SHORT).shape == (1, 36, 40)
+    with pytest.raises(MlflowException, match="must be 2, 3 or 4"):
+        served.predict({**inputs, "scale": 7}, params=SHORT)
+
+
 def test_a_mask_that_the_bundle_holds_may_be_left_out(tmp_path, rng):
     mask = (torch.rand(SIZE, generator=rng) < 0.5).numpy().astype(np.uint8)
     np.save(tmp_path / "mask.npy", mask)

@@ -196,7 +196,7 @@ def test_every_kind_of_file_goes_from_preparation_to_evaluation(project, volume)
     project.only_least_squares()
     prepare(project, scaling="max", slices=2)
     manifest = io.read_json(project.folder / "data" / "prepared" / "manifest.json")["images"]
-    assert {row["name"] for row in manifest} == {"camera", "coins", "brain-0", "brain-1", "knee-0", "knee-1"}
+    assert {row["name"] for row in manifest} == {"camera", "coins", "brain-1", "brain-2", "knee-1", "knee-2"}
     project.run("dvc", "repro", "evaluate")
     assert io.read_json(project.folder / "reports" / "cells" / "csmri-least_squares" / "metrics.json")["finetuned"]
 

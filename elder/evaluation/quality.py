@@ -9,6 +9,7 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from elder.errors import UserError
+from elder.shapes import Size
 
 # The least root mean square error that a picture of [0, 1] in float32 can be told from zero by: half a unit in its last
 # place. PSNR is bounded by that of this error, 144.49 dB.
@@ -33,11 +34,16 @@ def ssim(x: Tensor, truth: Tensor) -> Tensor:
 
     A pixel that is NaN is treated as in `psnr`. Raises `UserError` for pictures of less than 7x7 pixels, its window.
     """
-    if min(truth.shape[-2:]) < WINDOW:
-        h, w = truth.shape[-2:]
-        raise UserError(f"SSIM compares windows of {WINDOW}x{WINDOW} pixels; a picture of {h}x{w} is too small")
+    check_size((truth.shape[-2], truth.shape[-1]))
     pairs = zip(_clipped(x, truth).cpu().double().numpy(), truth.cpu().double().numpy(), strict=True)
     return torch.tensor([structural_similarity(a, b, data_range=1.0, channel_axis=0) for a, b in pairs])
+
+
+def check_size(size: Size) -> None:
+    """Raise `UserError` if pictures of this size have no `ssim`."""
+    if min(size) < WINDOW:
+        h, w = size
+        raise UserError(f"SSIM compares windows of {WINDOW}x{WINDOW} pixels; a picture of {h}x{w} is too small")
 
 
 def _clipped(x: Tensor, truth: Tensor) -> Tensor:

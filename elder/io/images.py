@@ -102,10 +102,10 @@ def read_image(path: str | Path, *, scaling: Scaling = "range") -> np.ndarray:
 
 
 def read_measured(path: str | Path, *, as_stored: bool = False) -> np.ndarray:
-    """The one picture of a file as a measurement, (h, w) or (h, w, 3): integers in [0, 1], floating point as it is.
+    """The one picture of a file as a measurement, (h, w) or (h, w, 3): integers in [0, 1], others as they are.
 
-    Floating point may be negative, by noise, and NaN where pixels are missing. as_stored: whether integers stay in the
-    units of the file, for a caller who knows the value of white.
+    Values may be complex. Floating point may be negative, by noise, and NaN where pixels are missing. as_stored:
+    whether integers stay in the units of the file, for a caller who knows the value of white.
     Raises `UserError` if the file is missing, corrupt or unknown, or holds several pictures.
     """
     path = Path(path)
@@ -113,7 +113,7 @@ def read_measured(path: str | Path, *, as_stored: bool = False) -> np.ndarray:
         raise UserError(f"{path}: no such file")
     with reading(path, path.suffix.lower()):
         values = read_unchecked(path).values
-    return values[0] if (as_stored or values.dtype.kind == "f") and len(values) == 1 else read_image(path)
+    return values[0] if (as_stored or values.dtype.kind in "fc") and len(values) == 1 else read_image(path)
 
 
 def read_images(
@@ -133,6 +133,14 @@ def read_images(
     Raises:
         UserError: for a corrupt or unknown file, axes that are ambiguous, NaN, or values that the scaling refuses.
     """
+    numbered = read_numbered(path, scaling=scaling, slices=slices, axes=axes, drop_empty=drop_empty)
+    return [image for _, image in numbered]
+
+
+def read_numbered(
+    path: str | Path, *, scaling: Scaling = "range", slices: int = 0, axes: str = "", drop_empty: bool = False
+) -> list[tuple[int | None, np.ndarray]]:
+    """The same with the number of each image in its file, counted from 0; `None` where the file holds one image."""
     path = Path(path)
     check_scaling(scaling)
     if not path.is_file():
@@ -144,16 +152,22 @@ def read_images(
         images = list(scale(path, READERS[kind](path, axes), scaling))
     if min(images[0].shape[:2]) < 2:
         raise UserError(f"{path}: a picture of {images[0].shape[0]}x{images[0].shape[1]} is too small: 2x2 at least")
-    kept = _with_content(images) if drop_empty else images
+    kept = _with_content(images) if drop_empty else range(len(images))
     first = (len(kept) - slices) // 2 if 0 < slices < len(kept) else 0
-    return kept[first : first + slices] if slices else kept
+    chosen = kept[first : first + slices] if slices else kept
+    return [(number if len(images) > 1 else None, images[number]) for number in chosen]
 
 
-def _with_content(images: list[np.ndarray]) -> list[np.ndarray]:
+def _with_content(images: Sequence[np.ndarray]) -> Sequence[int]:
+    """The numbers of the images that are not empty beside the others; all if none is left."""
     spans = [float(image.max() - image.min()) for image in images]
     whole = max(float(image.max()) for image in images) - min(float(image.min()) for image in images)
-    kept = [image for image, span in zip(images, spans, strict=True) if span > EMPTY * whole]
-    return kept or images
+    return [number for number, span in enumerate(spans) if span > EMPTY * whole] or range(len(images))
+
+
+def numbered_name(name: str, number: int | None) -> str:
+    """The name of an image: that of its file, and behind it its number if it has one."""
+    return name if number is None else f"{name}-{number}"
 
 
 def _walk(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:

@@ -25,13 +25,15 @@ def read_picture(path: Path) -> Stack:
     """The pictures of a file, (1, h, w) or (1, h, w, 3); a TIFF file may hold several pages.
 
     Palettes, CMYK and YCbCr become red, green and blue. Black-is-white files are inverted. Opacity is left out. The
-    orientation that a camera noted is applied. White is the largest value of the bits that the file declares.
+    orientation that a camera noted is applied. White is the largest value of the bits that the file declares. Complex
+    values give their magnitude.
     """
-    return checked(path, read_unchecked(path))
+    stack = read_unchecked(path)
+    return checked(path, Stack(np.abs(stack.values), 1.0) if np.iscomplexobj(stack.values) else stack)
 
 
 def read_unchecked(path: Path) -> Stack:
-    """The same with NaN and infinity, which may stand for missing pixels of a measurement."""
+    """The same with complex values, and with NaN and infinity, which may stand for missing pixels of a measurement."""
     return _read_tiff(path) if path.suffix.lower() in TIFF else _read_pillow(path)
 
 
@@ -128,16 +130,31 @@ def _read_tiff(path: Path) -> Stack:
         kind = COLOR_MODELS.get(page.photometric.name)
         try:
             values = None if kind is None else series[0].asarray()
-        except (ValueError, ImportError) as error:
-            if isinstance(error, ValueError) and "imagecodecs" not in str(error):
+        except (ValueError, NotImplementedError, ImportError) as error:
+            if not isinstance(error, ImportError) and "imagecodecs" not in str(error):
                 raise
             values = None  # a compression that Pillow may know
         _refuse_channels(path, series[0].shape, series[0].axes)
         if kind is not None and values is not None:
             upright = UPRIGHT.get(page.tags.valueof(ORIENTATION, 1), lambda stack: stack)
             return kind(path, upright(_axes(path, values, series[0].axes)), page)
+    _refuse_unknown_to_pillow(path, page)
     with Image.open(path) as image:
-        return _frames(path, ImageSequence.Iterator(image))
+        stack = _frames(path, ImageSequence.Iterator(image))
+    # Pillow inverts up to 8 bits by itself.
+    dark = page.photometric.name == "MINISWHITE" and page.bitspersample > 8
+    return Stack(_inverse(path, stack.values, stack.white), stack.white) if dark else stack
+
+
+def _refuse_unknown_to_pillow(path: Path, page: Any) -> None:
+    """Raise `UserError` for a TIFF page whose numbers Pillow would read as others: signed, of 12 or 32 bits, ..."""
+    samples = page.samplesperpixel - len(page.extrasamples)
+    kind = {1: "unsigned", 2: "signed", 3: "floating point"}.get(page.sampleformat, "no real numbers")
+    if kind not in (IN_PILLOW if samples == 1 else IN_PILLOW_COLOR).get(page.bitspersample, ()):
+        raise UserError(
+            f"{path}: can't read {page.bitspersample} bits, {kind}, with compression {page.compression.name}: pip "
+            "install imagecodecs, or save 8, 16 or 32 bits uncompressed"
+        )
 
 
 def _axes(path: Path, values: np.ndarray, axes: str) -> np.ndarray:
@@ -166,6 +183,10 @@ def _gray(path: Path, values: np.ndarray, page: Any) -> Stack:
     return _colors(path, values, page)
 
 
+# The numbers that Pillow reads as they are, by their bits. It cuts colors of 16 bits to 8.
+IN_PILLOW_COLOR = dict.fromkeys((1, 2, 4, 8), ("unsigned",))
+IN_PILLOW = IN_PILLOW_COLOR | {16: ("unsigned", "signed"), 32: ("signed", "floating point"), 64: ("floating point",)}
+
 # How pages (n, h, w, samples) are turned upright, by the number that a camera or scanner noted.
 ORIENTATION = 274
 UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -181,10 +202,14 @@ UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 def _inverted(path: Path, values: np.ndarray, page: Any) -> Stack:
     white = _white(values, page)
+    return Stack(_inverse(path, without_alpha(path, values), white), white)
+
+
+def _inverse(path: Path, gray: np.ndarray, white: float | None) -> np.ndarray:
+    """Pictures whose zero is white, black as zero."""
     if white is None:
-        raise UserError(f"{path}: its largest value is black, and {values.dtype} leaves it open: save 8 or 16 bits")
-    gray = without_alpha(path, values)
-    return Stack(~gray if gray.dtype == bool else gray.dtype.type(white) - gray, white)
+        raise UserError(f"{path}: its largest value is black, and {gray.dtype} leaves it open: save 8 or 16 bits")
+    return ~gray if gray.dtype == bool else gray.dtype.type(white) - gray
 
 
 def _palette(path: Path, values: np.ndarray, page: Any) -> Stack:

@@ -223,8 +223,9 @@ class Model:
         """The value of white for each image, (b, 1, 1, 1)."""
         if data_range == "auto":
             return torch.where(found > 0, found, 1.0).view(-1, 1, 1, 1)
-        if not (isinstance(data_range, int | float) and 0 < data_range < math.inf):
-            raise UserError(f"data_range={data_range!r} must be a positive number, or auto")
+        numbers = torch.finfo(torch.float32)
+        if not (isinstance(data_range, int | float) and numbers.tiny <= data_range <= numbers.max):
+            raise UserError(f"data_range={data_range!r} must be a positive number that float32 holds, or auto")
         share = found / data_range
         odd = share[(share > BRIGHT) | ((share > 0) & (share < DARK))]
         if len(odd):

@@ -5,18 +5,22 @@ from __future__ import annotations
 import types
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+from jaxtyping import Shaped
+from torch import Tensor
 
 from elder.errors import UserError
 from elder.fidelity import Fidelity, LeastSquares
 from elder.operators.base import Operator
 from elder.shapes import Argument, Images, Measurement, Size
 
+# The seeds that a generator of torch takes.
+SEEDS = range(-(2**63), 2**64)
 # What messages call the types of settings.
 KINDS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
@@ -26,7 +30,8 @@ class Problem(ABC):
     """An inverse problem y = A x + e, e Gaussian with standard deviation `noise` in [0, 1].
 
     Fields are the settings that a user may change; a subclass adds its own. `seed` fixes every draw.
-    docs/own-problem.md writes one in twenty lines. Raises `UserError` if `noise` is not in [0, 1].
+    docs/own-problem.md writes one in twenty lines. Raises `UserError` if `noise` is not in [0, 1], or if `seed` has
+    more than 64 bits.
     """
 
     noise: float = 0.0
@@ -35,10 +40,13 @@ class Problem(ABC):
     name: ClassVar[str]
     initial_name: ClassVar[str] = "adjoint"  # what `initial` gives, in a table
     operator_arguments: ClassVar[tuple[str, ...]] = ()  # the names of the arguments that `bind` takes
+    drawing: ClassVar[tuple[str, ...]] = ("seed",)  # settings by which operators are drawn; `bind` draws none
 
     def __post_init__(self) -> None:
         if not 0 <= self.noise <= 1:
             raise UserError(f"noise={self.noise}: the standard deviation must be in [0, 1], as images are")
+        if self.seed not in SEEDS:
+            raise UserError(f"seed={self.seed}: must be a whole number of at most 64 bits")
 
     @abstractmethod
     def operator(self, size: Size, batch: int, generator: torch.Generator) -> Operator:
@@ -76,6 +84,13 @@ class Problem(ABC):
         Raises `UserError` if a file can't be used.
         """
         return {}
+
+    def said_by(self, settings: Collection[str]) -> set[str]:
+        """The arguments of `bind` whose values are said by settings of these names, and not drawn.
+
+        Without such an argument, `bind` takes the value of the setting. Here: what is read from a file.
+        """
+        return set(settings) & self.file_arrays().keys()
 
     def check_arguments(self, names: Iterable[str]) -> None:
         """Raise `UserError` for the first name that is none of `operator_arguments`: a typo must not be ignored."""
@@ -148,3 +163,16 @@ class Problem(ABC):
                     continue
         wanted = " or ".join(KINDS.get(option, option.__name__) for option in options)
         raise UserError(f"setting {key}={value!r} of {cls.name} must be {wanted}")
+
+
+def check_batch(name: str, values: Shaped[Tensor, "..."], y: Measurement) -> None:
+    """Raise `UserError` if an argument with a batch axis is neither for one image nor for as many as y holds.
+
+    values: of (k, l), or with a batch axis of (b, 1, k, l). y: (b, c, ...). `name` is that of the argument.
+    """
+    if values.ndim == 4 and not (len(values) in (1, len(y)) and values.shape[1] == 1):
+        k, m = values.shape[-2:]
+        raise UserError(
+            f"{name} is {tuple(values.shape)}, but must be ({k}, {m}), or ({len(y)}, 1, {k}, {m}): one for each of the "
+            "images of the measurement"
+        )

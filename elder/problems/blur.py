@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
@@ -15,7 +16,7 @@ from elder.errors import UserError
 from elder.operators.base import Operator
 from elder.operators.blur import Blur
 from elder.problems import kernels
-from elder.problems.base import Problem
+from elder.problems.base import Problem, check_batch
 from elder.shapes import Argument, Measurement, Size
 
 # Kernels that are made here. Any other name is that of a file.
@@ -31,6 +32,7 @@ class BlurProblem(Problem):
     """
 
     operator_arguments: ClassVar[tuple[str, ...]] = ("kernel",)
+    drawing: ClassVar[tuple[str, ...]] = (*Problem.drawing, "kernel")
     kernel: str = "gaussian"
 
     def __post_init__(self) -> None:
@@ -57,6 +59,10 @@ class BlurProblem(Problem):
         """See `Problem.file_arrays`."""
         return {} if self.kernel in MADE else {"kernel": kernels.load(self.kernel).numpy()}
 
+    def said_by(self, settings: Collection[str]) -> set[str]:
+        """See `Problem.said_by`: any kernel but that of a camera shake."""
+        return {"kernel"} & set(settings) if self.kernel != "motion" else set()
+
     def check_size(self, size: Size) -> None:
         """See `Problem.check_size`: the kernel must fit into the picture, and s must divide its size."""
         self.operator(size, 1, torch.Generator())
@@ -77,6 +83,10 @@ class BlurProblem(Problem):
         Raises `UserError` if the kernel is missing or can't be used. Raises `ValueError` if it is larger than the
         picture.
         """
+        return self._bound(y, self.factor, **arguments)
+
+    def _bound(self, y: Measurement, factor: int, **arguments: Argument) -> Blur:
+        """The operator of the measurement y of a picture that is `factor` times as large."""
         given = arguments.get("kernel", None if self.kernel in MADE else self.kernel)
         if given is None and self.kernel == "gaussian":
             kernel = kernels.gaussian()
@@ -86,8 +96,8 @@ class BlurProblem(Problem):
             kernel = kernels.load(given)
         else:
             kernel = kernels.normalized(np.asarray(given), "kernel")
-        size = (y.shape[-2] * self.factor, y.shape[-1] * self.factor)
-        return Blur.of(kernel, size, self.factor)
+        check_batch("kernel", kernel, y)
+        return Blur.of(kernel, (y.shape[-2] * factor, y.shape[-1] * factor), factor)
 
     def arguments(self, operator: Operator) -> dict[str, np.ndarray]:
         """What a measurement file holds beside y; see `Problem.arguments`."""

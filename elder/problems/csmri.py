@@ -17,7 +17,7 @@ from elder.errors import DataWarning, UserError
 from elder.operators.base import Operator
 from elder.operators.fourier import MaskedFourier
 from elder.problems import masks
-from elder.problems.base import Problem
+from elder.problems.base import Problem, check_batch
 from elder.problems.masks import MASKS
 from elder.shapes import Anything, Argument, KSpace, Measurement, Size
 
@@ -39,6 +39,7 @@ class CSMRI(Problem):
     name: ClassVar[str] = "csmri"
     initial_name: ClassVar[str] = "zero-filled"
     operator_arguments: ClassVar[tuple[str, ...]] = ("mask",)
+    drawing: ClassVar[tuple[str, ...]] = (*Problem.drawing, "mask", "ratio")
     ratio: float = 0.2
     mask: str = "radial"
     centered: bool = False
@@ -86,10 +87,15 @@ class CSMRI(Problem):
             raise UserError(
                 "a csmri measurement needs the mask that sampled it: give mask=FILE, or an .npz with `mask`"
             )
-        return MaskedFourier(self._mask(mask))
+        sampled = self._mask(mask)
+        check_batch("mask", sampled, y)
+        return MaskedFourier(sampled)
 
     def accept(self, y: Measurement, **arguments: Argument) -> tuple[Operator, Measurement]:
-        """See `Problem.accept`. Warns if the zero frequency does not seem to be where it is expected."""
+        """See `Problem.accept`. What y holds where the mask does not sample is no measurement: it becomes zero.
+
+        Warns if the zero frequency does not seem to be where it is expected.
+        """
         operator = self.bind(y, **arguments)
         if y.is_complex() and self.centered:
             y = torch.fft.ifftshift(y, (-2, -1))
@@ -97,6 +103,7 @@ class CSMRI(Problem):
             advice = self._doubt(operator, y)
             if advice:
                 warnings.warn(advice, DataWarning, stacklevel=2)
+            y = torch.where(operator.mask == 0, 0.0, y)
         return operator, y
 
     def arguments(self, operator: Operator) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar, cast
@@ -23,6 +24,8 @@ from elder.shapes import Argument, Images, Measurement, Size
 WIDEST = 8
 # Angles, and detectors: more than any scanner has.
 MOST = 100_000
+# Settings and the arguments that they stand for.
+SAID_BY = {"arc": "theta", "offset": "offset"}
 # From this relative deviation on the sums of rows are doubted; from this number on, angles in a narrow range.
 UNEVEN, FEW = 0.3, 8
 
@@ -40,6 +43,7 @@ class CT(Problem):
     name: ClassVar[str] = "ct"
     initial_name: ClassVar[str] = "filtered back-projection"
     operator_arguments: ClassVar[tuple[str, ...]] = ("size", "theta", "offset")
+    drawing: ClassVar[tuple[str, ...]] = (*Problem.drawing, "angles", "detectors")
     angles: int = 60
     arc: float = 180.0
     detectors: int = 0
@@ -58,6 +62,10 @@ class CT(Problem):
             )
         if not math.isfinite(self.offset):
             raise UserError(f"offset={self.offset} must be a number of detectors")
+
+    def said_by(self, settings: Collection[str]) -> set[str]:
+        """See `Problem.said_by`."""
+        return {SAID_BY[name] for name in SAID_BY.keys() & settings}
 
     def operator(self, size: Size, batch: int, generator: torch.Generator) -> Radon:
         """Parallel-beam projections at equidistant angles."""
@@ -80,23 +88,24 @@ class CT(Problem):
         Raises `UserError` if an argument is not finite or does not fit y.
         """
         side = max(1, math.floor((y.shape[-1] - 1) / math.sqrt(2)))
-        size = np.asarray(arguments.get("size", (side, side))).flatten()
+        size = _real("size", arguments.get("size", (side, side)))
         if len(size) != 2 or not all(n >= 1 and n == int(n) for n in size):
             raise UserError(f"size={size.tolist()}: the size of the picture must be two positive numbers, h and w")
         if max(size) > WIDEST * y.shape[-1]:
             raise UserError(
                 f"size={size.tolist()}: a picture more than {WIDEST} times as wide as the {y.shape[-1]} detectors"
             )
-        theta = np.asarray(arguments.get("theta", self._equidistant(y.shape[-2])), dtype=np.float64).flatten()
+        theta = _real("theta", arguments.get("theta", self._equidistant(y.shape[-2])))
         if len(theta) != y.shape[-2] or not np.isfinite(theta).all():
             raise UserError(
                 f"theta holds {len(theta)} angles for {y.shape[-2]} rows of the sinogram: it must hold a finite one, "
                 "in degrees, for each row; is the sinogram (angles, detectors)?"
             )
-        given = np.asarray(arguments.get("offset", self.offset), dtype=np.float64)
-        offset = given.flatten()
+        given = arguments.get("offset", self.offset)
+        offset = _real("offset", given)
         if len(offset) != 1 or not math.isfinite(offset[0]):
-            raise UserError(f"offset={given.tolist()} must be one finite number of detectors, for all angles")
+            said = np.asarray(given).tolist()
+            raise UserError(f"offset={said} must be one finite number of detectors, for all angles")
         return _radon(tuple(theta.tolist()), (int(size[0]), int(size[1])), y.shape[-1], float(offset[0]))
 
     def accept(self, y: Measurement, **arguments: Argument) -> tuple[Operator, Measurement]:
@@ -167,7 +176,18 @@ def directions(theta: PerAngle) -> PerAngle:
     return ((gaps + gaps.roll(1)) / 2 / counts)[index]
 
 
+def _real(name: str, values: Argument) -> np.ndarray:
+    """An argument in one row of float64. Raises `UserError` if it does not hold real numbers."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "biuf":
+        raise UserError(f"{name} must hold real numbers; got {array.dtype}")
+    return array.astype(np.float64).flatten()
+
+
 @lru_cache(maxsize=4)
 def _radon(theta: tuple[float, ...], size: tuple[int, int], detectors: int | None, offset: float) -> Radon:
+    diagonal = math.hypot(*size)
+    if abs(offset) >= ((detectors or diagonal) + diagonal) / 2:
+        raise UserError(f"offset={offset:g}: none of the rays meets the picture of {size[0]}x{size[1]}")
     radians = torch.tensor(theta, dtype=torch.float64).deg2rad()
     return Radon.of(radians, size, detectors=detectors, offset=offset)

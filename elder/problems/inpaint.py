@@ -18,7 +18,7 @@ from elder.fidelity import Fidelity, HardConstraint
 from elder.operators.base import Operator
 from elder.operators.masking import Masking
 from elder.problems import masks
-from elder.problems.base import Problem
+from elder.problems.base import Problem, check_batch
 from elder.shapes import Argument, Images, Measurement, Size
 
 
@@ -35,6 +35,7 @@ class Inpaint(Problem):
     name: ClassVar[str] = "inpaint"
     initial_name: ClassVar[str] = "local mean"
     operator_arguments: ClassVar[tuple[str, ...]] = ("mask",)
+    drawing: ClassVar[tuple[str, ...]] = (*Problem.drawing, "mask", "missing")
     missing: float = 0.5
     mask: str = "random"
 
@@ -80,12 +81,16 @@ class Inpaint(Problem):
                 "an inpaint measurement needs its mask, 1 where a pixel is there: give mask=FILE, an .npz with `mask`, "
                 "or a measurement whose missing pixels are NaN"
             )
-        return _masking(mask)
+        masking = _masking(mask)
+        check_batch("mask", masking.mask, y)
+        return masking
 
     def accept(self, y: Measurement, **arguments: Argument) -> tuple[Operator, Measurement]:
         """See `Problem.accept`. Pixels that are NaN are missing; they are the mask if none is given.
 
-        Raises `UserError` if the mask is missing or can't be used, or if its axes are exchanged against those of y.
+        What y holds at missing pixels, a photograph or a color that stands for holes, is no measurement: it becomes
+        zero. Raises `UserError` if the mask is missing or can't be used, or if its axes are exchanged against those
+        of y.
         """
         missing = y.isnan().any(1, keepdim=True)
         if bool(missing.any()) and "mask" not in arguments and self.mask == "random":
@@ -104,7 +109,7 @@ class Inpaint(Problem):
                 DataWarning,
                 stacklevel=2,
             )
-        return operator, torch.where((operator.mask == 0) & y.isnan(), 0.0, y)
+        return operator, torch.where(operator.mask == 0, 0.0, y)
 
     def fidelity(self, operator: Operator, y: Measurement) -> Fidelity:
         """A hard constraint if there is no noise, else least squares."""

@@ -79,8 +79,12 @@ def normalized(values: np.ndarray, source: str) -> Kernel | Float[Tensor, "b 1 k
     """
     if math.prod(values.shape[-2:]) > LARGEST:
         raise UserError(f"{source} has {values.shape[-2:]} pixels: more than {LARGEST} are no kernel")
-    if values.ndim not in (2, 4) or not values.size or values.dtype.kind not in "biuf":
-        raise UserError(f"{source} must be (k, l) and hold real numbers; got {values.dtype} {values.shape}")
+    odd = values.ndim not in (2, 4) or (values.ndim == 4 and values.shape[1] != 1)
+    if odd or not values.size or values.dtype.kind not in "biuf":
+        raise UserError(
+            f"{source} must be (k, l), or one for each image (b, 1, k, l), and hold real numbers; got {values.dtype} "
+            f"{values.shape}"
+        )
     kernel = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64))
     sums = kernel.sum((-2, -1), keepdim=True)
     if not bool(kernel.isfinite().all()) or float(kernel.min()) < 0 or float(sums.min()) <= 0:

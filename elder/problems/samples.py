@@ -46,7 +46,11 @@ def remeasured(problem: Problem, samples: Iterable[Sample]) -> Iterator[Sample]:
 def _simulated(problem: Problem, named: Iterable[tuple[str, Picture]]) -> Iterator[Sample]:
     generator = torch.Generator().manual_seed(problem.seed)
     for name, image in named:
-        yield Sample(name, image, *problem.simulate(image, generator))
+        try:
+            sample = Sample(name, image, *problem.simulate(image, generator))
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
+        yield sample
 
 
 def measure(problem: Problem, names: Sequence[str], images: Sequence[Picture]) -> list[Sample]:

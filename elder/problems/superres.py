@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from elder.errors import UserError
 from elder.operators.base import Operator
+from elder.operators.blur import Blur
 from elder.problems.blur import BlurProblem
-from elder.shapes import Images, Measurement
+from elder.shapes import Argument, Images, Measurement
+
+SCALES = (2, 3, 4)
 
 
 @dataclass(frozen=True)
@@ -26,11 +31,12 @@ class SuperResolution(BlurProblem):
 
     name: ClassVar[str] = "superres"
     initial_name: ClassVar[str] = "bicubic"
+    operator_arguments: ClassVar[tuple[str, ...]] = ("kernel", "scale")
     scale: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.scale not in (2, 3, 4):
+        if self.scale not in SCALES:
             raise UserError(f"scale={self.scale} of superres must be 2, 3 or 4")
 
     @property
@@ -38,9 +44,27 @@ class SuperResolution(BlurProblem):
         """s: by how much the measurement is smaller than the picture."""
         return self.scale
 
+    def said_by(self, settings: Collection[str]) -> set[str]:
+        """See `Problem.said_by`."""
+        return super().said_by(settings) | ({"scale"} & set(settings))
+
+    def bind(self, y: Measurement, **arguments: Argument) -> Blur:
+        """See `BlurProblem.bind`. scale: that of y, 2, 3 or 4; by default the problem's.
+
+        Raises `UserError` for another scale, and what `BlurProblem.bind` raises.
+        """
+        given = np.asarray(arguments.get("scale", self.scale)).flatten()
+        if len(given) != 1 or given[0] not in SCALES:
+            raise UserError(f"scale={given.tolist()} of a superres measurement must be 2, 3 or 4")
+        return self._bound(y, int(given[0]), **arguments)
+
+    def arguments(self, operator: Operator) -> dict[str, np.ndarray]:
+        """What a measurement file holds beside y; see `Problem.arguments`."""
+        return {**super().arguments(operator), "scale": np.array(cast(Blur, operator).scale)}
+
     def initial(self, operator: Operator, y: Measurement) -> Images:
         """Bicubic interpolation of y, aligned with the pixels that were kept."""
-        return shifted_bicubic(y, self.scale)
+        return shifted_bicubic(y, cast(Blur, operator).scale)
 
 
 def shifted_bicubic(y: Images, scale: int) -> Float[Tensor, "b c {scale}*h {scale}*w"]:

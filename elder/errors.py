@@ -20,6 +20,10 @@ class UserError(ValueError):
     """Something that the user can put right: the message names the setting or file, and the remedy."""
 
 
+class Unavailable(UserError):
+    """A server or a disk that can't be used now, so that nothing is known of what it holds: try again."""
+
+
 class DataWarning(UserWarning):
     """Data that can be used, but probably do not mean what they seem to: the message names the file and the remedy."""
 

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from elder.errors import UserError
+from elder.errors import Unavailable, UserError
 from elder.evaluation.evaluate import evaluate
 from elder.evaluation.results import mean
 from elder.model.address import load
@@ -29,6 +29,8 @@ from pipeline.fingerprints import content_hash
 FAMILY = ("channels", "settings")
 # Of a model: the versions that were champion, the last one last, as "1,3".
 HISTORY = "champions"
+# Of a version: when a person took the place of the champion from it.
+ROLLED_BACK = "rolled_back"
 
 
 @dataclass(frozen=True)
@@ -89,13 +91,15 @@ def register(candidate: Candidate, margin: float) -> Verdict:
 
     The gate: weights, validation PSNR and the picture of a smoke input are finite, number of colors and settings of the
     problem are those of the champion, and PSNR is higher than the champion's on the same validation measurements by
-    `margin` dB. A champion of other data is evaluated on these first. One that can't be loaded is replaced.
+    `margin` dB. A champion of other data is evaluated on these first. One that is gone or broken is replaced. A version
+    that a person has rolled back does not come back by itself.
 
     A bundle that is registered already keeps its version, so this can be repeated after a kill. Registrations on one
     machine wait for each other. The champion is read again before it is replaced, in case another machine moved it.
 
     Raises:
         MlflowException: if the registry can't be read or written. Then the champion stays.
+        Unavailable: if the champion can't be read now. Then it stays, too.
     """
     client, name = MlflowClient(), candidate.name
     with experiments.locked(name):
@@ -105,7 +109,7 @@ def register(candidate: Candidate, margin: float) -> Verdict:
         refusal = _refusal(candidate, version)
         while True:
             before = champion(client, name)
-            verdict = _judged(candidate, version, before, refusal, margin)
+            verdict = _judged(candidate, version, before, refusal or _taken_down(client, candidate, version), margin)
             # A registration that was killed may have moved the alias, and not noted it.
             already = before is not None and int(before.version) == version
             if not verdict.promoted or (already and past_champions(client, name)[-1:] == [version]):
@@ -135,13 +139,15 @@ def promote(client: MlflowClient, name: str, version: int, reason: str, history:
     client.set_registered_model_tag(name, HISTORY, ",".join(map(str, champions)))
     client.set_model_version_tag(name, str(version), "promoted", _now())
     client.set_model_version_tag(name, str(version), "reason", reason)
+    if ROLLED_BACK in client.get_model_version(name, str(version)).tags:
+        client.delete_model_version_tag(name, str(version), ROLLED_BACK)
 
 
 def roll_back(client: MlflowClient, name: str, to: int | None = None, own_code: str | None = None) -> tuple[int, int]:
     """Make the champion before the present one champion again, or the version `to`. Returns both numbers: from, to.
 
     own_code: the class of its problem if it is one of the user's own; see `elder.load`.
-    Raises `UserError` if there is none, or if it can't be loaded.
+    Raises `UserError` if there is none, if it can't be loaded, or if it is the champion already.
     """
     with experiments.locked(name):
         present = champion(client, name)
@@ -149,12 +155,15 @@ def roll_back(client: MlflowClient, name: str, to: int | None = None, own_code: 
             raise UserError(f"{name}: has no champion")
         left, history = int(present.version), past_champions(client, name)
         if to is None:
-            history = history[: history.index(left)] if left in history else history
+            last = len(history) - 1 - history[::-1].index(left) if left in history else len(history)
+            history = history[:last]
             if not history:
                 raise UserError(f"{name}: there was no champion before version {left}; choose a version by --to")
         target = history.pop() if to is None else to
+        if target == left:
+            raise UserError(f"{name}: version {left} is the champion already")
         load(f"models:/{name}/{target}", own_code=own_code)
-        client.set_model_version_tag(name, str(left), "rolled_back", _now())
+        client.set_model_version_tag(name, str(left), ROLLED_BACK, _now())
         promote(client, name, target, f"in place of version {left}, by hand", history)
     return left, target
 
@@ -197,6 +206,17 @@ def _refusal(candidate: Candidate, version: int) -> str | None:
     return None
 
 
+def _taken_down(client: MlflowClient, candidate: Candidate, version: int) -> str | None:
+    """Why a version that a person has rolled back stays where it is; `None` for others."""
+    if ROLLED_BACK not in client.get_model_version(candidate.name, str(version)).tags:
+        return None
+    return f"rolled back by hand before. To bring it back: {_by_hand(candidate, version)}"
+
+
+def _by_hand(candidate: Candidate, version: int) -> str:
+    return f"python -m pipeline.rollback {candidate.problem.name} --to {version}"
+
+
 def _judged(
     candidate: Candidate, version: int, before: ModelVersion | None, refusal: str | None, margin: float
 ) -> Verdict:
@@ -213,12 +233,14 @@ def _judged(
             False,
             (
                 f"made for another problem than champion {before.version}: {differences}. If that is wanted: "
-                f"python -m pipeline.rollback {candidate.problem.name} --to {version}"
+                f"{_by_hand(candidate, version)}"
             ),
         )
     else:
         try:
             psnr = _psnr(candidate, before)
+        except Unavailable:  # it may be as good as ever
+            raise
         except UserError as error:
             promoted, reason = True, f"champion {before.version} can't be loaded ({error})"
         else:

@@ -4,7 +4,8 @@
   python -m pipeline.rollback csmri --to 3     version 3, whatever the gate said of it
 
 The registry is the store of MLFLOW_TRACKING_URI, or that of the folder. `elder models` lists the versions. The next
-registration is compared with the version that is champion then.
+registration is compared with the version that is champion then. The version that was rolled back does not become
+champion again by itself: --to brings it back.
 """
 
 from __future__ import annotations

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+import errno
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import numpy as np
 import pytest
+import requests
 import torch
 from conftest import ROOT, forget_store
 from mlflow import MlflowClient
@@ -21,6 +25,8 @@ from mlflow.exceptions import MlflowException
 
 import elder
 from elder import UserError, problems
+from elder.errors import Unavailable
+from elder.model import store as address_store
 from elder.problems.samples import measure
 from pipeline import gate, packaging, rollback
 
@@ -145,6 +151,38 @@ def test_a_champion_that_can_not_be_loaded_is_replaced(store, register):
     assert "champion 1 can't be loaded" in replaced.reason
 
 
+@pytest.mark.parametrize(
+    "failure",
+    [
+        MlflowException("the database is locked"),
+        OSError(errno.ENOSPC, "no space left on device"),
+        requests.exceptions.ConnectionError("connection refused"),
+        requests.exceptions.HTTPError("bad gateway", response=SimpleNamespace(status_code=502)),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_champion_that_can_not_be_read_now_stays(failure, store, register, monkeypatch):
+    """Nothing says that it is worse."""
+    register(30.0)
+
+    def fails(**_):
+        raise failure
+
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", fails)
+    with pytest.raises(Unavailable, match=r"can't be read from .* now"):
+        register(10.0, data="b")
+    monkeypatch.undo()
+    assert alias(store, "champion") == 1
+    assert not register(10.0, data="b").promoted
+
+
+def test_a_server_that_does_not_answer_in_time_is_no_store_without_a_model(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(address_store, "PATIENCE", 0.1)
+        with pytest.raises(Unavailable, match="does not answer"):
+            address_store.check(f"http://127.0.0.1:{silent.getsockname()[1]}")
+
+
 def test_a_model_for_another_problem_does_not_dethrone(store, register):
     """One for 90 % of k-space has a higher PSNR than one for 40 %, and is no better."""
     register(30.0)
@@ -251,12 +289,32 @@ def test_rolling_back(store, register, monkeypatch, capsys):
     assert "there was no champion before version 1" in capsys.readouterr().err
     assert run("csmri", "--to", "3") == 0
     assert alias(store, "champion") == 3
+    assert "rolled_back" not in store.get_model_version(NAME, "3").tags
+    assert run("csmri") == 0  # back to what was before, however often each was champion
+    assert alias(store, "champion") == 1
+    assert run("csmri", "--to", "1") == 1
+    assert "version 1 is the champion already" in capsys.readouterr().err
+    assert run("csmri", "--to", "3") == 0
     assert run("csmri", "--to", "9") == 1
     assert run("deblur") == 1
     assert "elder-deblur: has no champion" in capsys.readouterr().err
     assert alias(store, "champion") == 3
     with pytest.raises(UserError, match="has no champion"):
         gate.roll_back(store, "elder-other")
+
+
+def test_what_a_person_rolled_back_stays_down(store, register):
+    """Its registration is repeated whenever the settings or the code of `register` change."""
+    for psnr in (30.0, 31.0):
+        register(psnr)
+    assert gate.roll_back(store, NAME) == (2, 1)
+    again = register(31.0)
+    assert (again.version, again.promoted) == (2, False)
+    assert "rolled back by hand before. To bring it back: python -m pipeline.rollback csmri --to 2" in again.reason
+    assert alias(store, "champion") == 1
+    assert register(31.5).promoted  # another model may pass the gate
+    gate.roll_back(store, NAME, to=2)
+    assert register(31.0).promoted
 
 
 def test_a_problem_of_ones_own_is_imported_where_params_name_it(store, small_model, tmp_path, monkeypatch, rng, capsys):

@@ -8,10 +8,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from elder.errors import UserError
+from elder.errors import Unavailable, UserError
 from elder.model import store
 
 # Folders with what came from a server. A model may read its mask there as long as the process runs; then they go.
@@ -19,7 +20,11 @@ _downloads: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def download(uri: str) -> Path:
-    """The bundle folder behind an MLflow URI. Raises `UserError` when MLflow, the store or the model is missing."""
+    """The bundle folder behind an MLflow URI.
+
+    Raises `UserError` when MLflow, the store or the model is missing. Raises `Unavailable` when it can't be told if
+    the model is there: the store fails, or the disk is full.
+    """
     with _opened() as mlflow:
         if store.database(mlflow.get_tracking_uri()) is None:
             _downloads.append(tempfile.TemporaryDirectory(prefix="elder-"))
@@ -28,6 +33,8 @@ def download(uri: str) -> Path:
             folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=target))
         except (mlflow.exceptions.MlflowException, OSError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
+            if not _is_missing(error):
+                raise Unavailable(f"{uri}: can't be read from {mlflow.get_tracking_uri()} now ({reason})") from None
             raise UserError(
                 f"{uri}: not found in {mlflow.get_tracking_uri()} ({reason}); elder models lists what there is"
             ) from None
@@ -36,6 +43,16 @@ def download(uri: str) -> Path:
     if len(bundles) != 1:
         raise UserError(f"{uri}: that model was not made by elder")
     return bundles[0].parent
+
+
+def _is_missing(error: Exception) -> bool:
+    """Whether an error of a download says that there is no such thing, and not that the store failed."""
+    if isinstance(error, OSError):
+        response = getattr(error, "response", None)  # of a server
+        status = getattr(response, "status_code", None)
+        return isinstance(error, FileNotFoundError) if status is None else status == HTTPStatus.NOT_FOUND
+    status = getattr(error, "get_http_status_code", lambda: HTTPStatus.INTERNAL_SERVER_ERROR)()
+    return status in (HTTPStatus.NOT_FOUND, HTTPStatus.BAD_REQUEST)
 
 
 def available() -> bool:

@@ -4,7 +4,7 @@
 
 As `elder reconstruct` does it with each file, in one process: the model is taken from the registry once. A measurement
 that can't be reconstructed is told, and the others go on; the exit code is then 1. OUT/batch.json has one entry for
-each measurement: {"measurement", "picture", "told", "done"}.
+each measurement: {"measurement", "picture", "told", "done"}. A batch that is ended by SIGTERM lists what was done.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from elder import cli, errors
 from elder.errors import UserError
-from elder.io import file_names, write_json
+from elder.io import check_apart, file_names, write_json
 from elder.io.arrays import ARRAYS
 from elder.model.address import folder as bundle_folder
 
@@ -30,7 +31,8 @@ PICTURES = (".png", ".tif", ".npy")
 
 def reconstruct(model: str, measurement: Path, picture: Path, own_code: str | None) -> dict[str, Any]:
     """One measurement, as `elder reconstruct` does it; what it told."""
-    command = ["reconstruct", model, "--measurement", str(measurement), "--out", str(picture)]
+    # A name may begin with a dash.
+    command = ["reconstruct", model, f"--measurement={measurement}", f"--out={picture}"]
     command += ["--own-code", own_code] if own_code else []
     told = io.StringIO()
     with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
@@ -42,6 +44,10 @@ def reconstruct(model: str, measurement: Path, picture: Path, own_code: str | No
         "told": "; ".join(lines),
         "done": code == 0,
     }
+
+
+def _end(number: int, frame: object) -> None:
+    sys.exit(128 + number)
 
 
 def main() -> None:
@@ -61,7 +67,11 @@ def main() -> None:
         found = sorted(path for path in folder.iterdir() if path.suffix.lower() in MEASUREMENTS)
         if not found:
             raise UserError(f"--measurements {folder}: holds no measurement ({' '.join(MEASUREMENTS)})")
+        check_apart(folder, out)
         out.mkdir(parents=True, exist_ok=True)
+        listing = out / "batch.json"
+        listing.unlink(missing_ok=True)  # of an earlier batch
+        before = signal.signal(signal.SIGTERM, _end)  # so that what is done is listed
         model, rows = str(bundle_folder(arguments.model)), []
         try:
             for path, name in zip(
@@ -70,11 +80,12 @@ def main() -> None:
                 rows.append(reconstruct(model, path, out / f"{name}{arguments.suffix}", arguments.own_code))
                 print(f"{path.name}: {rows[-1]['told']}", flush=True)
         finally:
-            write_json(out / "batch.json", rows)
+            write_json(listing, rows)
+            signal.signal(signal.SIGTERM, before)
         done = sum(row["done"] for row in rows)
         print(f"{done} of {len(rows)} measurements reconstructed, in {out}")
         if done < len(rows):
-            raise UserError(f"{len(rows) - done} of {len(rows)} measurements failed; {out / 'batch.json'} says why")
+            raise UserError(f"{len(rows) - done} of {len(rows)} measurements failed; {listing} says why")
 
     sys.exit(errors.run("batch", work))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import typing
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -32,6 +33,8 @@ from pipeline import explain, merging
 
 # Names that DVC's run cache leaves out of its keys, wherever they stand: two values of such a setting share one result.
 IGNORED_BY_DVC = ("size", "nfiles")
+# The sections whose entries give stages of DVC their names.
+NAMING_STAGES = ("problems", "regularizers", "cells")
 # Where DVC sees changes of the files that settings of problems name.
 WATCHED = Path("data/raw")
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -277,6 +280,13 @@ def load(path: Path) -> Params:
                 "another value; choose another name"
             )
     params = validated(Params, whole)
+    for section in NAMING_STAGES:
+        for name in getattr(params, section):
+            if not re.fullmatch(r"\w[\w-]*", name):
+                raise UserError(
+                    f"params.yaml: {section}.{name}: a name may have letters, digits, _ and -, since DVC and command "
+                    "lines take other characters for signs"
+                )
     if not Path(params.own_code).exists():
         raise UserError(f"params.yaml: own_code={params.own_code}: no such file or folder")
     for name, settings in params.problems.items():
@@ -303,7 +313,7 @@ def load(path: Path) -> Params:
             )
     for name in params.regularizers:
         params.pretraining(name)
-        _check_regularizer(name, params.description(name, 1))
+        _check_regularizer(name, params.description(name, 1), params.regularizers[name].network)
     for name, cell in params.cells.items():
         if cell.problem not in params.problems:
             raise _unknown(f"cells.{name}.problem", cell.problem, "problems", params.problems)
@@ -388,8 +398,11 @@ def _check_watched(name: str, settings: Mapping[str, Any], own_code: str) -> Non
         )
 
 
-def _check_regularizer(name: str, description: Mapping[str, Any]) -> None:
+def _check_regularizer(name: str, description: Mapping[str, Any], changes: Changes) -> None:
+    """Raise `UserError` for a setting that the regularizer does not take. changes: those of its network."""
     settings = {key: value for key, value in description.items() if key not in ("name", "network", "channels")}
+    if name in OF_FILTERS and changes:
+        raise UserError(f"params.yaml: regularizers.{name}.network: this regularizer is built over no network")
     if name in OF_FILTERS:
         _fitting(_signature(OF_FILTERS[name], "channels"), settings, f"regularizers.{name}")
     elif settings:

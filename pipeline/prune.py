@@ -97,10 +97,13 @@ def remove(items: Sequence[Item]) -> list[str]:
 def _runs(
     client: MlflowClient, runs: Sequence[Run], versions: Sequence[ModelVersion], limits: Limits, now: float
 ) -> Iterator[Item]:
-    """The runs that can go. runs: the latest first. versions: those that stay."""
+    """The runs that can go. runs: the latest first. versions: those that stay.
+
+    A result that is made again keeps its run, with its start. So the end says how old it is.
+    """
     results = [run for run in runs if "cell" in run.data.tags]
     latest: dict[str, str] = {}
-    for run in sorted(results, key=lambda run: run.info.status != "FINISHED"):
+    for run in sorted(results, key=lambda run: (run.info.status != "FINISHED", -_last(run))):
         latest.setdefault(run.data.tags["cell"], run.info.run_id)
     stay = {*latest.values(), *(version.run_id for version in versions)}
     stay |= {run.info.run_id for run in runs if run.info.status == "RUNNING"}
@@ -110,11 +113,16 @@ def _runs(
     for run in runs:
         if run.info.run_id in stay or not {"cell", "repro"} & run.data.tags.keys():
             continue
-        old = now - run.info.start_time / 1000 > limits.days * DAY
+        old = now - _last(run) > limits.days * DAY
         if old or {run.info.run_id, run.data.tags.get(repros.PARENT)} & beyond:
             reason = f"older than {limits.days:g} days" if old else f"of none of the last {limits.repros} repros"
-            when = f"{datetime.fromtimestamp(run.info.start_time / 1000, UTC):%Y-%m-%d %H:%M}"
+            when = f"{datetime.fromtimestamp(_last(run), UTC):%Y-%m-%d %H:%M}"
             yield Item("run", f"{run.info.run_name}, {when}", reason, partial(_remove_run, client, run))
+
+
+def _last(run: Run) -> float:
+    """When a run ended, or began if it has no end, in seconds since the epoch."""
+    return (run.info.end_time or run.info.start_time) / 1000
 
 
 def _versions(client: MlflowClient, limits: Limits) -> tuple[list[Item], list[ModelVersion]]:
@@ -152,7 +160,9 @@ def _checkpoints(runs: Sequence[Run], limits: Limits, now: float) -> Iterator[It
 
 def _copies(limits: Limits, now: float) -> Iterator[Item]:
     """The working copies of cells that can go; that of a cell that ended well is gone already."""
-    for folder in sorted(path for path in repository.COPIES.glob("*") if path.is_dir()):
+    for folder in sorted(
+        path for path in repository.COPIES.glob("*") if path.is_dir() and path.name != repository.CACHE
+    ):
         # A run writes its name into the lock when it begins.
         old = now - _touched(folder, folder / repository.TEMPORARY) > limits.days * DAY
         if old and not repository.holder(folder):

@@ -86,7 +86,10 @@ def parse() -> argparse.Namespace:
     # Prefect takes seconds to import, and `--help` does not need it.
     from pipeline.flows import schedule, zone
 
-    arguments.timezone = arguments.timezone or zone.local_zone()
+    try:
+        arguments.timezone = arguments.timezone or zone.local_zone()
+    except ValueError as error:
+        sys.exit(f"serve: {error}")
     try:
         if arguments.cron is None:
             schedule.every(arguments.every)
@@ -131,10 +134,16 @@ def start_server(port: int, patience: float = 120) -> subprocess.Popen[str]:
             )
     log = server_log()
     log.parent.mkdir(parents=True, exist_ok=True)
+    # By default, pages of all sites may use the server of a browser's machine.
+    own_pages = {"PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port},http://localhost:{port}"}
     command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with log.open("w") as file:
         server = process.start(
-            command, patience=SERVER_PATIENCE, stdout=file, stderr=subprocess.STDOUT, env=process.environment()
+            command,
+            patience=SERVER_PATIENCE,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=own_pages | process.environment(),
         )
     deadline = time.monotonic() + patience
     try:

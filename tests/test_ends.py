@@ -168,7 +168,13 @@ def test_a_cron_schedule_fires_at_its_hour_of_its_time_zone(zone, offset):
 def test_the_time_zone_is_the_machine_s(monkeypatch):
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     assert zone.local_zone() == "Asia/Tokyo"
-    monkeypatch.setenv("TZ", "nonsense")
+    monkeypatch.setenv("TZ", ":/usr/share/zoneinfo/Asia/Tokyo")
+    assert zone.local_zone() == "Asia/Tokyo"
+    for nonsense in ("nonsense", "JST-9", "/etc/passwd"):
+        monkeypatch.setenv("TZ", nonsense)
+        with pytest.raises(ValueError, match="is not the name of a time zone"):
+            zone.local_zone()
+    monkeypatch.delenv("TZ")
     assert zone.local_zone() in {"UTC", str(Path("/etc/localtime").resolve()).rpartition("zoneinfo/")[2]}
 
 

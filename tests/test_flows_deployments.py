@@ -10,7 +10,9 @@ import os
 import pty
 import re
 import shutil
+import signal
 import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -578,6 +580,41 @@ def test_a_batch_does_what_it_can_and_says_what_it_could_not(bundle, photographs
     assert rows["broken.npz"]["picture"] is None
     assert "broken.npz" in rows["broken.npz"]["told"]
     assert "1 of 3 measurements failed" in capsys.readouterr().err
+
+
+def test_a_batch_that_is_ended_lists_what_it_has_done(bundle, photographs, tmp_path):
+    measured, out = tmp_path / "measured", tmp_path / "out"
+    settings = ["--set", "ratio=0.4"]
+    assert cli.main(["simulate", "csmri", "--images", str(photographs), "--out", str(measured), *settings]) == 0
+    first = min(measured.iterdir())
+    for number in range(500):
+        shutil.copy(first, measured / f"more{number}.npz")
+    first.rename(measured / "-a.npz")  # no option
+    out.mkdir()
+    (out / "batch.json").write_text("[]")
+    command = [sys.executable, "-m", "pipeline.batch", bundle, "--measurements", ".", "--out", out]
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    running = subprocess.Popen(
+        [str(word) for word in command], cwd=measured, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert running.stdout is not None
+    assert "converged" in running.stdout.readline().decode()
+    running.terminate()
+    assert running.wait(timeout=60) == 128 + signal.SIGTERM
+    rows = json.loads((out / "batch.json").read_text())
+    assert rows[0]["measurement"] == "-a.npz"
+    assert rows[0]["done"]
+    assert len(rows) < 500
+
+
+def test_a_batch_does_not_take_its_pictures_for_measurements(bundle, tmp_path, monkeypatch, capsys):
+    np.savez(tmp_path / "y.npz", y=np.ones((16, 16), np.complex64), mask=np.ones((16, 16)))
+    command = ["batch", str(bundle), "--measurements", str(tmp_path), "--out", str(tmp_path), "--suffix", ".npy"]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit, match="1"):
+        batch.main()
+    assert [path.name for path in tmp_path.iterdir()] == ["y.npz"]
+    assert str(tmp_path) in capsys.readouterr().err
 
 
 def test_champions_are_named_by_their_versions(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -490,6 +491,35 @@ def test_runs_go_by_their_age_and_not_while_they_run(store):
     item.remove()
     seeds = {run.info.run_name: run.data.params.get("seed") for run in all_runs(store)}
     assert seeds == {"tune a": "1", "at work": None, "of another program": None}
+
+
+def test_a_result_that_was_made_again_is_as_young_as_that(store):
+    """Its run begins when it was made first, and ends when it was made last."""
+    result("tune a", seed=0)
+    result("tune a", seed=1)
+    result("tune a", seed=0)
+    client, experiment = experiments.open_existing()
+    again, other = sorted(all_runs(store), key=lambda run: run.data.params["seed"])
+    with sqlite3.connect(store / "mlflow.db") as connection:  # MLflow sets no start
+        for run, start, end in ((again, 100, 1), (other, 50, 50)):
+            moments = [int((time.time() - days * prune.DAY) * 1000) for days in (start, end)]
+            connection.execute(
+                "UPDATE runs SET start_time = ?, end_time = ? WHERE run_uuid = ?", (*moments, run.info.run_id)
+            )
+    (item,) = prune.find(client, experiment, prune.Limits(40, 20, 10), time.time())
+    item.remove()
+    (left,) = all_runs(store)
+    assert left.data.params["seed"] == "0"
+
+
+def test_the_cache_that_copies_share_is_no_copy(store):
+    client, experiment = experiments.open_existing()
+    for name, file in ((repository.CACHE, "files/md5/00/1"), ("old", "dvc.yaml")):
+        path = store / repository.COPIES / name / file
+        path.parent.mkdir(parents=True)
+        path.touch()
+    items = prune.find(client, experiment, prune.Limits(10, 20, 10), time.time() + 20 * prune.DAY)
+    assert [(item.kind, item.name) for item in items] == [("copy", "old")]
 
 
 def test_files_of_another_project_stay(store, tmp_path):

@@ -40,7 +40,7 @@ class Sharing:
 
     def config(self, copies: Path) -> str:
         """The settings of DVC in a copy. With a remote, the copies of a machine have one cache, beside them."""
-        cache = str(copies / "cache") if self.remote else self.cache
+        cache = str(copies / repository.CACHE) if self.remote else self.cache
         lines = ["[core]", "    no_scm = true", "[cache]", f"    dir = {cache}", f"    type = {LINKS}"]
         lines += [f"['remote \"{self.remote}\"']", f"    url = {self.url}"] if self.remote else []
         return "\n".join(lines) + "\n"

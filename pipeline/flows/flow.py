@@ -136,7 +136,9 @@ def _tell_promotions(before: dict[str, dict], after: dict[str, dict], now: dict[
     """
     log = get_run_logger()
     for cell, verdict in after.items():
-        if not verdict["promoted"] or verdict == before.get(cell):
+        known = before.get(cell, {})
+        again = all(verdict.get(key) == known.get(key) for key in ("promoted", "version"))
+        if not verdict["promoted"] or again:
             continue
         if superseded := since(verdict, now):
             log.info(f"{cell}: {verdict['told']}; {superseded}")

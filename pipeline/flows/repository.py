@@ -22,6 +22,8 @@ import psutil
 TEMPORARY = Path(".dvc") / "tmp"
 # Where working copies lie, unless a setting says otherwise; see `pipeline.flows.copies`.
 COPIES = TEMPORARY / "copies"
+# Beside the copies, the DVC cache that they share where a remote takes the place of the project's.
+CACHE = "cache"
 # Seconds by which the start of a process and the time of a file may differ, since they come from two clocks.
 SLACK = 2.0
 # Seconds that a flow waits for another one to end, by default.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 
@@ -129,21 +128,34 @@ def test_a_bad_source_ends_in_one_line_and_writes_nothing(damage, project, photo
     assert not (project.folder / "data" / "prepared").exists()
 
 
+MADE_THERE = ("pretrained/least_squares", "tuned/csmri-least_squares", "csmri-least_squares")
+
+
 def test_a_training_runs_where_mlflow_and_dvc_are_missing(project):
     """As on a GPU machine, with the commands that DVC would run: the results are those of DVC; nothing is logged."""
     project.only_least_squares()
-    project.run("dvc", "repro", "prepare", "code")
-    printed = project.run("dvc", "repro", "--dry", "pretrain@least_squares").stdout
-    (command,) = re.findall(r"^> python -m (stages\.pretrain .*)$", printed, re.MULTILINE)
+    project.run("dvc", "repro", "prepare", "simulate", "code")
+    stages = ("pretrain@least_squares", "tune@csmri-least_squares", "finetune@csmri-least_squares")
+    commands = project.run(sys.executable, "-m", "pipeline.commands", *stages).stdout.splitlines()
+    assert [command.split()[:3] for command in commands] == [
+        ["python", "-m", f"stages.{name}"] for name in ("pretrain", "tune", "finetune")
+    ]
     missing = ("mlflow", "dvc", "prefect", "grimp", "ruamel", "pandas", "sqlalchemy")
     code = f"import runpy, sys; sys.modules.update(dict.fromkeys({missing})); sys.argv[0] = sys.argv.pop(1)\n"
     code += "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
-    done = project.run(sys.executable, "-c", code, *command.split())
-    assert "pretrain least_squares: MLflow is not installed here, so nothing is logged" in done.stderr
+    for command in commands:
+        done = project.run(sys.executable, "-c", code, *command.split()[2:])
+        assert "MLflow is not installed here, so nothing is logged" in done.stderr
     assert not (project.folder / "mlflow.db").exists()
-    weights = (project.folder / "models" / "pretrained" / "least_squares" / "weights.safetensors").read_bytes()
-    project.run("dvc", "commit", "--force", "pretrain@least_squares")
-    assert "up to date" in project.run("dvc", "status", "pretrain@least_squares").stdout
+    files = [project.folder / "models" / name / "weights.safetensors" for name in MADE_THERE]
+    weights = [file.read_bytes() for file in files]
+    project.run("dvc", "commit", "--force", *stages)
+    assert "up to date" in project.run("dvc", "status", *stages).stdout
     project.run("dvc", "repro", "--force", "--single-item", "pretrain@least_squares")
-    again = project.folder / "models" / "pretrained" / "least_squares" / "weights.safetensors"
-    assert again.read_bytes() == weights
+    assert [file.read_bytes() for file in files] == weights
+
+
+def test_a_stage_that_is_not_there_has_no_command(project):
+    done = project.run(sys.executable, "-m", "pipeline.commands", "pretrain@nothing", check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("commands: pretrain@nothing: no stage of dvc.yaml")

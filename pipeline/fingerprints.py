@@ -28,7 +28,7 @@ GLUE = (
 class Reads:
     """What a stage reads, beside its settings: files or folders, and its own code."""
 
-    stage: str
+    stage: str  # with the entry of params.yaml that it belongs to: finetune/CELL
     paths: tuple[Path, ...]
     manifest: Path | None  # the file with the manifest of the code; if `None`, the manifest is found out
     data: tuple[Path, ...] = ()  # those of the paths that are data sets
@@ -49,9 +49,8 @@ class Reads:
 def manifests(chosen: params.Params) -> dict[str, str]:
     """The code behind each stage: a line with the fingerprint and the name of each module that it uses.
 
-    The user's own problems, in `own_code`, and the files that settings of problems name, masks and kernels, belong to
-    every stage that uses problems. The bundles and the released denoisers that pre-training starts from belong to that
-    stage.
+    Stages are named as in `Reads`. The user's own problems, in `own_code`, belong to every stage that uses problems.
+    The files that the settings of a stage name belong to it, and the released denoiser that a pre-training starts from.
 
     A module counts if the stage imports it, directly or through other modules. Its fingerprint is that of its syntax
     tree, so comments, docstrings and layout do not affect it. Data files beside a module count too, by their content.
@@ -65,17 +64,24 @@ def manifests(chosen: params.Params) -> dict[str, str]:
     own_code = Path(chosen.own_code)
     own = sorted(own_code.rglob("*.py")) if own_code.is_dir() else [own_code]
     own_lines = [f"{digest(path.read_text())}  {path.as_posix()}\n" for path in own if not _in_packages(path)]
-    own_lines += [f"{content_hash(path)[:16]}  {path.as_posix()}\n" for path in chosen.problem_files]
-    starts = [f"{content_hash(path)[:16]}  {path.as_posix()}\n" for path in chosen.initial_bundles]
-    starts += [f"{content_hash(released.folder(name))[:16]}  released:{name}\n" for name in chosen.initial_released]
     texts = {}
-    for stage in stages:
-        used = sorted({stage, *graph.find_upstream_modules(stage)})
-        lines = [f"{code}  {name}\n" for module in used for name, code in of_module(module).items()]
+    for module in stages:
+        stage, used = module.removeprefix("stages."), sorted({module, *graph.find_upstream_modules(module)})
+        lines = [f"{code}  {name}\n" for part in used for name, code in of_module(part).items()]
         lines += own_lines if "elder.problems" in used else []
-        lines += starts if stage == "stages.pretrain" else []
-        texts[stage.removeprefix("stages.")] = "".join(dict.fromkeys(lines))
+        entries = [name for other, name in chosen.stages if other == stage]
+        for name in entries or [""]:
+            more = _of_settings(chosen, stage, name) if entries or stage == "prepare" else []
+            texts[f"{stage}/{name}".rstrip("/")] = "".join(dict.fromkeys([*lines, *more]))
     return texts
+
+
+def _of_settings(chosen: params.Params, stage: str, name: str) -> list[str]:
+    """Lines for what the settings of a stage name."""
+    lines = [f"{content_hash(path)[:16]}  {path.as_posix()}\n" for path in chosen.files_of(stage, name)]
+    if stage == "pretrain" and (start := chosen.initial_released(name)) is not None:
+        lines.append(f"{content_hash(released.folder(start))[:16]}  released:{start}\n")
+    return lines
 
 
 def _in_packages(path: Path) -> bool:

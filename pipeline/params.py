@@ -33,8 +33,12 @@ from pipeline import explain, merging
 
 # Names that DVC's run cache leaves out of its keys, wherever they stand: two values of such a setting share one result.
 IGNORED_BY_DVC = ("size", "nfiles")
-# The sections whose entries give stages of DVC their names.
-NAMING_STAGES = ("problems", "regularizers", "cells")
+# The stages of dvc.yaml that there are for each entry of a section.
+STAGES = {
+    "problems": ("simulate", "baseline"),
+    "regularizers": ("pretrain",),
+    "cells": ("tune", "finetune", "evaluate", "register"),
+}
 # Where DVC sees changes of the files that settings of problems name.
 WATCHED = Path("data/raw")
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -197,28 +201,36 @@ class Params(Section):
         return merging.description(regularizer, channels, self.network, own.network, own.own)
 
     @property
-    def problem_files(self) -> list[Path]:
-        """The files that settings of problems name: masks and kernels, without the :INDEX of a kernel."""
-        changes = [*self.problems.values()]
-        changes += [change for cell in self.cells.values() for change in cell.training_problems]
-        changes += [change for group in self.evaluate.robustness.values() for change in group]
-        names = [value for change in changes for value in change.values() if isinstance(value, str)]
-        paths = [Path(name) if Path(name).is_file() else Path(name.rpartition(":")[0]) for name in names]
+    def stages(self) -> list[tuple[str, str]]:
+        """Every stage of dvc.yaml that belongs to an entry of params.yaml, with the name of that entry."""
+        return [
+            (stage, name) for section, names in STAGES.items() for stage in names for name in getattr(self, section)
+        ]
+
+    def files_of(self, stage: str, name: str = "") -> list[Path]:
+        """The files that settings of a stage name, each a dependency that dvc.yaml can't list.
+
+        Of problems masks and kernels, without the :INDEX of a kernel; the list of splits; the bundle that pre-training
+        starts from.
+        """
+        if stage == "prepare":
+            return [path for path in (Path(self.prepare.split),) if path.is_file()]
+        if stage == "pretrain":
+            init = self.pretraining(name).init
+            return [] if init in ("none", "released") else [Path(init)]
+        problem = self.cells[name].problem if stage in STAGES["cells"] else name
+        changes = [self.problems[problem]]
+        changes += self.cells[name].training_problems if stage == "finetune" else []
+        changes += self.evaluate.robustness[problem] if stage in ("baseline", "evaluate") else []
+        named = [value for change in changes for value in change.values() if isinstance(value, str)]
+        paths = [Path(text) if Path(text).is_file() else Path(text.rpartition(":")[0]) for text in named]
         return sorted({path for path in paths if path.is_file()})
 
-    @property
-    def initial_bundles(self) -> list[Path]:
-        """The folders of the bundles that pre-training starts from."""
-        inits = {self.pretraining(name).init for name in self.regularizers} - {"none", "released"}
-        return sorted(Path(init) for init in inits)
-
-    @property
-    def initial_released(self) -> list[str]:
-        """The names of the released denoisers that pre-training starts from."""
-        channels = 3 if self.prepare.color else 1
-        starting = [name for name in self.regularizers if self.pretraining(name).init == "released"]
-        found = (released.denoiser(self.description(name, channels)) for name in starting)
-        return sorted({name for name in found if name is not None})
+    def initial_released(self, name: str) -> str | None:
+        """The released denoiser that pre-training of a regularizer starts from; `None` if it starts from none."""
+        if self.pretraining(name).init != "released":
+            return None
+        return released.denoiser(self.description(name, 3 if self.prepare.color else 1))
 
     def unused(self, kind: str) -> list[str]:
         """The names of the `kind`, problem or regularizer, that no cell uses."""
@@ -280,7 +292,7 @@ def load(path: Path) -> Params:
                 "another value; choose another name"
             )
     params = validated(Params, whole)
-    for section in NAMING_STAGES:
+    for section in STAGES:
         for name in getattr(params, section):
             if not re.fullmatch(r"\w[\w-]*", name):
                 raise UserError(
@@ -299,17 +311,10 @@ def load(path: Path) -> Params:
             raise _unknown("evaluate.robustness", name, "problems", params.problems)
         for number, change in enumerate(changes):
             _check_problem(name, {**params.problems[name], **change}, f"evaluate.robustness.{name}[{number}]")
-    for bundle in params.initial_bundles:
+    for bundle in (bundle for name in params.regularizers for bundle in params.files_of("pretrain", name)):
         if not (bundle / "config.json").is_file():
             raise UserError(
                 f"params.yaml: pretrain.init={bundle}: neither none nor released nor the folder of a bundle"
-            )
-    for file in [*params.problem_files, *params.initial_bundles]:
-        if not file.resolve().is_relative_to(WATCHED.resolve()):
-            warnings.warn(
-                f"params.yaml: {file} is outside of {WATCHED}, so that DVC does not see a change of its content",
-                DataWarning,
-                stacklevel=2,
             )
     for name in params.regularizers:
         params.pretraining(name)
@@ -326,6 +331,14 @@ def load(path: Path) -> Params:
             trained = {**params.problems[cell.problem], **change}
             _check_problem(cell.problem, trained, f"cells.{name}.training_problem")
             _check_patch(name, problems.make(cell.problem, trained), params.finetuning(name).patch)
+    read = {file for stage, name in [("prepare", ""), *params.stages] for file in params.files_of(stage, name)}
+    for file in sorted(read):
+        if not file.resolve().is_relative_to(WATCHED.resolve()):
+            warnings.warn(
+                f"params.yaml: {file} is outside of {WATCHED}, so that DVC does not see a change of its content",
+                DataWarning,
+                stacklevel=2,
+            )
     return params
 
 

@@ -10,11 +10,13 @@ from stages import command
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Write one file for each stage: a line with the fingerprint and the name of each module that it uses."""
+    """Write one file for each stage: a line with the fingerprint and the name of each module and file that it uses."""
     shutil.rmtree(arguments.out, ignore_errors=True)
     arguments.out.mkdir(parents=True)
     for stage, manifest in fingerprints.manifests(params.read()).items():
-        (arguments.out / f"{stage}.txt").write_text(manifest)
+        path = arguments.out / f"{stage}.txt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(manifest)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,11 @@ def run(
         if reads:
             paths = tuple(getattr(arguments, name) for name in reads)
             data = tuple(getattr(arguments, name) for name in reads if name in DATA)
-            arguments.reads = fingerprints.Reads(stage, paths, arguments.code, data)
+            entry = next(
+                (getattr(arguments, name) for name in ("cell", "regularizer", "problem") if name in choices), ""
+            )
+            named = f"{stage}/{entry}".rstrip("/")
+            arguments.reads = fingerprints.Reads(named, paths, arguments.code, data)
         if not together.is_member():
             for kind in set(choices) & {"problem", "regularizer"}:
                 if (name := getattr(arguments, kind)) in chosen.unused(kind):

@@ -17,7 +17,7 @@ from conftest import ROOT, copy_project
 from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 
-from pipeline import fingerprints
+from pipeline import fingerprints, params
 from stages import code, command
 
 PLAIN = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -55,7 +55,9 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str
     """The modules behind each stage, with their fingerprints."""
     folder = tmp_path_factory.mktemp("code")
     code.main(Namespace(out=folder / "code"))
-    lines = {path.stem: path.read_text().splitlines() for path in (folder / "code").iterdir()}
+    # Of a stage that there is for each cell, the modules behind all of them are the same.
+    paths = {path.relative_to(folder / "code").parts[0].removesuffix(".txt"): path for path in folder.rglob("*.txt")}
+    lines = {stage: path.read_text().splitlines() for stage, path in paths.items()}
     return {stage: {row.split()[1]: row.split()[0] for row in rows} for stage, rows in lines.items()}
 
 
@@ -84,7 +86,9 @@ def test_a_stage_reads_and_writes_what_dvc_is_told(stage: str, resolved, monkeyp
 
 @pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in ("code", "store")])
 def test_dvc_watches_the_code_of_each_stage(stage: str, watched):
-    assert f"reports/code/{stage}.txt" in STAGES[stage]["deps"]
+    section = next((section for section, names in params.STAGES.items() if stage in names), "")
+    assert PLAIN[stage].get("foreach", "${}") == f"${{{section}}}"
+    assert f"reports/code/{stage}{'/${key}' * bool(section)}.txt" in STAGES[stage]["deps"]
     assert f"stages.{stage}" in watched[stage]
 
 
@@ -133,7 +137,8 @@ def test_an_mlflow_run_belongs_to_inputs_and_code(tmp_path):
 def test_a_stage_that_is_run_by_hand_finds_its_code_out(tmp_path, watched):
     manifest = tmp_path / "tune.txt"
     manifest.write_text("".join(f"{code}  {name}\n" for name, code in watched["tune"].items()))
-    by_dvc, by_hand = (fingerprints.Reads("tune", (), path).fingerprint for path in (manifest, None))
+    stage = f"tune/{next(iter(params.read().cells))}"
+    by_dvc, by_hand = (fingerprints.Reads(stage, (), path).fingerprint for path in (manifest, None))
     assert by_hand == by_dvc
 
 

@@ -78,11 +78,14 @@ def watchers(tmp_path_factory) -> dict[str, set[str]]:
 
 
 def affected(watchers: dict[str, set[str]], setting: str) -> set[str]:
-    """The stages that run again for a change of a setting, but for the report, which shows every setting."""
+    """The stages that run again for a change of a setting.
+
+    But for the report, which shows every setting, and `code`, which finds out again what the settings name.
+    """
     return {
         stage
         for stage, names in watchers.items()
-        if stage != "report" and any(f"{setting}.".startswith(f"{name}.") for name in names)
+        if stage not in ("report", "code") and any(f"{setting}.".startswith(f"{name}.") for name in names)
     }
 
 
@@ -306,19 +309,37 @@ def test_edits_under_a_preset_are_kept(project):
     assert (project.folder / "params.yaml.bak").read_text() == edited
 
 
-def test_a_mask_of_new_content_re_runs_what_uses_it(tmp_path, monkeypatch, check):
+MASKED = [
+    ({"problems": {"csmri": {"mask": "FILE"}, "inpaint": {}}}, "simulate baseline tune finetune evaluate register"),
+    ({"evaluate": {"robustness": {"csmri": [{"mask": "FILE"}], "inpaint": []}}}, "baseline evaluate"),
+    ({"cells": {"csmri-implicit": IMPLICIT | {"training_problem": {"mask": "FILE"}}}}, "finetune"),
+    ({"prepare": {"split": "FILE"}}, "prepare"),
+]
+
+
+@pytest.mark.parametrize(("changes", "expected"), MASKED, ids=[stages for _, stages in MASKED])
+def test_a_file_of_new_content_re_runs_what_uses_it(changes, expected, tmp_path, check):
+    """And nothing of another problem or cell."""
     mask = tmp_path / "mask.npy"
     np.save(mask, np.ones((32, 32), np.uint8))
+    other = {"problem": "inpaint", "regularizer": "implicit"}
+    sections = {
+        "problems": {"csmri": {}, "inpaint": {}},
+        "cells": {"csmri-implicit": IMPLICIT},
+        "evaluate": {"robustness": {"csmri": [], "inpaint": []}},
+        "finetune": {"patch": 32},
+        **yaml.safe_load(yaml.safe_dump(changes).replace("FILE", str(mask))),
+    }
+    sections["cells"] = {**sections["cells"], "inpaint-implicit": other}
     manifests = []
     for _ in range(2):
         with pytest.warns(DataWarning, match="outside of data/raw"):
-            chosen = check(problems={"csmri": {"mask": str(mask)}}, finetune={"patch": 32})
-        manifests.append(fingerprints.manifests(chosen))
+            manifests.append(fingerprints.manifests(check(**sections)))
         np.save(mask, np.eye(32, dtype=np.uint8))
     before, after = manifests
-    assert {stage for stage in before if before[stage] != after[stage]} == {
-        "simulate", "baseline", "tune", "finetune", "evaluate", "register", "report"
-    }  # fmt: skip
+    changed = {stage for stage in before if before[stage] != after[stage]}
+    assert {stage.partition("/")[0] for stage in changed} == set(expected.split())
+    assert not any("inpaint" in stage for stage in changed)
 
 
 def test_a_preset_of_another_name_is_named(project):

@@ -26,7 +26,7 @@ def of_stages(names: Iterable[str]) -> Iterator[str]:
                 (stage,) = repo.stage.collect(name)
             except (DvcException, ValueError) as error:
                 raise UserError(f"{name}: no stage of dvc.yaml ({error})") from None
-            yield from [stage.cmd] if isinstance(stage.cmd, str) else stage.cmd
+            yield from [stage.cmd] if isinstance(stage.cmd, str) else stage.cmd or []
 
 
 def main() -> None:

@@ -112,6 +112,16 @@ def _in_package(file: str) -> Path:
 def split(folder: Path, chosen: Preparation) -> dict[str, dict[Path, str]]:
     """The files of a folder in each split, and a name for each that is unique in its split."""
     paths = io.list_sources(folder)
+    links = sorted(
+        {place for path in paths for place in path.parents if place.is_relative_to(folder) and place != folder}
+    )
+    if link := next((place for place in links if place.is_symlink()), None):
+        warnings.warn(
+            f"{link} is a link to a folder: DVC does not see what changes there; run dvc repro --force prepare after a "
+            "change, or name the folder itself in prepare.folder",
+            DataWarning,
+            stacklevel=2,
+        )
     names = [path.relative_to(folder).as_posix() for path in paths]
     # A patient may have a folder in each split: below it, the group has one name.
     below = [name.partition("/")[2] or name for name in names] if chosen.split == "folders" else names

@@ -290,6 +290,19 @@ def test_a_file_is_read_again_only_if_it_was_touched(watched, monkeypatch):
     assert source.find(watched, SETTINGS, before) == before
 
 
+def test_pictures_behind_links_belong_to_the_source(watched, tmp_path_factory):
+    """`prepare` follows links to folders; one may lead back."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "b.png").write_bytes(b"2")
+    raw = watched / "data" / "raw"
+    (raw / "linked").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(raw)
+    found = source.find(watched, SETTINGS)
+    assert "data/raw/linked/b.png" in found.files
+    (elsewhere / "c.png").write_bytes(b"3")
+    assert source.find(watched, SETTINGS, found).digest != found.digest
+
+
 def test_the_list_of_splits_belongs_to_the_source(watched):
     (watched / "splits.csv").write_text("a,train\n")
     found = source.find(watched, SETTINGS | {"split": "splits.csv"})

@@ -270,7 +270,9 @@ def test_repeating_runs_nothing_but_a_look_at_the_store_and_a_setting_only_what_
     assert runs(finished) == EVERY_RUN
     cells = {cell: {"problem": "csmri", "regularizer": cell.removeprefix("csmri-")} for cell in CELLS}
     finished.replace(cells=cells | {CELL: cells[CELL] | {"finetune": {"seed": 9}}})
-    assert set(ran(finished)) == {"code", "store", "report"} | {f"{s}@{CELL}" for s in ("finetune", "evaluate", "register")}
+    assert set(ran(finished)) == {"code", "store", "report"} | {
+        f"{s}@{CELL}" for s in ("finetune", "evaluate", "register")
+    }
     assert len(runs(finished)) == len(EVERY_RUN) + 3
     verdict = io.read_json(finished.folder / "reports" / "cells" / CELL / "registered.json")
     assert verdict["version"] == 3

@@ -168,7 +168,7 @@ def test_a_champion_that_can_not_be_read_now_stays(failure, store, register, mon
     def fails(**_):
         raise failure
 
-    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", fails)
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", fails)
     with pytest.raises(Unavailable, match=r"can't be read from .* now"):
         register(10.0, data="b")
     monkeypatch.undo()

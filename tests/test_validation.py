@@ -162,6 +162,19 @@ def test_a_capped_preparation_writes_what_it_keeps(project):
     assert sum(row["split"] != "validation" for row in manifest) == 8
 
 
+def test_pictures_behind_a_link_are_prepared_with_a_warning(project, tmp_path_factory):
+    """DVC does not look behind it."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "validation", "test"):
+        folder = tmp_path_factory.mktemp(split)
+        np.save(folder / "picture.npy", rng.random((24, 32), dtype=np.float32))
+        (project.folder / "data" / "raw" / split).symlink_to(folder)
+    project.change("prepare", source="folder", split="folders", shorter_side=0, train_scales=[1.0])
+    done = project.run(sys.executable, "-m", "stages.prepare", "--out", "data/prepared")
+    assert "data/raw/test is a link to a folder: DVC does not see what changes there" in done.stderr
+    assert (project.folder / "data" / "prepared" / "train" / "picture.tif").exists()
+
+
 def test_validation_is_cut_to_central_squares_and_the_other_splits_are_not(project):
     rng = np.random.default_rng(0)
     pictures = {split: rng.random((24, 32), dtype=np.float32) for split in ("train", "validation", "test")}

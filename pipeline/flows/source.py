@@ -110,11 +110,23 @@ def _write(path: Path, record: Mapping[str, Any]) -> None:
 def _paths(folder: Path, settings: Mapping[str, Any]) -> Iterator[Path]:
     if settings.get("source") != "folder":
         return
-    below = folder / str(settings.get("folder", ""))
-    yield from sorted(path for path in below.rglob("*") if path.is_file() and not path.name.startswith("."))
+    yield from sorted(_below(folder / str(settings.get("folder", ""))))
     split = folder / str(settings.get("split", ""))
     if split.is_file():  # a list of names, each with its split
         yield split
+
+
+def _below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """The files that `prepare` sees: links to folders are followed, but not back to a folder above."""
+    here = folder.resolve()
+    if here in above or not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if path.is_dir():
+            if not path.name.startswith("."):
+                yield from _below(path, above | {here})
+        elif path.is_file() and not path.name.startswith("."):
+            yield path
 
 
 def _content(path: Path) -> str:

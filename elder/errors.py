@@ -17,11 +17,14 @@ UNREAD = 141
 
 
 class UserError(ValueError):
-    """Something that the user can put right: the message names the setting or file, and the remedy."""
+    """Something that the user can put right: the message names the setting or file, and the remedy.
 
+    temporary: whether a server or a disk can't be used now, so that nothing is known of what it holds.
+    """
 
-class Unavailable(UserError):
-    """A server or a disk that can't be used now, so that nothing is known of what it holds: try again."""
+    def __init__(self, message: str, *, temporary: bool = False) -> None:
+        super().__init__(message)
+        self.temporary = temporary
 
 
 class DataWarning(UserWarning):

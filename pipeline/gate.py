@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from elder.errors import Unavailable, UserError
+from elder.errors import UserError
 from elder.evaluation.evaluate import evaluate
 from elder.evaluation.results import mean
 from elder.model.address import load
@@ -99,7 +99,7 @@ def register(candidate: Candidate, margin: float) -> Verdict:
 
     Raises:
         MlflowException: if the registry can't be read or written. Then the champion stays.
-        Unavailable: if the champion can't be read now. Then it stays, too.
+        UserError: if the champion can't be read now. Then it stays, too.
     """
     client, name = MlflowClient(), candidate.name
     with experiments.locked(name):
@@ -239,9 +239,9 @@ def _judged(
     else:
         try:
             psnr = _psnr(candidate, before)
-        except Unavailable:  # it may be as good as ever
-            raise
         except UserError as error:
+            if error.temporary:  # it may be as good as ever
+                raise
             promoted, reason = True, f"champion {before.version} can't be loaded ({error})"
         else:
             ahead = candidate.psnr - psnr

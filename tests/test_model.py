@@ -132,7 +132,7 @@ def test_a_bundle_loads_where_the_files_of_its_problem_are_not(name, setting, sm
         ("csmri", "maks", "mask"),
         ("inpaint", "masks", "mask"),
         ("deblur", "kernels", "kernel"),
-        ("superres", "psf", "kernel"),
+        ("superres", "psf", "kernel, scale"),
         ("ct", "angles", "size, theta, offset"),
         ("denoise", "sigma", "none"),
     ],

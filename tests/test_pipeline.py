@@ -105,6 +105,16 @@ def test_the_tables_of_the_documentation_are_written_by_their_command(finished):
     assert "| first 1 pictures | after 4 steps (dB) | after 40 (dB) | change |" in first
     assert re.search(r"\| least squares \| \d+ \| \d+\.\d min \| \d+\.\d min \| \d+\.\d min \| \d+ \| \d+ \|", first)
     assert "| ratio 0.3 |" in first
+    assert "Without a result yet" not in first
+    # A preset that trains for hours shows what is done so far.
+    metrics = finished.folder / "reports" / "cells" / "csmri-implicit" / "metrics.json"
+    aside = metrics.rename(metrics.with_suffix(".aside"))
+    partial = write()
+    aside.rename(metrics)
+    assert "Without a result yet: csmri-implicit." in partial
+    assert "| least squares, DEQ" in partial
+    assert "| implicit, DEQ" not in partial
+    assert write() == first
 
 
 def test_the_runs_of_a_repro_are_below_one_that_keeps_the_report(finished):

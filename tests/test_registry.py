@@ -25,7 +25,6 @@ from mlflow.exceptions import MlflowException
 
 import elder
 from elder import UserError, problems
-from elder.errors import Unavailable
 from elder.model import store as address_store
 from elder.problems.samples import measure
 from pipeline import gate, packaging, rollback
@@ -169,7 +168,7 @@ def test_a_champion_that_can_not_be_read_now_stays(failure, store, register, mon
         raise failure
 
     monkeypatch.setattr("mlflow.artifacts.download_artifacts", fails)
-    with pytest.raises(Unavailable, match=r"can't be read from .* now"):
+    with pytest.raises(UserError, match=r"can't be read from .* now"):
         register(10.0, data="b")
     monkeypatch.undo()
     assert alias(store, "champion") == 1
@@ -179,8 +178,9 @@ def test_a_champion_that_can_not_be_read_now_stays(failure, store, register, mon
 def test_a_server_that_does_not_answer_in_time_is_no_store_without_a_model(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(address_store, "PATIENCE", 0.1)
-        with pytest.raises(Unavailable, match="does not answer"):
+        with pytest.raises(UserError, match="does not answer") as told:
             address_store.check(f"http://127.0.0.1:{silent.getsockname()[1]}")
+    assert told.value.temporary
 
 
 def test_a_model_for_another_problem_does_not_dethrone(store, register):

@@ -12,7 +12,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from elder.errors import Unavailable, UserError
+from elder.errors import UserError
 from elder.model import store
 
 # Folders with what came from a server. A model may read its mask there as long as the process runs; then they go.
@@ -22,8 +22,8 @@ _downloads: list[tempfile.TemporaryDirectory[str]] = []
 def download(uri: str) -> Path:
     """The bundle folder behind an MLflow URI.
 
-    Raises `UserError` when MLflow, the store or the model is missing. Raises `Unavailable` when it can't be told if
-    the model is there: the store fails, or the disk is full.
+    Raises `UserError` when MLflow, the store or the model is missing. It is `temporary` when it can't be told if the
+    model is there: the store fails, or the disk is full.
     """
     with _opened() as mlflow:
         if store.database(mlflow.get_tracking_uri()) is None:
@@ -34,7 +34,9 @@ def download(uri: str) -> Path:
         except (mlflow.exceptions.MlflowException, OSError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             if not _is_missing(error):
-                raise Unavailable(f"{uri}: can't be read from {mlflow.get_tracking_uri()} now ({reason})") from None
+                raise UserError(
+                    f"{uri}: can't be read from {mlflow.get_tracking_uri()} now ({reason})", temporary=True
+                ) from None
             raise UserError(
                 f"{uri}: not found in {mlflow.get_tracking_uri()} ({reason}); elder models lists what there is"
             ) from None

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from elder.errors import Unavailable, UserError
+from elder.errors import UserError
 
 FILE = Path("mlflow.db")
 EXPERIMENT = "elder"  # of all runs and models of a project
@@ -69,7 +69,7 @@ def database(uri: str) -> Path | None:
 
 
 def check(uri: str) -> None:
-    """Make a SQLite store fit its folder, see `settle`; raise `Unavailable` for a server that does not answer."""
+    """Make a SQLite store fit its folder, see `settle`; raise `UserError` for a server that does not answer."""
     file = database(uri)
     if file is not None:
         settle(file)
@@ -79,8 +79,8 @@ def check(uri: str) -> None:
         except urllib.error.HTTPError:
             pass  # a refusal says that somebody is there
         except (OSError, ValueError) as error:
-            raise Unavailable(
-                f"{uri}: the MLflow server does not answer ({error}); start it, or correct {VARIABLE}"
+            raise UserError(
+                f"{uri}: the MLflow server does not answer ({error}); start it, or correct {VARIABLE}", temporary=True
             ) from None
 
 

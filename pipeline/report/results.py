@@ -67,14 +67,14 @@ def replaced(document: str, name: str, text: str) -> str:
 
 
 def section(name: str, seconds: Seconds) -> str:
-    """The section of the results that are here, made by the preset `name`.
+    """The section of the results that are here, made by the preset `name`. It names the cells that have none yet.
 
-    Raises `UserError` if a result is missing.
+    Raises `UserError` if no cell has a result.
     """
     chosen = params.read()
-    for cell in chosen.cells:
-        if not (SOURCES.cells / cell / "metrics.json").exists():
-            raise UserError(f"reports/cells/{cell}: no result yet; run dvc repro")
+    done = {cell: how for cell, how in chosen.cells.items() if (SOURCES.cells / cell / "metrics.json").exists()}
+    if not done:
+        raise UserError("reports/cells: no result yet; run dvc repro")
     splits = [image["split"] for image in io.read_json(SOURCES.images / "manifest.json")["images"]]
     counts = ", ".join(f"{splits.count(part)} {part}" for part in dict.fromkeys(splits))
     parts = [
@@ -82,7 +82,9 @@ def section(name: str, seconds: Seconds) -> str:
         f"`python -m pipeline.preset {name}`, `dvc repro`, `python -m pipeline.report.results`; code: "
         f"{page.commit()}. Pictures: {counts}. Means over the test pictures.",
     ]
-    for problem, cells in tables.by_problem(chosen.cells).items():
+    if missing := [cell for cell in chosen.cells if cell not in done]:
+        parts.append(f"Without a result yet: {', '.join(missing)}.")
+    for problem, cells in tables.by_problem(done).items():
         parts += chapter(problem, cells, seconds)
     return "\n\n".join(parts)
 

@@ -24,11 +24,16 @@ GLUE = (
 )
 
 
+def named(stage: str, entry: str = "") -> str:
+    """The name of a stage with the entry of params.yaml that it belongs to: finetune/CELL, or prepare alone."""
+    return f"{stage}/{entry}" if entry else stage
+
+
 @dataclass(frozen=True)
 class Reads:
     """What a stage reads, beside its settings: files or folders, and its own code."""
 
-    stage: str  # with the entry of params.yaml that it belongs to: finetune/CELL
+    stage: str  # as `named` gives it
     paths: tuple[Path, ...]
     manifest: Path | None  # the file with the manifest of the code; if `None`, the manifest is found out
     data: tuple[Path, ...] = ()  # those of the paths that are data sets
@@ -49,7 +54,7 @@ class Reads:
 def manifests(chosen: params.Params) -> dict[str, str]:
     """The code behind each stage: a line with the fingerprint and the name of each module that it uses.
 
-    Stages are named as in `Reads`. The user's own problems, in `own_code`, belong to every stage that uses problems.
+    Stages are called as by `named`. The user's own problems, in `own_code`, belong to every stage that uses problems.
     The files that the settings of a stage name belong to it, and the released denoiser that a pre-training starts from.
 
     A module counts if the stage imports it, directly or through other modules. Its fingerprint is that of its syntax
@@ -72,7 +77,7 @@ def manifests(chosen: params.Params) -> dict[str, str]:
         entries = [name for other, name in chosen.stages if other == stage]
         for name in entries or [""]:
             more = _of_settings(chosen, stage, name) if entries or stage == "prepare" else []
-            texts[f"{stage}/{name}".rstrip("/")] = "".join(dict.fromkeys([*lines, *more]))
+            texts[named(stage, name)] = "".join(dict.fromkeys([*lines, *more]))
     return texts
 
 

@@ -214,6 +214,7 @@ def _taken_down(client: MlflowClient, candidate: Candidate, version: int) -> str
 
 
 def _by_hand(candidate: Candidate, version: int) -> str:
+    """The command that makes a version champion, whatever the gate says of it."""
     return f"python -m pipeline.rollback {candidate.problem.name} --to {version}"
 
 
@@ -233,7 +234,7 @@ def _judged(
             False,
             (
                 f"made for another problem than champion {before.version}: {differences}. If that is wanted: "
-                f"{_by_hand(candidate, version)}"
+                + _by_hand(candidate, version)
             ),
         )
     else:

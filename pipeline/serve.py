@@ -88,9 +88,6 @@ def parse() -> argparse.Namespace:
 
     try:
         arguments.timezone = arguments.timezone or zone.local_zone()
-    except ValueError as error:
-        sys.exit(f"serve: {error}")
-    try:
         if arguments.cron is None:
             schedule.every(arguments.every)
             print(f"serve: a run every {arguments.every:g} s", flush=True)

@@ -52,8 +52,7 @@ def run(
             entry = next(
                 (getattr(arguments, name) for name in ("cell", "regularizer", "problem") if name in choices), ""
             )
-            named = f"{stage}/{entry}".rstrip("/")
-            arguments.reads = fingerprints.Reads(named, paths, arguments.code, data)
+            arguments.reads = fingerprints.Reads(fingerprints.named(stage, entry), paths, arguments.code, data)
         if not together.is_member():
             for kind in set(choices) & {"problem", "regularizer"}:
                 if (name := getattr(arguments, kind)) in chosen.unused(kind):

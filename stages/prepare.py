@@ -112,10 +112,8 @@ def _in_package(file: str) -> Path:
 def split(folder: Path, chosen: Preparation) -> dict[str, dict[Path, str]]:
     """The files of a folder in each split, and a name for each that is unique in its split."""
     paths = io.list_sources(folder)
-    links = sorted(
-        {place for path in paths for place in path.parents if place.is_relative_to(folder) and place != folder}
-    )
-    if link := next((place for place in links if place.is_symlink()), None):
+    places = {place for path in paths for place in path.parents if place != folder and place.is_relative_to(folder)}
+    if link := next((place for place in sorted(places) if place.is_symlink()), None):
         warnings.warn(
             f"{link} is a link to a folder: DVC does not see what changes there; run dvc repro --force prepare after a "
             "change, or name the folder itself in prepare.folder",

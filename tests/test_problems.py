@@ -212,6 +212,15 @@ def test_what_lies_at_missing_pixels_does_not_matter(hole, white, small_model, r
         assert (told.misfit, told.steps) == (info.misfit, info.steps)
 
 
+def test_a_pixel_that_is_missing_in_one_color_is_missing_in_all(rng):
+    truth = torch.rand((1, 3, 20, 18), generator=rng)
+    y = truth.clone()
+    y[:, 1, 4:9] = math.nan
+    operator, found = problems.make("inpaint").accept(y)
+    assert not bool(operator.mask[..., 4:9, :].any())
+    assert torch.equal(found, operator.A(truth))
+
+
 def test_k_space_where_the_mask_does_not_sample_does_not_matter(small_model, rng):
     m = measure(small_model.problem, ["a"], [torch.rand((1, 1, 20, 18), generator=rng)])[0]
     whole = torch.fft.fft2(m.truth, norm="ortho")

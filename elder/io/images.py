@@ -140,7 +140,10 @@ def read_images(
 def read_numbered(
     path: str | Path, *, scaling: Scaling = "range", slices: int = 0, axes: str = "", drop_empty: bool = False
 ) -> list[tuple[int | None, np.ndarray]]:
-    """The same with the number of each image in its file, counted from 0; `None` where the file holds one image."""
+    """What `read_images` gives, each image with its number in the file: from 0, or `None` if the file holds one image.
+
+    Raises what `read_images` raises.
+    """
     path = Path(path)
     check_scaling(scaling)
     if not path.is_file():

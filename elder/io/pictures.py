@@ -147,7 +147,7 @@ def _read_tiff(path: Path) -> Stack:
 
 
 def _refuse_unknown_to_pillow(path: Path, page: Any) -> None:
-    """Raise `UserError` for a TIFF page whose numbers Pillow would read as others: signed, of 12 or 32 bits, ..."""
+    """Raise `UserError` for a TIFF page whose numbers are none of `IN_PILLOW`: Pillow would give others for them."""
     samples = page.samplesperpixel - len(page.extrasamples)
     kind = {1: "unsigned", 2: "signed", 3: "floating point"}.get(page.sampleformat, "no real numbers")
     if kind not in (IN_PILLOW if samples == 1 else IN_PILLOW_COLOR).get(page.bitspersample, ()):

@@ -94,7 +94,7 @@ class Inpaint(Problem):
         """
         missing = y.isnan().any(1, keepdim=True)
         if bool(missing.any()) and "mask" not in arguments and self.mask == "random":
-            return Masking((~missing).float()), y.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+            return Masking((~missing).float()), torch.where(missing, 0.0, y)
         operator = self.bind(y, **arguments)
         if _is_transposed(operator.mask, y):
             h, w = operator.mask.shape[-2:]

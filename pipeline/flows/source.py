@@ -117,7 +117,10 @@ def _paths(folder: Path, settings: Mapping[str, Any]) -> Iterator[Path]:
 
 
 def _below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """The files that `prepare` sees: links to folders are followed, but not back to a folder above."""
+    """The files that `prepare` sees, see `elder.io.list_sources`; flows import nothing of the library.
+
+    Links to folders are followed, but not back to a folder above.
+    """
     here = folder.resolve()
     if here in above or not folder.is_dir():
         return

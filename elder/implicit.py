@@ -64,7 +64,7 @@ class Backward:
     """How the backward pass went; filled in when the gradient arrives."""
 
     solution: LinearSolution | None = field(default=None)
-    exact: Flags | None = field(default=None)  # images whose gradient is the implicit one
+    exact: Flags | None = field(default=None)  # images whose gradient is the implicit one, to the solver's tolerance
     skipped: int = 0  # images without any gradient
     products: int = 0  # products with the Hessian
 
@@ -73,14 +73,14 @@ class Backward:
 class ImplicitGradient:
     """dL/dθ = −⟨v, ∂_θ(λR_θ)(x)⟩ with Hᵀv = ∂L/∂x and H = ∇²g + λR', at an x with ∇g(x) + λR_θ(x, σ) = 0.
 
-    That equation differentiated in θ: the network, λ and σ (ELDER, Section 3.2; Bai et al. 2019). For an energy
+    The formula follows from differentiating that equation in θ: the network, λ and σ (ELDER, Section 3.2; Bai et al.
+    2019). For an energy
     R = ∇h, and H = ∇²g + λ∇²h is symmetric, so MINRES applies. For an implicit regularizer take GMRES or a contraction
     of `elder.linear`. The preconditioner is (AᵀA + W/τ)⁻¹ with the metric W and the step τ of the forward solve, which
     the line search fits to the curvature of λh. It is (AᵀA + I/τ)⁻¹ for contractions, and if the data term has no
-    closed form for W. One record of R at x serves all products with Hᵀ and the last one
-    with v.
+    closed form for W. One record of R at x serves all products with Hᵀ and the last one with v.
 
-    fallback: the solver for images that are not at a fixed point, and for those whose adjoint solve fails;
+    fallback: the solver for images that are not at a fixed point, and for those whose adjoint solve is not usable;
     `linear.JACOBIAN_FREE` is the cheapest. If `None`, such images get no gradient, and are counted.
     """
 
@@ -110,19 +110,20 @@ class ImplicitGradient:
 
         def solve_adjoint(loss_gradient: Images) -> Images:
             u = at.problem.fidelity.project_tangent(loss_gradient.detach())
-            v, exact = torch.zeros_like(u), torch.zeros_like(everywhere)
+            v, exact, used = torch.zeros_like(u), torch.zeros_like(everywhere), torch.zeros_like(everywhere)
             if bool(solved.any()):
                 weights = None if self.solver.contraction else at.problem.fidelity.metric()
                 found = self.solver(_within(solved, at.transposed), only(solved, u), at.preconditioner(step, weights))
                 report.solution, report.products = found, found.products
                 exact = solved & found.converged
-                v = only(exact, found.v)
-            left = ~exact
+                used = solved & found.usable
+                v = only(used, found.v)
+            left = ~used
             if self.fallback is not None and bool(left.any()):
                 rough = self.fallback(_within(left, at.transposed), only(left, u), at.preconditioner(step))
                 report.products += rough.products
-                left = left & ~rough.converged
-                v = v + only(~exact & ~left, rough.v)
+                left = left & ~rough.usable
+                v = v + only(~used & ~left, rough.v)
             report.exact, report.skipped = exact, int(left.sum())
             return v
 

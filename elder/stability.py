@@ -111,9 +111,9 @@ def adapted(weight: float, radius: Each, target: float) -> float:
     """The penalty's weight after a step: up by a tenth where ρ exceeds the target on average, else down by a fiftieth.
 
     It rises fast and falls slowly, since lost fixed points cost more than a weight that is too large for a while. It
-    stays within [1, 1e4].
+    stays within [1, 1e4]. A radius that is not finite counts as one that exceeds the target.
     """
-    factor = 1.1 if float(radius.detach().mean()) > target else 0.98
+    factor = 0.98 if float(radius.detach().mean()) <= target else 1.1
     return min(max(weight * factor, 1.0), 1e4)
 
 

@@ -131,7 +131,8 @@ class Setup:
     def implicit(self, solver: LinearSolver) -> list[Tensor]:
         x, backward = ImplicitGradient(solver).attach(self.problem(), self.fixed_point, STEP)
         gradient = torch.autograd.grad(self.loss(x), self.theta, materialize_grads=True)
-        assert backward.solution.converged.all()
+        assert backward.solution.usable.all()
+        assert backward.solution.converged.all() != isinstance(solver, Neumann)
         return list(gradient)
 
     def implicit_approximately(self, solver: LinearSolver) -> list[Tensor]:
@@ -251,6 +252,26 @@ def test_an_image_without_a_fixed_point_moves_its_next_step(setup):
     assert relative(list(found), [a + b for a, b in zip(step_gradient, implicit, strict=True)]) < 1e-8
 
 
+def test_a_truncated_series_is_never_counted_as_exact(setup):
+    for solver in (JACOBIAN_FREE, Neumann(8)):
+        attached, backward = ImplicitGradient(solver).attach(setup.problem(), setup.fixed_point, STEP)
+        torch.autograd.grad(setup.loss(attached), setup.theta, materialize_grads=True)
+        assert (backward.exact.any().item(), backward.skipped) == (False, 0)
+
+
+@pytest.mark.parametrize("method", [GMRES, MINRES, AndersonFixedPoint, FixedPoint])
+def test_how_near_an_adjoint_solve_came_is_told_whatever_the_tolerance(method):
+    matrices, b = systems([0.9]), torch.ones(1, 1, 3, 4, dtype=torch.float64)
+    for tol in (0.3, 1e-2, 1e-6):
+        found = method(tol, 4)(times(matrices), b, lambda r: r)
+        left = float((b - times(matrices)(found.v)).norm() / b.norm())
+        assert float(found.residual) == pytest.approx(left, rel=1e-6)
+        if left > tol and method is not MINRES:
+            assert not found.converged
+        assert bool(found.usable) == (left <= max(tol, min(10 * tol, 0.5)))
+        assert found.usable or not found.converged
+
+
 def test_an_image_whose_adjoint_solve_fails_falls_back(setup):
     failing = MINRES(tol=1e-14, max_steps=1)
     attached, backward = ImplicitGradient(failing, fallback=JACOBIAN_FREE).attach(
@@ -270,7 +291,7 @@ def test_a_diverged_adjoint_solve_does_not_spoil_the_other_images(setup):
             found = MINRES(1e-10, 500)(H, b, precondition)
             v = found.v.clone()
             v[1] = torch.nan
-            return replace(found, v=v, converged=torch.tensor([True, False]))
+            return replace(found, v=v, converged=torch.tensor([True, False]), usable=torch.tensor([True, False]))
 
     attached, backward = ImplicitGradient(Diverging()).attach(setup.problem(), setup.fixed_point, STEP)
     gradient = torch.autograd.grad(setup.loss(attached), setup.theta, materialize_grads=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -69,6 +70,16 @@ def test_a_time_limit_is_no_argument_of_the_operator(bundle, measurement):
     assert (info.status, info.steps) == ("time_limit", 0)
     with pytest.raises(UserError, match="time_limit=0 must be a positive number of seconds"):
         model.reconstruct(y, mask=mask, time_limit=0)
+
+
+@pytest.mark.parametrize(("step", "warns"), [(5.0, False), (0.15, False), (0.05, True)])
+def test_a_step_size_with_which_everything_seems_solved_is_told(step, warns, small_model, tmp_path):
+    hyperparameters = replace(small_model.hyperparameters, step=step)
+    replace(small_model, hyperparameters=hyperparameters).save(tmp_path)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        elder.load(tmp_path)
+    assert ["tuning.step times tuning.weight is 0.005" in str(entry.message) for entry in told] == [True] * warns
 
 
 def test_a_missing_bundle_is_named(tmp_path):

@@ -21,7 +21,7 @@ from elder.training.finetune import finetune
 from elder.training.history import History, Trained, silent
 from elder.training.patches import Patches
 from elder.training.pretrain import Pretraining, denoising_psnr, pretrain
-from elder.training.settings import Effort, Finetuning
+from elder.training.settings import LOSSES, Effort, Finetuning
 from elder.training.tune import Trial, edges, starting_lambda, trial_of, tune
 from elder.training.validation import Score, validate
 
@@ -204,6 +204,14 @@ def test_pictures_may_be_left_out_and_are_counted(tuned, patches):
     with pytest.raises(FloatingPointError, match=r"no finite gradient in 3 steps in a row.*max_steps"):
         finetune(before, patches, validation, hopeless, lambda step, figures: rows.append(figures), patience=3)
     assert [row["left_out"] for row in rows[1:]] == [1, 1]
+
+
+def test_a_picture_without_error_does_not_spoil_the_loss_of_the_others():
+    error = torch.tensor([0.0, 1e-3], requires_grad=True)
+    LOSSES["psnr"](error).backward()
+    assert error.grad is not None
+    assert error.grad.isfinite().all()
+    assert float(error.grad[1]) == pytest.approx(500)
 
 
 def test_the_penalty_holds_the_spectral_radius(tuned, patches):

@@ -14,6 +14,9 @@ from elder.tensors import norm
 
 Map = Callable[[Images], Images]
 
+# The relative residual beyond which a solution is not used, however large its tolerance.
+USABLE = 0.5
+
 
 @dataclass(frozen=True, eq=False)
 class LinearSolution:
@@ -21,7 +24,8 @@ class LinearSolution:
 
     v: Images
     residual: PerImage
-    converged: Flags  # v may be used
+    converged: Flags  # to the tolerance that was asked for; a truncated series has none
+    usable: Flags  # within ten times that, and within `USABLE`; of a truncated series: finite
     products: int  # products with H
 
 
@@ -63,6 +67,12 @@ class IterativeSolver(ABC):
 
 
 def solution(v: Images, left: PerImage, b: Images, products: int, tol: float) -> LinearSolution:
-    """What is known of v where ‖b − H v‖ = `left`, (b,)."""
-    residual = left / norm(b).clamp(min=torch.finfo(torch.float64).tiny)
-    return LinearSolution(v, residual, residual <= 10 * tol, products)
+    """What is known of v where ‖b − H v‖ = `left`, (b,), and at most tol ‖b‖ was asked for."""
+    scale = norm(b)
+    residual = left / scale.clamp(min=torch.finfo(torch.float64).tiny)
+    return LinearSolution(v, residual, left <= tol * scale, residual <= loosest(tol), products)
+
+
+def loosest(tol: float) -> float:
+    """The relative residual up to which a solution is usable."""
+    return max(tol, min(10 * tol, USABLE))

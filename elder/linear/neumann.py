@@ -16,9 +16,9 @@ from elder.tensors import norm
 class Neumann:
     """v = Σ_{k <= K} (I − P H)ᵏ P b: the inverse of P H by its Neumann series, cut off after `terms` = K products.
 
-    An approximation by intention: `converged` says only that v is finite, and `residual` how far it is off. 0 terms
-    is the Jacobian-free gradient (Fung et al. 2022), which puts the preconditioner in the place of H⁻¹. One product
-    more tells the residual; it is saved, and the residual is NaN, if `measured` is false.
+    An approximation by intention: nothing has `converged`, what is finite is `usable`, and `residual` says how far it
+    is off. 0 terms is the Jacobian-free gradient (Fung et al. 2022), which puts the preconditioner in the place of
+    H⁻¹. One product more tells the residual; it is saved, and the residual is NaN, if `measured` is false.
     Raises `ValueError` for a negative number of terms.
     """
 
@@ -41,7 +41,8 @@ class Neumann:
             norm(b - H(v)) if self.measured else torch.full((len(b),), torch.nan, dtype=torch.float64, device=b.device)
         )
         found = solution(v, left, b, self.terms + self.measured, 1.0)
-        return replace(found, converged=norm(v).isfinite())
+        usable = norm(v).isfinite()
+        return replace(found, converged=torch.zeros_like(usable), usable=usable)
 
 
 JACOBIAN_FREE = Neumann(0)

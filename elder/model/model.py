@@ -32,6 +32,8 @@ from elder.tensors import norm
 DARK, BRIGHT = 0.1, 1.5
 # The data misfit beyond which a picture does not belong to its measurement, with twice that of the noise.
 MISFIT = 0.3
+# λτ is about 1 in trained models. Far below, a step hardly moves a picture, and any picture looks like a fixed point.
+SHORT = 0.01
 # Least and largest hyperparameters. Beyond, float32 rounds everything away, or a solve does not end.
 RANGES = {
     "lambda_reg": (1e-12, 1e12),
@@ -275,6 +277,7 @@ def load(folder: str | Path, settings: Mapping[str, Any] | None = None, own_code
 
     own_code: the dotted path of the problem's class if you wrote it: importing it executes its module, so a
     class that a bundle names is imported only if the caller names the same one.
+    Warns of a step size with which a residual says nothing.
     Raises `UserError` if there is no model, if it is broken, or if it needs a class that the caller has not named.
     """
     regularizer, written = bundle.read(folder)
@@ -295,5 +298,12 @@ def load(folder: str | Path, settings: Mapping[str, Any] | None = None, own_code
             config.check_words("problem.settings", {name: kept[name] for name in kept if name not in files})
         problem = kind().override(kept | files)
         hyperparameters = Hyperparameters.from_config(written["tuning"])
+    if (length := hyperparameters.lambda_reg * hyperparameters.step) < SHORT:
+        warnings.warn(
+            f"{folder}: tuning.step times tuning.weight is {length:.1g}, where about 1 is usual: its solves will seem "
+            "to have converged wherever they stand",
+            DataWarning,
+            stacklevel=2,
+        )
     model = Model(problem, regularizer, hyperparameters, written["regularizer"], written.get("metadata", {}))
     return model.override(changed)

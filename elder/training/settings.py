@@ -12,9 +12,12 @@ from elder.errors import UserError
 from elder.linear import GMRES, MINRES, AndersonFixedPoint, FixedPoint, LinearSolver, Neumann
 from elder.objective import Equilibrium
 
-# The loss from ‖x − x̄‖² of each image. The logarithm, which is PSNR with the sign changed, gives easy and hard images
-# the same weight.
-LOSSES: dict[str, Callable[[Tensor], Tensor]] = {"mse": torch.mean, "psnr": lambda error: error.log().mean()}
+# Added to a mean squared error before its logarithm is taken: 160 dB below white. The gradient of log 0 would be NaN,
+# and a black patch that is measured without noise is reconstructed without error.
+FLOOR = 1e-16
+# The loss from the mean squared error of each image. The logarithm, which is PSNR with the sign changed, gives easy and
+# hard images the same weight.
+LOSSES: dict[str, Callable[[Tensor], Tensor]] = {"mse": torch.mean, "psnr": lambda error: (error + FLOOR).log().mean()}
 # A loss whose gradient grows with the error gets its penalty in the same units.
 UNITS: dict[str, Callable[[Tensor], Tensor]] = {"mse": torch.mean}
 # The tolerances of the solves at the start of the warm-up, and the most steps, in units of those at its end.

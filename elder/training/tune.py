@@ -52,7 +52,7 @@ def best(trials: Sequence[Trial]) -> Trial:
 
 
 def starting_lambda(samples: Sequence[Sample], noise: float, sigma: float) -> float:
-    """λ by the noise and the operator, before any search: s²/σ², or 0.01 · tr(AᵀA)/n without noise.
+    """λ by the noise and the operator, before any search: s²/σ², and at least 0.01 · tr(AᵀA)/n.
 
     A denoiser that fits noise of level σ has x − D(x) = −σ²∇log p(x) (Tweedie; Efron 2011), so that the most probable
     picture under noise of level s minimizes ½‖A x − y‖² + (s²/σ²) h(x). The trace is estimated from one random

@@ -15,8 +15,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -24,7 +22,7 @@ from types import FrameType
 from typing import NoReturn
 
 from pipeline import ROOT
-from pipeline.flows import process
+from pipeline.flows import health, process
 
 # Seconds that the runner has to end its flow and itself, and the server to answer what it was asked.
 RUNNER_PATIENCE = 5.0
@@ -48,7 +46,7 @@ def main() -> None:
             url = os.environ.get("PREFECT_API_URL")
             server = None
             if url:
-                check_server(url)
+                health.check(url, "serve")
             else:
                 server = start_server(arguments.port)
                 url = f"http://127.0.0.1:{arguments.port}/api"
@@ -131,8 +129,11 @@ def start_server(port: int, patience: float = 120) -> subprocess.Popen[str]:
             )
     log = server_log()
     log.parent.mkdir(parents=True, exist_ok=True)
-    # By default, pages of all sites may use the server of a browser's machine.
-    own_pages = {"PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port},http://localhost:{port}"}
+    # By default, pages of all sites may use the server of a browser's machine, and its database keeps runs for ever.
+    settings = {
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port},http://localhost:{port}",
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+    }
     command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with log.open("w") as file:
         server = process.start(
@@ -140,12 +141,12 @@ def start_server(port: int, patience: float = 120) -> subprocess.Popen[str]:
             patience=SERVER_PATIENCE,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env=own_pages | process.environment(),
+            env=settings | process.environment(),
         )
     deadline = time.monotonic() + patience
     try:
         while time.monotonic() < deadline and server.poll() is None:
-            if answers(f"http://127.0.0.1:{port}/api"):
+            if health.answers(f"http://127.0.0.1:{port}/api"):
                 print(f"serve: Prefect server at http://127.0.0.1:{port}, its log in {log}", flush=True)
                 return server
             time.sleep(0.5)
@@ -159,24 +160,6 @@ def start_server(port: int, patience: float = 120) -> subprocess.Popen[str]:
 def server_log() -> Path:
     """What the server started here prints."""
     return ROOT / ".prefect" / "server.log"
-
-
-def check_server(url: str, patience: float = 10) -> None:
-    """Wait until the server of PREFECT_API_URL answers, or end with one line."""
-    deadline = time.monotonic() + patience
-    while not answers(url):
-        if time.monotonic() > deadline:
-            sys.exit(f"serve: no Prefect server answers at PREFECT_API_URL={url}")
-        time.sleep(0.5)
-
-
-def answers(url: str) -> bool:
-    """Whether a Prefect server answers at this address of its API."""
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=2):  # noqa: S310  an address that the user gave
-            return True
-    except (urllib.error.URLError, OSError, ValueError):
-        return False
 
 
 def start_runner(arguments: argparse.Namespace, url: str) -> subprocess.Popen[str]:

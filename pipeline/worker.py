@@ -8,12 +8,13 @@ Killed, it leaves nothing running either.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from types import FrameType
 from typing import NoReturn
 
-from pipeline.flows import process
+from pipeline.flows import health, process
 
 
 def main() -> None:
@@ -22,6 +23,8 @@ def main() -> None:
     parser.add_argument("--pool", default="elder", help="the work pool, elder by default, as in prefect.yaml")
     parser.add_argument("--limit", type=int, default=2, help="runs at once; 2 by default: a training, and a look at it")
     arguments = parser.parse_args()
+    if url := os.environ.get("PREFECT_API_URL"):
+        health.check(url, "worker")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
     command = ["prefect", "worker", "start", "--pool", arguments.pool, "--limit", str(arguments.limit)]

@@ -19,8 +19,8 @@ import yaml
 from conftest import Project, copy_project
 from test_flows import alive, ask, free_port, wait_until
 
-from pipeline import serve
-from pipeline.flows import process, schedule, zone
+from pipeline import ROOT, serve
+from pipeline.flows import health, process, schedule, zone
 
 PYTHON = sys.executable
 # Seconds that an end may take.
@@ -186,9 +186,20 @@ def test_a_deployment_is_served_once(tmp_path):
         pass
 
 
-def test_a_server_that_does_not_answer_is_named():
-    with pytest.raises(SystemExit, match=r"no Prefect server answers at PREFECT_API_URL=http://127.0.0.1:1/api"):
-        serve.check_server("http://127.0.0.1:1/api", patience=0)
+@pytest.mark.parametrize(
+    ("command", "who"),
+    [(["pipeline.serve", "--every", "60"], "serve"), (["pipeline.worker"], "worker"), (["pipeline.flows"], "flows")],
+)
+def test_a_server_that_does_not_answer_is_named(command, who):
+    environment = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:1/api"}
+    done = subprocess.run(
+        [PYTHON, "-m", *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 1
+    told = (
+        f"{who}: no Prefect server answers at PREFECT_API_URL=http://127.0.0.1:1/api; start it, or correct the address"
+    )
+    assert done.stderr.strip() == told
 
 
 @pytest.fixture(scope="module")
@@ -316,11 +327,18 @@ class Server:
             self.running = process.start(
                 command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=self.folder
             )
-        assert wait_until(lambda: serve.answers(self.url), 240), (self.folder / "server.log").read_text()[-3000:]
+        assert wait_until(lambda: health.answers(self.url), 240), (self.folder / "server.log").read_text()[-3000:]
 
     def stop(self) -> None:
         if self.running:
             process.stop(self.running)
+
+    def kill(self) -> None:
+        """End it without a word, as the kernel does when memory is short."""
+        if self.running:
+            for one in psutil.Process(self.running.pid).children(recursive=True):
+                one.kill()
+            self.stop()
 
 
 @pytest.fixture

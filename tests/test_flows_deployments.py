@@ -33,7 +33,7 @@ from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.exceptions import ParameterTypeError
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Completed, Pending, Running
 from prefect.utilities.callables import parameter_schema
 from test_flows import free_port, wait_until
@@ -41,10 +41,10 @@ from test_flows import free_port, wait_until
 from elder import UserError, cli
 from elder.model import registry
 from pipeline import batch, champions, links
-from pipeline.flows import flow_runs, graph, notify, process, progress, publish, repository, source
+from pipeline.flows import flow_runs, graph, notify, process, progress, publish, repository, runner, source
 from pipeline.flows import prune as pruning
 from pipeline.flows.flow import StageFailed, train
-from pipeline.flows.models import CommandFailed, evaluate_champions, reconstruct_batch, row
+from pipeline.flows.models import LOCK, CommandFailed, evaluate_champions, reconstruct_batch, row
 from pipeline.flows.prune import prune
 from pipeline.flows.watch import decide, watch
 
@@ -245,10 +245,13 @@ def test_a_server_that_is_away_stops_no_training(monkeypatch):
     def away(*_, **__):
         import httpx
 
+        retries.append(PREFECT_CLIENT_MAX_RETRIES.value())
         raise httpx.ConnectError("refused")
 
+    retries: list[int] = []
     monkeypatch.setattr(progress, "create_progress_artifact", away)
     progress.Progress("key", "tune", print)("tune x:  10%|#         | 1/10 [00:01<00:09]")
+    assert retries == [0]  # each would hold the training up, whose output nobody reads meanwhile
 
 
 # Watching a folder
@@ -562,6 +565,38 @@ def test_a_champion_that_can_t_be_evaluated_leaves_the_others_in_the_table(serve
     assert "models:/elder-inpaint/1" in dict(artifacts())["drift"]
 
 
+def test_two_evaluations_do_not_write_the_same_results(server, tmp_path, monkeypatch):
+    (tmp_path / "new").mkdir()
+    out = tmp_path / "reports" / "champions"
+    monkeypatch.setattr(process, "run", lambda *_, **__: pytest.fail("it began"))
+    with (
+        repository.alone(out / LOCK, out, "flow run first", print, 0),
+        pytest.raises(repository.RepositoryHeld, match=rf"^flow run first \(PID \d+\) holds {out}"),
+    ):
+        evaluate_champions("new", folder=str(tmp_path), timeout=0.1)
+
+
+def test_serve_leaves_the_deployment_of_another_project_alone(server, monkeypatch, capsys):
+    def end(code: int):
+        raise SystemExit(code)
+
+    async def refuse(name: str) -> None:
+        async with get_client() as client:
+            await runner.refuse_that_of_another_folder(client, name)
+
+    monkeypatch.setattr(runner, "end", end)
+    with get_client(sync_client=True) as client:
+        flow_id = client.create_flow(train)
+        for name, folder in (("theirs", "/elsewhere"), ("ours", str(ROOT))):
+            client.create_deployment(flow_id, name, parameters={"folder": folder})
+    asyncio.run(refuse("ours"))
+    asyncio.run(refuse("new"))
+    assert capsys.readouterr().err == ""
+    with pytest.raises(SystemExit):
+        asyncio.run(refuse("theirs"))
+    assert "train/theirs on this server is that of /elsewhere; choose another --name" in capsys.readouterr().err
+
+
 def test_a_folder_without_dvc_gets_no_marks(tmp_path, monkeypatch):
     monkeypatch.setattr(flow_runs, "deployment", SimpleNamespace(id=None))
     flow_runs.begin(tmp_path, pytest.fail)
@@ -682,7 +717,11 @@ def test_all_deployments_are_made_without_a_question(server, tmp_path):
     for name in ("pipeline", "prefect.yaml"):
         place = ROOT / name
         (shutil.copytree if place.is_dir() else shutil.copy)(place, tmp_path / name)
-    make_pool(server)
+    command = ["prefect", "work-pool", "create", "elder", "--type", "process"]
+    assert " ".join(command) in (ROOT / "docs" / "deployments.md").read_text()
+    environment = process.environment() | {"PREFECT_API_URL": server}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
     deploy(tmp_path, server, TZ="Europe/Berlin")
 
     async def read():

@@ -109,13 +109,14 @@ def test_the_end_of_a_worker_in_mid_training_leaves_nothing_and_the_next_run_res
     assert (deployment(server.url)["paused"], len(deployment(server.url)["schedules"])) == (False, 1)
 
 
-def test_a_server_that_is_started_again_in_mid_training_stops_no_worker(deployed):
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_a_server_that_is_started_again_in_mid_training_stops_no_worker(end, deployed):
     """The training ends while the server is away."""
     server, project = deployed  # noqa: F811
     first = start_run(server.url)
     with working(project, server.url) as (door, printed):
         assert wait_until(lambda: training(project.folder), 240), printed()
-        server.stop()
+        getattr(server, end)()
         assert wait_until((project.folder / WEIGHTS).exists, 240), printed()
         server.start()
         second = start_run(server.url)

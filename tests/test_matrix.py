@@ -174,6 +174,20 @@ def test_what_the_nodes_of_a_cluster_have_together_runs_no_job(monkeypatch):
     assert missing(1, 2) == "node with 1 processors and 2 GPUs"
 
 
+def test_ray_on_a_machine_without_what_a_cell_asks_for_is_refused_at_once(monkeypatch):
+    nodes = [{"Alive": True, "Resources": {"CPU": 4.0}}]
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(nodes=lambda: nodes))
+
+    def here(gpus: float) -> cluster.Site:
+        options = {"num_cpus": 1, "num_gpus": gpus}
+        return cluster.Site(ThreadPoolTaskRunner, "", Path("/copies"), Sharing("cache"), {}, options)
+
+    runner: Any = None
+    cluster.await_workers(runner, here(0), 3600)
+    with pytest.raises(ValueError, match=r"this machine has no node with 1 processors and 1 GPUs; ask for less$"):
+        cluster.await_workers(runner, here(1), 3600)
+
+
 def test_results_that_can_t_be_gathered_fail_their_cell_and_no_other(folder, monkeypatch):
     def gather(*arguments: object) -> None:
         raise StageFailed("cells-a: another DVC process holds the repository")

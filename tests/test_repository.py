@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import psutil
@@ -138,6 +140,19 @@ def test_a_second_run_is_told_who_holds_the_repository_until_that_one_is_killed(
     with repository.hold(folder, "second", said.append, patience=0):
         pass
     assert said == []
+
+
+def test_a_look_at_the_lock_refuses_nobody(folder):
+    with repository.hold(folder, "first", print, patience=0):
+        assert "first (PID" in repository.holder(folder)
+    path = folder / repository.TEMPORARY / repository.FLOW_LOCK
+    assert path.read_text() == ""
+    said: list[str] = []
+    with path.open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)  # as `holder` does, for an instant
+        threading.Timer(repository.INSTANT / 4, lambda: fcntl.flock(file, fcntl.LOCK_UN)).start()
+        with repository.hold(folder, "second", said.append, patience=0):
+            assert said == []
 
 
 def test_a_second_run_waits_for_the_first(folder):

@@ -138,12 +138,14 @@ def reach(address: str) -> None:
 
 
 def await_workers(runner: TaskRunner, site: Site, seconds: float) -> None:
-    """Wait until a cluster with an address has what a job needs; call it after the first submission.
+    """Wait until a cluster has what a job needs; call it after the first submission.
 
     Before that, a cluster that grows by need would have no reason to start a worker. Raises `ValueError` after
-    `seconds`.
+    `seconds`. Ray on this machine alone does not grow: it has what a job needs at once, or never.
     """
     if not site.address:
+        if site.options and (missing := _missing(runner, site)):
+            raise ValueError(f"cluster.gpus, cluster.threads: this machine has no {missing}; ask for less")
         return
     deadline = time.monotonic() + seconds
     while missing := _missing(runner, site):

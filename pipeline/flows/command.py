@@ -9,7 +9,9 @@ import argparse
 import sys
 
 from prefect.exceptions import ParameterTypeError
+from prefect.settings import get_current_settings
 
+from pipeline.flows import health
 from pipeline.flows.cluster import Cluster
 from pipeline.flows.flow import train
 
@@ -27,6 +29,8 @@ def main() -> None:
     arguments = parser.parse_args()
     given = {name: value for name in Cluster.model_fields if (value := getattr(arguments, name)) is not None}
     parameters = {"cells": arguments.cells, "runner": arguments.runner, "at_once": arguments.at_once, "cluster": given}
+    if url := get_current_settings().api.url:
+        health.check(url, "flows")
     try:
         train.validate_parameters(parameters)
     except ParameterTypeError as error:

@@ -7,19 +7,21 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from prefect import flow, get_run_logger, task
+from prefect import flow, get_run_logger, runtime, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
 from pipeline import ROOT
-from pipeline.flows import flow_runs, notify, process
+from pipeline.flows import flow_runs, notify, process, repository
 from pipeline.flows.progress import Progress, drawn
 from pipeline.flows.publish import key_of
 
 Seconds = Annotated[float, Field(gt=0)]
 # How a solve ends that reached its fixed point, in metrics.json of `elder evaluate`.
 SUCCEEDED = ("converged", "precision")
+# In the folder of the results: the lock of the run that writes them.
+LOCK = ".lock"
 # Rows of a table in Prefect's database; the file has all of them.
 ROWS = 200
 
@@ -84,7 +86,8 @@ def evaluate_champions(
 
     Each picture is measured as the champion's problem says, and reconstructed. The table compares PSNR with that on
     validation. Pictures of another kind have another PSNR with any method, so it also has the gain over the initial
-    guess. If a champion fails, the others are in the table, and the flow fails at its end.
+    guess. If a champion fails, the others are in the table, and the flow fails at its end. A run that writes to the
+    same folder is waited for.
 
     Args:
         images: The folder of clean pictures, searched recursively; relative to the project.
@@ -100,27 +103,38 @@ def evaluate_champions(
     pictures = root / images
     if not pictures.is_dir():
         raise ValueError(f"images: {pictures} is no folder")
-    command = [sys.executable, "-m", "pipeline.champions"]
-    command += [word for problem in problems for word in ("--problem", problem)]
-    champions = json.loads(run("champions", command, root, timeout, quiet=True)[-1])
-    rows: list[dict[str, Any]] = []
-    failures = []
-    for champion in champions:
-        problem = champion["problem"]
-        try:
-            rows.append(evaluate(problem, champion, pictures, root / out / problem, limit, root, timeout))
-        except (CommandFailed, process.TimedOut) as error:
-            failures.append(str(error))
-            continue
-        if (change := rows[-1]["change"]) is not None and change <= -drop:
-            text = f"{champion['model']} on {images}: {change:+.2f} dB against validation"
-            log.warning(text)
-            if trouble := notify.tell("drift", text, **rows[-1]):
-                log.warning(trouble)
+    name, results = f"flow run {runtime.flow_run.get_name()}", root / out
+    with repository.alone(results / LOCK, results, name, log.warning, patience=timeout):
+        rows, failures = evaluate_all(problems, pictures, results, limit, root, timeout, drop)
     create_table_artifact(rows, "drift", f"The champions on {pictures}")
     if failures:
         raise CommandFailed("; ".join(failures))
     return rows
+
+
+def evaluate_all(
+    problems: list[str], pictures: Path, out: Path, limit: int | None, root: Path, timeout: float, drop: float
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows of the champions of some problems, or of all, and the errors of those that failed; drifts are told."""
+    log = get_run_logger()
+    command = [sys.executable, "-m", "pipeline.champions"]
+    command += [word for problem in problems for word in ("--problem", problem)]
+    champions = json.loads(run("champions", command, root, timeout, quiet=True)[-1])
+    rows: list[dict[str, Any]] = []
+    failures: list[str] = []
+    for champion in champions:
+        problem = champion["problem"]
+        try:
+            rows.append(evaluate(problem, champion, pictures, out / problem, limit, root, timeout))
+        except (CommandFailed, process.TimedOut) as error:
+            failures.append(str(error))
+            continue
+        if (change := rows[-1]["change"]) is not None and change <= -drop:
+            text = f"{champion['model']} on {pictures}: {change:+.2f} dB against validation"
+            log.warning(text)
+            if trouble := notify.tell("drift", text, **rows[-1]):
+                log.warning(trouble)
+    return rows, failures
 
 
 @flow(name="reconstruct-batch", on_failure=[notify.failed], on_crashed=[notify.failed])

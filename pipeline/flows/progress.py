@@ -12,6 +12,7 @@ from uuid import UUID
 import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.exceptions import PrefectException
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 # A drawing of tqdm: "pretrain red:  40%|████      | 120/300 [00:10<00:15, 11.9it/s, loss=0.01]".
 DRAWING = re.compile(r"^(?P<title>.*?):?\s*(?P<percent>\d{1,3})%\|.*?\|\s*(?P<rest>.*)$")
@@ -47,7 +48,9 @@ class Progress:
             return
         self._shown = (percent, now)
         told = f"{drawing['title']}: {drawing['rest']}"
-        with contextlib.suppress(httpx.HTTPError, PrefectException):
+        # Prefect would try for a minute, and the training would wait in the meantime for somebody to read its output.
+        once = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})
+        with once, contextlib.suppress(httpx.HTTPError, PrefectException):
             if self._artifact is None:
                 self._artifact = cast(UUID, create_progress_artifact(percent, key=self._key, description=told))
             else:

@@ -28,6 +28,8 @@ CACHE = "cache"
 SLACK = 2.0
 # Seconds that a flow waits for another one to end, by default.
 PATIENCE = 600.0
+# Seconds in which who asks whether a lock is free has asked.
+INSTANT = 0.2
 
 # In `TEMPORARY`: the lock of the flow that uses the repository.
 FLOW_LOCK = "flow.lock"
@@ -50,10 +52,19 @@ def hold(folder: Path, name: str, log: Callable[[str], None], *, patience: float
 
     Raises `RepositoryHeld` after `patience` seconds.
     """
-    path = folder / TEMPORARY / FLOW_LOCK
+    with alone(folder / TEMPORARY / FLOW_LOCK, folder, name, log, patience):
+        for line in heal(folder):
+            log(line)
+        yield
+
+
+@contextmanager
+def alone(path: Path, folder: Path, name: str, log: Callable[[str], None], patience: float) -> Iterator[None]:
+    """Hold the lock in the file `path`, which is that of `folder`; see `hold`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
-        deadline = time.monotonic() + patience
+        # Who looks whether it is free holds it for an instant (`holder`).
+        deadline = time.monotonic() + max(patience, INSTANT)
         said = False
         while True:
             try:
@@ -63,16 +74,17 @@ def hold(folder: Path, name: str, log: Callable[[str], None], *, patience: float
                 holder = path.read_text() or "another process"
             if time.monotonic() >= deadline:
                 raise RepositoryHeld(f"{holder} holds {folder}; run again once it has ended")
-            if not said:
+            if not said and patience > INSTANT:
                 log(f"waiting: {holder} holds {folder}")
                 said = True
-            time.sleep(min(1.0, patience))
+            time.sleep(min(1.0, max(patience, INSTANT / 4)))
         file.truncate(0)
         file.write(f"{name} (PID {os.getpid()})")
         file.flush()
-        for line in heal(folder):
-            log(line)
-        yield
+        try:
+            yield
+        finally:
+            file.truncate(0)  # or the next to be refused would hear of this one
 
 
 def holder(folder: Path) -> str:

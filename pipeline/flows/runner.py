@@ -34,7 +34,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.exceptions import PrefectHTTPStatusError
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.runner import Runner
 from prefect.schedules import Schedule
 from prefect.states import Cancelled, Crashed
@@ -88,6 +88,8 @@ async def serve(name: str, when: Schedule) -> NoReturn:
     """
     # A pause that is left behind by a shutdown would outlive the next start.
     runner = PromptRunner(name=name, pause_on_shutdown=False, limit=1)
+    async with get_client() as client:
+        await refuse_that_of_another_folder(client, name)
     deployment = await runner.aadd_flow(train, name=name, schedule=when, paused=False, parameters={"folder": str(ROOT)})
     async with get_client() as client:
         await close(client, await runs(client, deployment, UNFINISHED))
@@ -98,6 +100,23 @@ async def serve(name: str, when: Schedule) -> NoReturn:
         for task in (watching, running):
             if task.done() and (error := task.exception()):
                 print(f"serve: the runner gave up: {cause(error)}", file=sys.stderr, flush=True)
+        end(1)
+
+
+async def refuse_that_of_another_folder(client: PrefectClient, name: str) -> None:
+    """End this process if the server has this deployment for another project: each would close the other's runs."""
+    called = f"{train.name}/{name}"
+    try:
+        there = (await client.read_deployment_by_name(called)).parameters.get("folder")
+    except ObjectNotFound:
+        return
+    if there != str(ROOT):
+        print(
+            f"serve: {called} on this server is that of {there}; choose another --name, or, if nothing serves it "
+            f"there, remove it by prefect deployment delete {called}",
+            file=sys.stderr,
+            flush=True,
+        )
         end(1)
 
 

@@ -40,7 +40,7 @@ from elder.training.pretrain import denoising_psnr
 from pipeline import params, preset
 
 # Sections of params.yaml that say how a model was trained.
-RECIPE = ("network", "prepare", "pretrain", "tune", "finetune")
+RECIPE = ("problems", "network", "prepare", "pretrain", "tune", "finetune")
 LARGEST = 5 * 2**20  # bytes of a released model
 LOSS = 0.01  # dB that half precision may cost
 # A pre-trained regularizer has no problem yet. It is released as what it was trained for: a denoiser, whose λ and σ are
@@ -194,7 +194,7 @@ def _pictures(folder: Path, limit: int) -> tuple[list[str], list[Tensor]]:
 
 
 def _commit() -> str:
-    code = ["elder", "pipeline", "stages", ":!elder/released"]  # other models may have been released before
+    code = ["elder", "pipeline", "stages", "presets", ":!elder/released"]  # other models may have been released before
     changed = subprocess.run(["git", "status", "--porcelain", "--", *code], capture_output=True, text=True)
     if changed.returncode or changed.stdout:
         raise UserError("the code differs from the last commit, so the card could not say which code trained it")
@@ -209,10 +209,12 @@ def _recipe(settings: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         for name, cell in settings["cells"].items()
         if (cell["problem"], cell["regularizer"]) == (problem, kind)
     }
-    own = {"cells": cells} if cells else {}
+    own: dict[str, Any] = {"cells": cells} if cells else {}
     if kind in settings["regularizers"]:
         own["regularizers"] = {kind: settings["regularizers"][kind]}
-    return yaml.safe_dump(own | {key: settings[key] for key in RECIPE}, sort_keys=False, allow_unicode=True)
+    shared = {key: settings[key] for key in RECIPE}
+    shared["problems"] = {problem: settings["problems"][problem]} if problem in settings["problems"] else {}
+    return yaml.safe_dump(own | shared, sort_keys=False, allow_unicode=True)
 
 
 def _card(name: str, config: Mapping[str, Any], recipe: str) -> str:
@@ -255,7 +257,7 @@ CARD = """# {name}
 - PSNR: {psnr:.2f} dB on {pictures} validation pictures; {how}. Both precisions: {both}.
 {one_step}- Data: {data}
 - Terms of the data: {terms}
-- Code: commit {commit}.
+- Code: commit {commit}, from which it was released; its training may have begun at an earlier one.
 
 ## Recipe
 

@@ -115,6 +115,17 @@ def test_the_tables_of_the_documentation_are_written_by_their_command(finished):
     assert "| least squares, DEQ" in partial
     assert "| implicit, DEQ" not in partial
     assert write() == first
+    # What is left of other settings is no result of these.
+    settings = finished.folder / "params.yaml"
+    kept = settings.read_text()
+    implicit = "csmri-implicit: {problem: csmri, regularizer: implicit"
+    assert kept.count(implicit) == 1
+    settings.write_text(kept.replace(implicit, f"{implicit}, finetune: {{seed: 9}}"))
+    own = write().partition("## default")[2]  # these settings are those of no preset
+    settings.write_text(kept)
+    assert "Without a result yet: csmri-implicit." in own
+    assert "| least squares, DEQ" in own
+    assert "| implicit, DEQ" not in own
 
 
 def test_the_runs_of_a_repro_are_below_one_that_keeps_the_report(finished):

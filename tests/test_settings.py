@@ -89,6 +89,14 @@ def affected(watchers: dict[str, set[str]], setting: str) -> set[str]:
     }
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "presets").glob("*.yaml")), ids=lambda path: path.stem)
+def test_long_solves_are_ten_times_those_of_training(path):
+    if path.stem == "tiny":  # which shows nothing of models
+        return
+    chosen = yaml.safe_load(written(path.stem))
+    assert chosen["evaluate"]["long_steps"] == 10 * chosen["finetune"]["max_steps"]
+
+
 def test_every_setting_is_watched_by_a_stage(watchers):
     for path in leaves(DEFAULT):
         setting = ".".join(str(name) for name in path if isinstance(name, str))

@@ -111,13 +111,16 @@ def training(path: Path, curves: Mapping[str, Sequence[Mapping[str, str]]]) -> N
         "val_converged": "share of converged solves on validation",
         "weight": "λ",
         "sigma": "σ",
-        "exact": "share of images with the implicit gradient",
+        "exact": "share of images with the implicit gradient; dotted: with any",
         "spectral_radius": "spectral radius of the fixed-point map",
     }
     for axis, (column, title) in zip(axes, shown.items(), strict=True):
         for name, rows in curves.items():
             points = [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]
-            axis.plot(*zip(*points, strict=True) if points else ([], []), label=name)
+            (line,) = axis.plot(*zip(*points, strict=True) if points else ([], []), label=name)
+            if column == "exact":
+                rest = [(int(row["step"]), 1 - float(row["left_out"])) for row in rows if row.get("left_out")]
+                axis.plot(*zip(*rest, strict=True) if rest else ([], []), ":", color=line.get_color())
         axis.set(xlabel="step", title=title)
     axes[2].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1.0))
     _save(figure, path)

@@ -2,13 +2,16 @@
 
 The section for the preset in force takes the place of the one that an earlier run wrote; the rest of the file stays.
 Nothing is measured but BM3D, beside `denoise`, where the package is installed: every other number is read from
-reports/, models/ and the MLflow store. A training that was interrupted counts from its first start to its end.
+reports/, models/ and the MLflow store. A training that was interrupted counts from its first start to its end. A cell
+whose results are those of other settings, pictures or code counts as one without a result.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,13 +22,16 @@ from elder.errors import UserError
 from elder.evaluation import bm3d
 from elder.model import bundle
 from elder.problems.samples import Sample, read_all
-from pipeline import params, preset
+from pipeline import fingerprints, params, preset
 from pipeline.report import page, tables
 from pipeline.report.tables import Method
 
 SOURCES = page.Sources(
     Path("data/prepared"), Path("reports/cells"), Path("reports/baselines"), Path("reports/pretrained")
 )
+CODE = Path("reports/code")
+# The stages that make the result of a cell.
+BEFORE = ("prepare", "simulate", "baseline", "pretrain", "tune", "finetune", "evaluate")
 MEASUREMENTS, MODELS, PRETRAINED = Path("data/measurements"), Path("models"), Path("reports/pretrained")
 # Seconds of a stage for a cell or a regularizer, or `None` if no run of it is in the store.
 Seconds = Callable[[str], float | None]
@@ -47,7 +53,7 @@ def main() -> None:
 
     def work() -> None:
         name = preset.in_force(Path()) or "default"
-        text = section(name, seconds())
+        text = section(name, seconds(), stale)
         with io.replacing(given.out) as temporary:
             old = given.out.read_text() if given.out.exists() else "# Results\n"
             temporary.write_text(replaced(old, name, text))
@@ -66,15 +72,41 @@ def replaced(document: str, name: str, text: str) -> str:
     return f"{document.rstrip()}\n\n{new}\n"
 
 
-def section(name: str, seconds: Seconds) -> str:
+def stale(cells: Sequence[str]) -> set[str]:
+    """Those of the cells whose evaluation, or a stage before it, `dvc repro` would run again."""
+    chosen = params.read()
+    code, found = fingerprints.manifests(chosen), set()
+    for cell in cells:
+        command = [sys.executable, "-m", "dvc", "status", "--json", "--with-deps", f"evaluate@{cell}"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"dvc status evaluate@{cell}: {done.stderr.strip().splitlines()[-1]}")
+        # The stage `code` runs again for any cell; what it would write for this one is known without it.
+        again = set(json.loads(done.stdout)) - {"code"}
+        entries = {"", cell, chosen.cells[cell].problem, chosen.cells[cell].regularizer}
+        mine = [fingerprints.named(stage, entry) for stage in BEFORE for entry in entries]
+        if again or any(code[name] != _written(name) for name in mine if name in code):
+            found.add(cell)
+    return found
+
+
+def _written(stage: str) -> str | None:
+    """What the stage `code` wrote for another one; `None` if it did not."""
+    path = CODE / f"{stage}.txt"
+    return path.read_text() if path.exists() else None
+
+
+def section(name: str, seconds: Seconds, stale: Callable[[Sequence[str]], set[str]]) -> str:
     """The section of the results that are here, made by the preset `name`. It names the cells that have none yet.
 
-    Raises `UserError` if no cell has a result.
+    stale: see `stale`. Raises `UserError` if no cell has a result.
     """
     chosen = params.read()
-    done = {cell: how for cell, how in chosen.cells.items() if (SOURCES.cells / cell / "metrics.json").exists()}
+    there = {cell: how for cell, how in chosen.cells.items() if (SOURCES.cells / cell / "metrics.json").exists()}
+    old = stale(list(there))
+    done = {cell: how for cell, how in there.items() if cell not in old}
     if not done:
-        raise UserError("reports/cells: no result yet; run dvc repro")
+        raise UserError("reports/cells: no result yet of these settings, pictures and code; run dvc repro")
     splits = [image["split"] for image in io.read_json(SOURCES.images / "manifest.json")["images"]]
     counts = ", ".join(f"{splits.count(part)} {part}" for part in dict.fromkeys(splits))
     parts = [
@@ -193,17 +225,25 @@ def test_samples(problem: str) -> Sequence[Sample]:
 
 
 def seconds() -> Seconds:
-    """How long the last finished run of a stage took, by its name; from the MLflow store, if there is one."""
+    """How long the last finished run of a stage on these pictures and measurements took, by its name.
+
+    From the MLflow store, if there is one.
+    """
     try:
         from pipeline import experiments, runs
 
         client, experiment = experiments.open_existing()
     except (ImportError, UserError):
         return lambda name: None
+    here = {
+        path.name: fingerprints.content_hash(path)[: experiments.DIGEST]
+        for path in (SOURCES.images, *MEASUREMENTS.glob("*"))
+    }
     found: dict[str, float] = {}
     for run in runs.every(client, experiment, "attributes.status = 'FINISHED'"):
         name = run.data.tags.get("cell", "")
-        if run.info.end_time is not None:
+        read = {given.dataset.name: given.dataset.digest for given in run.inputs.dataset_inputs}
+        if run.info.end_time is not None and read.items() <= here.items():
             found.setdefault(name, (run.info.end_time - run.info.start_time) / 1000)
     return found.get
 

@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     def clean(sub: argparse.ArgumentParser) -> None:
         text = "clean pictures, searched recursively: png jpg tif bmp webp jp2 npy npz mat h5 nii dcm"
         sub.add_argument("--images", type=Path, required=True, metavar="DIR", help=text)
-        text = "how values come to [0, 1]: range (default), max, percentile, or a window: --scaling=LOW,HIGH"
+        text = "how values are scaled to [0, 1]: range (default), max, percentile, or a window: --scaling=LOW,HIGH"
         sub.add_argument("--scaling", type=_scaling, default="range", metavar="HOW", help=text)
         text = "order of the axes of arrays whose shape leaves it open: hw hwc chw nhw hwn nhwc nchw"
         sub.add_argument("--axes", default="", help=text)

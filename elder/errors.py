@@ -1,4 +1,4 @@
-"""What a command turns into a single line for its user, and the one place where it does."""
+"""Errors for users, and what runs a command and prints each of them as one line."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class Equilibrium(ABC):
         """‖v‖²_W = ⟨v, Wv⟩ in the metric, (b,) in float64."""
         return dot(v, v if self.metric is None else fourier_multiplier(v, self.metric))
 
-    def natural(self) -> Self:
+    def with_natural_metric(self) -> Self:
         """The same equation in the metric of natural images, if the data term has a closed form for it."""
         return replace(self, metric=self.fidelity.metric())
 

@@ -9,7 +9,7 @@ from elder.implicit import Linearization
 from elder.shapes import Each, Factor, Images, OneOrEach, PerImage, Scalar
 from elder.tensors import dot, norm, per_image
 
-# Products after which the Krylov space is left for its best direction, and starts again: each holds four pictures.
+# Products after which the Krylov space starts again, from its best direction: it holds four pictures for each.
 KRYLOV = 8
 # The length, in units of the vector that it was, at which what is left after an orthogonalization is rounding.
 ROUNDING = 1e-5

@@ -87,7 +87,7 @@ Recovers {color} pictures in [0, 1] from measurements of `{problem}`, {how}.
 - Hyperparameters: {numbers}.
 - Data: {data}.
 - License of the data: {license}.
-- Validation: {validation:.2f} dB. By this figure the champion is chosen. The test pictures chose nothing.
+- Validation: {validation:.2f} dB. The champion is chosen by this number. The test pictures chose nothing.
 
 {table}
 

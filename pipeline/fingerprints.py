@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ GLUE = (
     "pipeline.recorder",
     "pipeline.tracking",
     "stages.command",
+    "stages.tracked",
 )
 
 
@@ -84,8 +86,12 @@ def manifests(chosen: params.Params) -> dict[str, str]:
 def _of_settings(chosen: params.Params, stage: str, name: str) -> list[str]:
     """Lines for what the settings of a stage name."""
     lines = [f"{content_hash(path)[:16]}  {path.as_posix()}\n" for path in chosen.files_of(stage, name)]
-    if stage == "pretrain" and (start := chosen.initial_released(name)) is not None:
-        lines.append(f"{content_hash(released.folder(start))[:16]}  released:{start}\n")
+    if stage == "pretrain":
+        # `network` is that of the regularizers without one of their own, and some are built over none.
+        described = json.dumps(chosen.description(name, 3 if chosen.prepare.color else 1), sort_keys=True)
+        lines.append(f"{hashlib.sha256(described.encode()).hexdigest()[:16]}  the description of {name}\n")
+        if (start := chosen.initial_released(name)) is not None:
+            lines.append(f"{content_hash(released.folder(start))[:16]}  released:{start}\n")
     return lines
 
 

@@ -78,7 +78,7 @@ def requirements() -> list[str]:
 
 @contextmanager
 def carried_code(problem: Problem) -> Iterator[Path]:
-    """A folder of the library's modules, and those of a problem of one's own. It is gone after the block.
+    """A folder of the library's modules, and those of a problem that the user wrote. It is gone after the block.
 
     Modules alone: no released weights, and no data that lie beside a problem.
     """

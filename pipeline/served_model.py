@@ -39,7 +39,7 @@ class Reconstruction(PythonModel):
     """
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the bundle of the version, and import the class that its registration named for a problem of one's own.
+        """Load the bundle of the version, and import the class of a problem that the user wrote, if there is one.
 
         Whoever loads a version in this way executes code of it, this file, anyway; `elder.load` executes none.
         """

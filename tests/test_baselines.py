@@ -113,9 +113,12 @@ def test_a_constant_and_a_black_picture_stay_as_they_are():
     for dtype, level in ((torch.float64, 0.5), (torch.float32, 0.3), (torch.float32, 0.0)):
         y = torch.full((1, 1, 9, 8), level, dtype=dtype)
         operator = MaskedFourier(masks.radial((9, 8), 0.5, torch.Generator().manual_seed(0)).to(dtype))
-        for data_term in (LeastSquares.of(Identity(), y), LeastSquares.of(operator, operator.A(y))):
+        # Of half of the coefficients in float64, rounding alone is left before the gap is certified.
+        ends = (Status.CONVERGED, Status.PRECISION if dtype == torch.float64 else Status.CONVERGED)
+        data_terms = (LeastSquares.of(Identity(), y), LeastSquares.of(operator, operator.A(y)))
+        for data_term, end in zip(data_terms, ends, strict=True):
             s = reconstruct_tv(data_term, torch.zeros_like(y), 0.1)
-            assert s.status[0] in (Status.CONVERGED, Status.PRECISION)
+            assert list(s.status) == [end]
             torch.testing.assert_close(s.x, y, rtol=0, atol=1e-5)
 
 

@@ -19,7 +19,7 @@ from elder.objective import Equation, Equilibrium, make_objective
 from elder.regularizers import EXPLICIT, Energy, Regularizer
 from elder.tensors import dot
 
-GRAY, COLOUR = (2, 1, 8, 6), (1, 3, 4, 6)
+GRAY, COLOR = (2, 1, 8, 6), (1, 3, 4, 6)
 STEP = torch.tensor(1.0, dtype=torch.float64)
 
 REGULARIZERS = [
@@ -27,11 +27,11 @@ REGULARIZERS = [
     *[(kind, "drunet", GRAY) for kind in ("implicit", "least_squares")],
     ("least_squares", "drunet, softplus", GRAY),
     *[(kind, "", GRAY) for kind in ("convex_ridge", "weakly_convex_ridge", "total_variation")],
-    *[(kind, "dncnn", COLOUR) for kind in ("implicit", "least_squares")],
-    ("weakly_convex_ridge", "", COLOUR),
+    *[(kind, "dncnn", COLOR) for kind in ("implicit", "least_squares")],
+    ("weakly_convex_ridge", "", COLOR),
 ]
 # Their energy differs from that of the other ridges in the filters and profiles alone: a few data terms suffice.
-SPLINES = [("crr", "", GRAY, "csmri"), ("wcrr", "", COLOUR, "inpaint, exactly")]
+SPLINES = [("crr", "", GRAY, "csmri"), ("wcrr", "", COLOR, "inpaint, exactly")]
 OPERATORS = {
     "denoise": cases.OPERATORS["identity"],
     "csmri": cases.OPERATORS["fourier radial"],

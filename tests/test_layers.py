@@ -106,7 +106,8 @@ def test_a_change_re_runs_the_stages_that_it_affects(watched):
     assert behind("pipeline.merging") == {"pretrain", "finetune"}
     assert behind("pipeline.report.tables") == {"report"}
     assert behind("pipeline.report/page.html") == {"report"}
-    assert behind("pipeline.tracking") == set()
+    for glue in ("pipeline.tracking", "stages.tracked", "pipeline.fingerprints"):
+        assert not behind(glue) & {"pretrain", "tune", "finetune", "evaluate"}
 
 
 def test_a_fingerprint_is_of_the_code_alone():

@@ -23,7 +23,8 @@ from elder.networks import NETWORKS
 from elder.problems import PROBLEMS
 from elder.problems.denoise import Denoise
 from elder.regularizers import OF_FILTERS, OVER_A_NETWORK
-from elder.training.pretrain import Pretraining
+from elder.training.finetune import finetune
+from elder.training.pretrain import Pretraining, pretrain
 from elder.training.settings import Finetuning
 from pipeline import fingerprints, params, preset
 
@@ -100,8 +101,22 @@ def test_long_solves_are_ten_times_those_of_training(path):
 def test_every_setting_is_watched_by_a_stage(watchers):
     for path in leaves(DEFAULT):
         setting = ".".join(str(name) for name in path if isinstance(name, str))
-        # Sections of what changes no result, and a path that is itself a dependency.
-        assert bool(affected(watchers, setting)) == (path[0] not in ("compute", "safeguards", "own_code")), setting
+        # Sections of what changes no result, a path that is itself a dependency, and what `code` turns into manifests.
+        others = ("compute", "safeguards", "own_code", "network")
+        assert bool(affected(watchers, setting)) == (path[0] not in others), setting
+
+
+def test_the_network_re_runs_the_pre_training_of_those_that_have_one(check):
+    def of(**network: Any) -> dict[str, str]:
+        settings = {"name": "dncnn", "width": 4, "depth": 3}
+        chosen = check(network=settings | network, regularizers={"least_squares": {}, "convex_ridge": {}})
+        return fingerprints.manifests(chosen)
+
+    before, after = of(), of(width=5)
+    assert {stage for stage in before if before[stage] != after[stage]} == {
+        "pretrain/implicit",
+        "pretrain/least_squares",
+    }
 
 
 def test_a_setting_re_runs_the_stages_that_use_it(watchers):
@@ -281,6 +296,8 @@ def test_the_defaults_of_the_library_are_those_of_the_pipeline():
     assert whole.finetune == Finetuning()
     assert whole.pretrain == Pretraining()
     assert whole.compute == Compute()
+    for training in (pretrain, finetune):
+        assert inspect.signature(training).parameters["patience"].default == whole.safeguards.patience
 
 
 @pytest.mark.parametrize("name", PRESETS)

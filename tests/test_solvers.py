@@ -115,7 +115,7 @@ def test_a_converged_solve_is_at_a_critical_point(method, learned):
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_the_metric_changes_the_way_and_not_the_end(method, rng):
     objective, x0 = problem(Quadratic(torch.logspace(-1, 0, 108, dtype=torch.float64).view(1, 1, 9, 12)), 2, rng)
-    natural = objective.natural()
+    natural = objective.with_natural_metric()
     for start in (x0, solve(method, objective, x0, torch.tensor(2.0), tol=1e-9, max_steps=3000).x):
         solution = solve(method, natural, start, torch.tensor(2.0), tol=1e-7, max_steps=3000)
         assert solution.succeeded.all()
@@ -127,7 +127,7 @@ def test_the_metric_changes_the_way_and_not_the_end(method, rng):
 def test_a_step_in_the_metric_solves_its_proximal_problem(learned):
     objective, x0 = learned
     tau, slope = torch.tensor([0.5, 2.0, 8.0], dtype=torch.float64), objective.reg_grad(x0)
-    for posed in (objective, objective.natural()):
+    for posed in (objective, objective.with_natural_metric()):
         p = posed.step(x0, slope, tau)
         pull = p - x0 if posed.metric is None else spectral.fourier_multiplier(p - x0, posed.metric)
         gradient = objective.fidelity.grad(p) + slope + pull / tau.view(-1, 1, 1, 1)
@@ -147,9 +147,9 @@ def test_a_reconstruction_goes_in_the_metric_where_there_is_a_closed_form(rng):
     shape = (2, 1, 9, 12)
     for operator in (cases.masking(shape, rng), cases.radon(shape, rng)):
         y = operator.A(cases.randn(shape, rng))
-        assert replace(objective, fidelity=LeastSquares.of(operator, y)).natural().metric is None
+        assert replace(objective, fidelity=LeastSquares.of(operator, y)).with_natural_metric().metric is None
     operator = cases.masking(shape, rng)
-    assert replace(objective, fidelity=HardConstraint.of(operator, operator.A(x0))).natural().metric is None
+    assert replace(objective, fidelity=HardConstraint.of(operator, operator.A(x0))).with_natural_metric().metric is None
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)

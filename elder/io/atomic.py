@@ -50,7 +50,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write `content` as JSON with sorted layout and a newline at the end.
+    """Write `content` as JSON, indented, keys in the order given, with a newline at the end.
 
     Raises `ValueError`, which names the field, for NaN and infinity: JSON has neither.
     """

@@ -59,7 +59,7 @@ def write_image(path: str | Path, image: np.ndarray, *, plain: bool = False) -> 
         elif suffix in (".png", ".jpg", ".jpeg"):
             Image.fromarray(np.round(image.clip(0, 1) * 255).astype(np.uint8)).save(temporary)
         else:
-            raise UserError(f"{path}: can't write {suffix or 'a file without suffix'}; known are .png .tif .npy")
+            raise UserError(f"{path}: can't write {suffix or 'a file without suffix'}; known are .png .jpg .tif .npy")
 
 
 def to_tensor(image: np.ndarray) -> Tensor:

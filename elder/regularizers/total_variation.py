@@ -13,7 +13,7 @@ from elder.shapes import Images, OneOrEach, PerImage
 
 
 class SmoothedTotalVariation(Energy):
-    """h(x) = Σᵢ √(‖(∇x)ᵢ‖² + ε²) − ε, with ∇h = ∇ᵀ(∇x / √(‖∇x‖² + ε²)); ε > 0 is learned, as its logarithm.
+    """h(x) = Σᵢ (√(‖(∇x)ᵢ‖² + ε²) − ε), with ∇h = ∇ᵀ(∇x / √(‖∇x‖² + ε²)); ε > 0 is learned, as its logarithm.
 
     Rudin, Osher & Fatemi 1992, with a continuous gradient: convex, and within ε an image pixel of total variation.
     ∇ takes forward differences, zero at the far border; the norm is over both directions, color by color. σ has no
@@ -33,7 +33,7 @@ class SmoothedTotalVariation(Energy):
         return 0.0
 
     def value(self, x: Images, sigma: OneOrEach) -> PerImage:
-        """Σ √(‖∇x‖² + ε²), (b,) in float64."""
+        """Σ (√(‖∇x‖² + ε²) − ε), (b,) in float64."""
         return self.value_and_grad(x, sigma)[0]
 
     def value_and_grad(self, x: Images, sigma: OneOrEach) -> tuple[PerImage, Images]:

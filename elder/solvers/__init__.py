@@ -57,7 +57,7 @@ def fixed_point(
     """
     deadline = monotonic() + time_limit
     start, spent = _start(problem, x0, step), 0
-    problem = problem.natural()
+    problem = problem.with_natural_metric()
     if precision != "float32":
         start, spent = _rough(problem, start, step, tol, max_steps, precision, deadline)
     left = deadline - monotonic()
@@ -84,7 +84,7 @@ def _rough(
 
 def path(problem: Equilibrium, x0: Images, step: OneOrEach) -> Iterator[Iterate[History]]:
     """The iterates that `fixed_point` goes through in float32, without end."""
-    start, problem = _start(problem, x0, step), problem.natural()
+    start, problem = _start(problem, x0, step), problem.with_natural_metric()
     if (objective := problem.objective) is not None:
         return iterates(Anderson(), objective, start, step)
     return iterates(AndersonMixing(), problem, start, step)

@@ -23,7 +23,7 @@ class Anderson:
     Reference: Walker & Ni, SIAM J. Numer. Anal. 49 (2011), type II. For the safeguard: Zhang, O'Donoghue & Boyd, SIAM
     J. Optim. 30 (2020).
 
-    depth: 2 to 20 steps remembered; regularization: of the normal equations, relative to their trace.
+    depth: steps remembered, at least 2; regularization: of the normal equations, relative to their trace.
     Raises `ValueError` if `depth` is less than 2.
     """
 

@@ -11,9 +11,9 @@ from elder.shapes import Images, OneOrEach, PerImage
 from elder.solvers.iterate import Iterate, M, propose, unsolved
 from elder.tensors import dot
 
-# A step within this many roundings of x is none.
+# A step shorter than this many rounding errors of x counts as zero.
 ROUNDINGS = 10
-# A decrease of the energy within this many of its roundings is not read off its values.
+# A decrease of less than this many rounding errors of the energy is not computed from its values.
 BLURRED = 10
 
 

@@ -29,12 +29,12 @@ class Picard:
 
 @dataclass(frozen=True)
 class AndersonMixing:
-    """x⁺ = Σ αᵢ T(xᵢ) with α minimizing ‖Σ αᵢ (T(xᵢ) − xᵢ)‖ and Σ αᵢ = 1, over the last `depth` points, taken unseen.
+    """x⁺ = Σ αᵢ T(xᵢ) with α minimizing ‖Σ αᵢ (T(xᵢ) − xᵢ)‖ and Σ αᵢ = 1, over the last `depth` points; no safeguard.
 
     The forward solver of deep equilibrium models (Bai et al. 2019; Gilton et al. 2021). Without an energy there is
     nothing to check a step against: `Anderson` is the safeguarded one.
 
-    depth: 2 to 20 points remembered; regularization: of the normal equations, relative to their trace.
+    depth: points remembered, at least 2; regularization: of the normal equations, relative to their trace.
     Raises `ValueError` if `depth` is less than 2.
     """
 

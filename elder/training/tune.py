@@ -36,7 +36,7 @@ class Trial:
     sigma: float
     psnr: float  # mean where the solves end
     converged: float  # share of the solves
-    peak_psnr: float  # mean of each solve's best on the way: what stopping early could give, for who knew when
+    peak_psnr: float  # mean of each solve's best on the way: what stopping early gives at most
     peak_step: float  # mean step of that best
     step: float
 

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from prefect import flow, get_run_logger, runtime, task
+from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
 from pydantic import Field
 
 from pipeline import ROOT
@@ -103,7 +104,7 @@ def evaluate_champions(
     pictures = root / images
     if not pictures.is_dir():
         raise ValueError(f"images: {pictures} is no folder")
-    name, results = f"flow run {runtime.flow_run.get_name()}", root / out
+    name, results = f"flow run {flow_run.get_name()}", root / out
     with repository.alone(results / LOCK, results, name, log.warning, patience=timeout):
         rows, failures = evaluate_all(problems, pictures, results, limit, root, timeout, drop)
     create_table_artifact(rows, "drift", f"The champions on {pictures}")

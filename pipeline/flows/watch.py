@@ -56,8 +56,9 @@ def watch(
     if why is not None:
         return Completed(message=why)
     # Its failure is told once, by this flow.
-    silent = [notify.left_to_the_flow_above]
-    training = train.with_options(on_failure=silent, on_crashed=silent)
+    training = train.with_options(
+        on_failure=[notify.left_to_the_flow_above], on_crashed=[notify.left_to_the_flow_above]
+    )
     try:
         training(folder, stage_timeout=stage_timeout, wait=wait, runner=runner, at_once=at_once, cluster=cluster)
     except (StageFailed, process.TimedOut) as error:

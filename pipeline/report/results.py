@@ -242,7 +242,7 @@ def seconds() -> Seconds:
     found: dict[str, float] = {}
     for run in runs.every(client, experiment, "attributes.status = 'FINISHED'"):
         name = run.data.tags.get("cell", "")
-        read = {given.dataset.name: given.dataset.digest for given in run.inputs.dataset_inputs}
+        read = {given.dataset.name: given.dataset.digest for given in (run.inputs.dataset_inputs if run.inputs else [])}
         if run.info.end_time is not None and read.items() <= here.items():
             found.setdefault(name, (run.info.end_time - run.info.start_time) / 1000)
     return found.get

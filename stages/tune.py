@@ -48,13 +48,14 @@ def main(arguments: argparse.Namespace) -> None:
         }
         replace(model, metadata={"stage": "tune", **metrics}).save(arguments.out)
         log.metrics(metrics)
-        io.write_csv(arguments.trials, [row(trial) for trial in trials])
+        io.write_csv(arguments.trials, [row(trial, chosen=trial is found) for trial in trials])
         log.artifacts(arguments.trials)
 
 
-def row(trial: Trial) -> dict[str, float]:
-    """A row of tune.csv."""
-    return {"weight": trial.lambda_reg, **{key: value for key, value in vars(trial).items() if key != "lambda_reg"}}
+def row(trial: Trial, *, chosen: bool) -> dict[str, float]:
+    """A row of tune.csv. chosen: whether this is the pair that was found; 1 or 0 there."""
+    others = {key: value for key, value in vars(trial).items() if key != "lambda_reg"}
+    return {"weight": trial.lambda_reg, **others, "chosen": int(chosen)}
 
 
 def described(trial: Trial) -> str:

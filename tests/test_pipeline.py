@@ -102,6 +102,7 @@ def test_the_tables_of_the_documentation_are_written_by_their_command(finished):
         assert text in line
     assert "| total variation" in first
     assert "Explicit against implicit" in first
+    assert re.search(r"where solves end and at best on the way there: least squares \d+\.\d\d and \d+\.\d\d dB", first)
     assert "| first 1 pictures | after 4 steps (dB) | after 40 (dB) | change |" in first
     assert re.search(r"\| least squares \| \d+ \| \d+\.\d min \| \d+\.\d min \| \d+\.\d min \| \d+ \| \d+ \|", first)
     assert "| ratio 0.3 |" in first

@@ -20,6 +20,11 @@ FLOOR = 1e-16
 LOSSES: dict[str, Callable[[Tensor], Tensor]] = {"mse": torch.mean, "psnr": lambda error: (error + FLOOR).log().mean()}
 # A loss whose gradient grows with the error gets its penalty in the same units.
 UNITS: dict[str, Callable[[Tensor], Tensor]] = {"mse": torch.mean}
+# Settings of `Finetuning` that must be positive.
+POSITIVE = (
+    *("steps", "batch", "patch", "learning_rate", "tuning_rate", "clip", "tol", "max_steps", "adjoint_tol"),
+    *("adjoint_steps", "stability_weight", "stability_every", "power_steps", "validate_every", "go_back"),
+)
 # The tolerances of the solves at the start of the warm-up, and the most steps, in units of those at its end.
 LOOSER, FEWER = 10.0, 0.4
 
@@ -55,9 +60,8 @@ class Finetuning:
     seed: int = 3
 
     def __post_init__(self) -> None:
-        may_be_zero = ("seed", "warmup", "stability", "average")
-        for name, kind in self.__annotations__.items():
-            if kind != "str" and name not in may_be_zero and not getattr(self, name) > 0:
+        for name in POSITIVE:
+            if not getattr(self, name) > 0:
                 raise UserError(f"{name}={getattr(self, name)} must be positive")
         if not 0 <= self.warmup <= 1:
             raise UserError(f"warmup={self.warmup} must be in [0, 1]")

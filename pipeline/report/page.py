@@ -81,6 +81,7 @@ def chapter(problem: str, cells: Mapping[str, str], sources: Sources, out: Path)
         "best": max(methods, key=lambda method: method.metrics["psnr"]),
         "against": against(methods),
         "behind": behind(methods, sources.pretrained),
+        "on_the_way": on_the_way(cells, sources.cells),
         "registered": [verdict["told"] for verdict in verdicts],
         "first": truths[0].stem,
         "robustness": tables.robustness(dict(cells), sources.baselines / problem, sources.cells),
@@ -118,6 +119,22 @@ def behind(methods: list[tables.Method], pretrained: Path) -> str:
         f"More than {BEHIND:g} dB below the implicit one: {', '.join(weaker).replace('_', ' ')}. "
         f"As denoisers on validation (σ = {LEVEL}), where DEQ training began: {told}"
     )
+
+
+def on_the_way(cells: Mapping[str, str], folder: Path) -> str:
+    """What each regularizer reaches on validation before DEQ training: where solves end, and at best on the way there.
+
+    folder: that of the cells, with the trials of their tuning.
+    """
+    told = []
+    for cell, regularizer in cells.items():
+        trials = tables.read(folder / cell / "tune.csv")
+        (end,) = [float(trial["psnr"]) for trial in trials if trial["chosen"] == "1"]
+        peak, step = max((float(trial["peak_psnr"]), float(trial["peak_step"])) for trial in trials)
+        told.append(
+            f"{regularizer.replace('_', ' ')} {end:.2f} and {peak:.2f} dB, the latter at step {step:.0f} on average"
+        )
+    return "; ".join(told)
 
 
 def panel(

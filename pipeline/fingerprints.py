@@ -58,6 +58,7 @@ def manifests(chosen: params.Params) -> dict[str, str]:
 
     Stages are called as by `named`. The user's own problems, in `own_code`, belong to every stage that uses problems.
     The files that the settings of a stage name belong to it, and the released denoiser that a pre-training starts from.
+    No code is behind the stages of a problem or a regularizer that no cell uses: they compute nothing.
 
     A module counts if the stage imports it, directly or through other modules. Its fingerprint is that of its syntax
     tree, so comments, docstrings and layout do not affect it. Data files beside a module count too, by their content.
@@ -77,9 +78,10 @@ def manifests(chosen: params.Params) -> dict[str, str]:
         lines = [f"{code}  {name}\n" for part in used for name, code in of_module(part).items()]
         lines += own_lines if "elder.problems" in used else []
         entries = [name for other, name in chosen.stages if other == stage]
+        unused = chosen.unused(stage)
         for name in entries or [""]:
             more = _of_settings(chosen, stage, name) if entries or stage == "prepare" else []
-            texts[named(stage, name)] = "".join(dict.fromkeys([*lines, *more]))
+            texts[named(stage, name)] = "" if name in unused else "".join(dict.fromkeys([*lines, *more]))
     return texts
 
 

@@ -232,10 +232,13 @@ class Params(Section):
             return None
         return released.denoiser(self.description(name, 3 if self.prepare.color else 1))
 
-    def unused(self, kind: str) -> list[str]:
-        """The names of the `kind`, problem or regularizer, that no cell uses."""
-        used = {getattr(cell, kind) for cell in self.cells.values()}
-        return [name for name in (self.problems if kind == "problem" else self.regularizers) if name not in used]
+    def unused(self, stage: str) -> list[str]:
+        """Of the problems or regularizers that a stage runs for, those that no cell uses; none for other stages."""
+        if stage in STAGES["problems"]:
+            return sorted(set(self.problems) - {cell.problem for cell in self.cells.values()})
+        if stage in STAGES["regularizers"]:
+            return sorted(set(self.regularizers) - {cell.regularizer for cell in self.cells.values()})
+        return []
 
     def _parameterization(self, name: str) -> Parameterization:
         if name not in self.regularizers:

@@ -41,5 +41,13 @@ def main(arguments: argparse.Namespace) -> None:
         log.artifacts(*(arguments.out / name for name in TABLES))
 
 
+def nothing(arguments: argparse.Namespace) -> None:
+    """Empty results, for a problem that no cell uses."""
+    (arguments.out / "pictures").mkdir(parents=True, exist_ok=True)
+    for name in (*TABLES, "seconds.json"):
+        path = arguments.out / name
+        io.write_csv(path, []) if path.suffix == ".csv" else io.write_json(path, {})
+
+
 if __name__ == "__main__":
-    command.run(main, reads=("images", "measurements"), writes=("out",), problem="the inverse problem")
+    command.run(main, unused=nothing, reads=("images", "measurements"), writes=("out",), problem="the inverse problem")

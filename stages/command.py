@@ -20,6 +20,7 @@ def run(
     *,
     reads: Sequence[str] = (),
     writes: Sequence[str] = (),
+    unused: Callable[[argparse.Namespace], None] | None = None,
     shared: bool = False,
     **choices: str,
 ) -> None:
@@ -31,6 +32,7 @@ def run(
         reads: the names of the paths that the stage reads. dvc.yaml lists the same as its dependencies. `main` finds
             each by its name, and all of them with the stage's code as `arguments.reads`.
         writes: the names of the paths that it writes to.
+        unused: what runs in the place of `main` for a problem or a regularizer that no cell uses.
         shared: whether `compute.processes` processes run `main` together.
         choices: other arguments, each with its help.
     """
@@ -46,20 +48,18 @@ def run(
 
     def work() -> None:
         chosen = params.read()
+        entry = next((getattr(arguments, name) for name in ("cell", "regularizer", "problem") if name in choices), "")
+        if unused is not None and entry in chosen.unused(stage):
+            print(f"{stage}: no cell uses {entry}; nothing is computed for it")
+            unused(arguments)
+            return
         if reads:
             paths = tuple(getattr(arguments, name) for name in reads)
             data = tuple(getattr(arguments, name) for name in reads if name in DATA)
-            entry = next(
-                (getattr(arguments, name) for name in ("cell", "regularizer", "problem") if name in choices), ""
-            )
             arguments.reads = fingerprints.Reads(fingerprints.named(stage, entry), paths, arguments.code, data)
-        if not together.is_member():
-            for kind in set(choices) & {"problem", "regularizer"}:
-                if (name := getattr(arguments, kind)) in chosen.unused(kind):
-                    print(f"{stage}: no cell uses the {kind} {name}; leave it out to save this time")
-            if shared and chosen.compute.processes > 1:
-                together.run(stage, sys.argv[1:], chosen.compute.processes)
-                return
+        if shared and chosen.compute.processes > 1 and not together.is_member():
+            together.run(stage, sys.argv[1:], chosen.compute.processes)
+            return
         main(arguments)
 
     sys.exit(errors.run(stage, work))

@@ -28,5 +28,10 @@ def main(arguments: argparse.Namespace) -> None:
     )
 
 
+def nothing(arguments: argparse.Namespace) -> None:
+    """An empty folder, for a problem that no cell uses."""
+    arguments.out.mkdir(parents=True, exist_ok=True)
+
+
 if __name__ == "__main__":
-    command.run(main, reads=("images",), writes=("out",), problem="the inverse problem")
+    command.run(main, unused=nothing, reads=("images",), writes=("out",), problem="the inverse problem")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, copy_project
+from conftest import ROOT, copy_project, stage
 from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 
@@ -108,6 +108,28 @@ def test_a_change_re_runs_the_stages_that_it_affects(watched):
     assert behind("pipeline.report/page.html") == {"report"}
     for glue in ("pipeline.tracking", "stages.tracked", "pipeline.fingerprints"):
         assert not behind(glue) & {"pretrain", "tune", "finetune", "evaluate"}
+
+
+UNUSED = {
+    "problems": {"denoise": {"noise": 0.1}},
+    "regularizers": {"red": {}},
+    "evaluate": {"robustness": {"csmri": [], "denoise": []}},
+}
+
+
+@pytest.mark.parametrize(("name", "key"), [("simulate", "denoise"), ("baseline", "denoise"), ("pretrain", "red")])
+def test_what_no_cell_uses_is_not_computed_and_needs_no_code(name: str, key: str, tmp_path, monkeypatch, capsys):
+    assert stage(monkeypatch, tmp_path, UNUSED, "code", "--out", "code") == 0
+    files = {path.stem: path.read_text() for path in (tmp_path / "code" / name).iterdir()}
+    assert [used for used, text in files.items() if not text] == [key]
+    words = STAGES[name]["cmd"].replace("${key}", key).split()[3:]
+    assert stage(monkeypatch, tmp_path, UNUSED, name, *words) == 0
+    assert f"no cell uses {key}" in capsys.readouterr().out
+    plots = [path for plot in STAGES[name].get("plots", []) for path in plot]
+    for out in [*STAGES[name]["outs"], *STAGES[name].get("metrics", []), *plots]:
+        assert (tmp_path / out.replace("${key}", key)).exists()
+    written = [path for path in (tmp_path / "models", tmp_path / "data") if path.exists()]
+    assert not [file for folder in written for file in folder.rglob("*") if file.is_file()]
 
 
 def test_a_fingerprint_is_of_the_code_alone():

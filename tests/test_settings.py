@@ -286,9 +286,10 @@ def test_a_cell_and_a_regularizer_override_and_say_so(check):
 
 
 def test_what_no_cell_uses_is_found(check):
-    assert check(problems={"ct": {}}, evaluate={"robustness": {"csmri": [], "ct": []}}).unused("problem") == ["ct"]
-    assert check(regularizers={"red": {}}).unused("regularizer") == ["red"]
-    assert check().unused("problem") == check().unused("regularizer") == []
+    assert check(problems={"ct": {}}, evaluate={"robustness": {"csmri": [], "ct": []}}).unused("simulate") == ["ct"]
+    assert check(regularizers={"red": {}}).unused("pretrain") == ["red"]
+    assert check(regularizers={"red": {}}).unused("baseline") == check(regularizers={"red": {}}).unused("tune") == []
+    assert check().unused("baseline") == check().unused("pretrain") == []
 
 
 def test_the_defaults_of_the_library_are_those_of_the_pipeline():

@@ -15,8 +15,8 @@ from elder.tensors import dot, norm, only, per_image
 class MINRES(IterativeSolver):
     """Minimum residual for symmetric H, definite or not (Paige & Saunders 1975), preconditioned.
 
-    An image stops when its residual in the norm of the preconditioner is within `tol` of the start. This norm and the
-    true one differ by the conditioning of the preconditioner, so what is usable has converged.
+    An image stops when its residual in the norm of the preconditioner is within `tol` of the start. It has converged if
+    its true residual is usable then: the two norms differ by the conditioning of the preconditioner.
     """
 
     @torch.no_grad()
@@ -60,4 +60,4 @@ class MINRES(IterativeSolver):
             move = per_image(phi, b)
             v, Hv = v + only(live, move * w), Hv + only(live, move * Hw)
         found = solution(v, norm(b - Hv), b, products, self.tol)
-        return replace(found, converged=found.usable)
+        return replace(found, converged=found.usable & (phi_bar <= self.tol * beta1))

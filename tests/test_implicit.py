@@ -268,7 +268,7 @@ def test_how_near_an_adjoint_solve_came_is_told_whatever_the_tolerance(method):
         assert float(found.residual) == pytest.approx(left, rel=1e-6)
         if left > tol and method is not MINRES:
             assert not found.converged
-        assert bool(found.usable) == (left <= max(tol, min(10 * tol, 0.5)))
+        assert bool(found.usable) == (left <= max(tol, min(10 * tol, 1.0)))
         assert found.usable or not found.converged
 
 

@@ -14,8 +14,8 @@ from elder.tensors import norm
 
 Map = Callable[[Images], Images]
 
-# The relative residual beyond which a solution is not used, however large its tolerance.
-USABLE = 0.5
+# The relative residual of v = 0: beyond, a solution is worse than none, however large its tolerance.
+USABLE = 1.0
 
 
 @dataclass(frozen=True, eq=False)

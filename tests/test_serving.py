@@ -298,7 +298,7 @@ def test_the_card_says_what_a_consumer_needs(small_model):
     for line in (
         "- Data: a folder of pictures: 3 train, 1 test.",
         "- License of the data: CC-BY-4.0.",
-        "- Validation: 28.50 dB. By this figure the champion is chosen. The test pictures chose nothing.",
+        "- Validation: 28.50 dB. The champion is chosen by this number. The test pictures chose nothing.",
         "| zero-filled | 20.00 | 0.5000 |",
         "| total variation | 26.00 | 0.7000 |",
         "| **this model** | 27.12 | 0.8100 |",

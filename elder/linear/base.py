@@ -70,9 +70,5 @@ def solution(v: Images, left: PerImage, b: Images, products: int, tol: float) ->
     """What is known of v where ‖b − H v‖ = `left`, (b,), and at most tol ‖b‖ was asked for."""
     scale = norm(b)
     residual = left / scale.clamp(min=torch.finfo(torch.float64).tiny)
-    return LinearSolution(v, residual, left <= tol * scale, residual <= loosest(tol), products)
-
-
-def loosest(tol: float) -> float:
-    """The relative residual up to which a solution is usable."""
-    return max(tol, min(10 * tol, USABLE))
+    usable = residual <= max(tol, min(10 * tol, USABLE))
+    return LinearSolution(v, residual, left <= tol * scale, usable, products)

@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefect.logging.loggers import flow_run_logger
+
 if TYPE_CHECKING:
     from prefect import Flow
     from prefect.client.schemas.objects import FlowRun, State
@@ -55,7 +57,4 @@ def failed(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     text = f"{flow.name} {flow_run.name}: {state.name.lower() if state.name else 'failed'}: {state.message or ''}"
     trouble = tell("failure", text, flow=flow.name, run=str(flow_run.id))
     if trouble:
-        # Prefect sets loggers up when it is imported, and `tell` is used without it.
-        from prefect.logging.loggers import flow_run_logger
-
         flow_run_logger(flow_run, flow).warning(trouble)

@@ -60,7 +60,7 @@ def hold(folder: Path, name: str, log: Callable[[str], None], *, patience: float
 
 @contextmanager
 def alone(path: Path, folder: Path, name: str, log: Callable[[str], None], patience: float) -> Iterator[None]:
-    """Hold the lock in the file `path`, which is that of `folder`; see `hold`."""
+    """Hold the lock in the file `path`, as `hold` does; folder: what messages say is held."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         # Who looks whether it is free holds it for an instant (`holder`).

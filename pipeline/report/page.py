@@ -122,7 +122,7 @@ def behind(methods: list[tables.Method], pretrained: Path) -> str:
 
 
 def on_the_way(cells: Mapping[str, str], folder: Path) -> str:
-    """What each regularizer reaches on validation before DEQ training: where solves end, and at best on the way there.
+    """A sentence on validation before DEQ training: each regularizer where solves end, and at best on the way there.
 
     folder: that of the cells, with the trials of their tuning.
     """
@@ -134,7 +134,7 @@ def on_the_way(cells: Mapping[str, str], folder: Path) -> str:
         told.append(
             f"{regularizer.replace('_', ' ')} {end:.2f} and {peak:.2f} dB, the latter at step {step:.0f} on average"
         )
-    return "; ".join(told)
+    return f"Before DEQ training, on validation, where solves end and at best on the way there: {'; '.join(told)}."
 
 
 def panel(

@@ -134,9 +134,7 @@ def chapter(problem: str, cells: dict[str, str], seconds: Seconds) -> list[str]:
         parts.append(f"Explicit against implicit after DEQ training: {against}.")
     if behind := page.behind(methods, SOURCES.pretrained):
         parts.append(f"{behind}.")
-    way = page.on_the_way(cells, SOURCES.cells)
-    parts.append(f"Before DEQ training, on validation, where solves end and at best on the way there: {way}.")
-    parts += [long_table(cells), cost_table(cells, seconds)]
+    parts += [page.on_the_way(cells, SOURCES.cells), long_table(cells), cost_table(cells, seconds)]
     rows = tables.robustness(cells, SOURCES.baselines / problem, SOURCES.cells)
     if rows:
         parts += [

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from elder import UserError, regularizers
+from elder.backend import autocast
 from elder.networks.chain import Chain, analyze, norm_bound, synthesize
 from elder.networks.spline import lookup
 from elder.regularizers.spline_ridge import SplineRidge
@@ -92,6 +93,13 @@ class TestChain:
 def test_the_bound_has_the_gradient_that_training_needs(rng):
     kernels = [cases.randn((2, 2, 3, 3), rng).requires_grad_(), cases.randn((3, 2, 3, 3), rng).requires_grad_()]
     assert torch.autograd.gradcheck(lambda *k: norm_bound(k), kernels, fast_mode=True)
+
+
+def test_the_bound_is_one_in_low_precision_too(rng):
+    kernels = [cases.randn((2, 2, 3, 3), rng).float(), cases.randn((3, 2, 3, 3), rng).float()]
+    with autocast("bf16", torch.device("cpu")):
+        bound = norm_bound(kernels)
+    assert bound == norm_bound(kernels)
 
 
 class TestBounds:

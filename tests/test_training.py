@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zipfile
 from dataclasses import replace
 from itertools import count
 
@@ -381,6 +383,23 @@ def test_a_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch):
     checkpoint.path.write_bytes(checkpoint.path.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"state.pt: corrupt checkpoint .*delete it"):
         checkpoint.load()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the checkpoint has to be of a device that is absent")
+def test_a_training_of_an_accelerator_goes_on_without_one(tmp_path):
+    checkpoint = Checkpoint(tmp_path, every=1)
+    checkpoint.save(1, {"weights": torch.arange(3.0)})
+    with zipfile.ZipFile(checkpoint.path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    # The name of the device of a tensor, as pickle writes it: the length of a text, and the text.
+    here, there = (struct.pack("<I", len(name)) + name for name in (b"cpu", b"cuda:0"))
+    with zipfile.ZipFile(checkpoint.path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content.replace(here, there) if name.endswith("data.pkl") else content)
+    with pytest.raises(RuntimeError, match="CUDA"):
+        torch.load(checkpoint.path, weights_only=True)
+    assert checkpoint.load()["weights"].tolist() == [0, 1, 2]
+
 
 
 def test_a_gradient_that_is_not_finite_is_skipped_and_counted(patches, monkeypatch):

@@ -84,7 +84,9 @@ def norm_bound(kernels: Kernels) -> Scalar:
     side = 4 * reach + 1  # of the impulse response of WᵀW
     impulse = first.new_zeros(channels, channels, side, side)
     impulse[:, :, 2 * reach, 2 * reach] = torch.eye(channels, dtype=first.dtype, device=first.device)
-    response = synthesize(kernels, analyze(kernels, impulse))
+    # A bound in low precision would bound nothing.
+    with torch.autocast(first.device.type, enabled=False):
+        response = synthesize(kernels, analyze(kernels, impulse))
     grid = 2 ** math.ceil(math.log2(20 * reach))
     # A shift of the response changes phases, the same in every entry of a matrix.
     gram = torch.fft.rfft2(response, s=(grid, grid)).flatten(2).permute(2, 0, 1)

@@ -36,7 +36,8 @@ class Checkpoint:
         if not self.path.exists():
             return None
         try:
-            return torch.load(self.path, weights_only=True)
+            # On the processor first: a training that began on an accelerator can go on where there is none.
+            return torch.load(self.path, weights_only=True, map_location="cpu")
         except Exception as error:  # a truncated archive, or one that is none
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"{self.path}: corrupt checkpoint ({reason}); delete it to train from the start") from None

@@ -371,7 +371,7 @@ def test_a_file_of_new_content_re_runs_what_uses_it(changes, expected, tmp_path,
 def test_a_preset_of_another_name_is_named(project):
     done = project.run(sys.executable, "-m", "pipeline.preset", "huge", check=False)
     assert done.returncode == 1
-    known = "brain, color, default, denoise, denoisers, gray, mri, photo, tiny"
+    known = "brain, color, csmri, default, denoise, denoisers, gray, mri, photo, tiny"
     assert f"unknown preset 'huge': there are {known}" in done.stderr
 
 

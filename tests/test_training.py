@@ -23,7 +23,7 @@ from elder.training.finetune import finetune
 from elder.training.history import History, Trained, silent
 from elder.training.patches import Patches
 from elder.training.pretrain import Pretraining, denoising_psnr, pretrain
-from elder.training.settings import LOSSES, Effort, Finetuning
+from elder.training.settings import LONGER, LOSSES, Effort, Finetuning, lengthened
 from elder.training.tune import Trial, edges, starting_lambda, trial_of, tune
 from elder.training.validation import Score, validate
 
@@ -262,6 +262,28 @@ def test_the_effort_grows_during_the_warm_up():
     assert Effort.at(replace(settings, warmup=0.0), 1) == efforts[3]
 
 
+def test_solves_get_more_steps_where_too_few_converge(tuned, patches):
+    before, validation = tuned
+    rows: dict[float, list[dict[str, float]]] = {0.0: [], 0.8: []}
+    for target, found in rows.items():
+        short = Finetuning(
+            steps=60, batch=2, patch=24, max_steps=4, solved=target, warmup=0.1, validate_every=60, learning_rate=1e-6
+        )
+        finetune(before, patches, validation, short, lambda step, figures, found=found: found.append(figures))
+    assert {row["most_steps"] for row in rows[0.0][7:]} == {4}
+    assert {row["most_steps"] for row in rows[0.8][:7] if "most_steps" in row} <= {2, 3, 4}  # the warm-up goes its way
+    assert rows[0.8][-1]["most_steps"] > 5
+    failed = {target: sum(row["forward_failed"] for row in found[-10:]) for target, found in rows.items()}
+    assert failed[0.8] < 8 < 15 < failed[0.0]
+
+
+def test_the_most_steps_follow_the_share_of_solves():
+    assert lengthened(1.0, 0.5, 0.8) == 1.05
+    assert lengthened(1.5, 0.9, 0.8) < 1.5
+    assert lengthened(1.0, 0.9, 0.8) == 1
+    assert lengthened(LONGER, 0.0, 0.8) == LONGER
+
+
 def test_training_measurements_may_differ_from_those_of_validation(tuned, patches):
     before, validation = tuned
     drawn = []
@@ -399,7 +421,6 @@ def test_a_training_of_an_accelerator_goes_on_without_one(tmp_path):
     with pytest.raises(RuntimeError, match="CUDA"):
         torch.load(checkpoint.path, weights_only=True)
     assert checkpoint.load()["weights"].tolist() == [0, 1, 2]
-
 
 
 def test_a_gradient_that_is_not_finite_is_skipped_and_counted(patches, monkeypatch):

@@ -27,6 +27,9 @@ POSITIVE = (
 )
 # The tolerances of the solves at the start of the warm-up, and the most steps, in units of those at its end.
 LOOSER, FEWER = 10.0, 0.4
+# The most steps that a solve may grow to, in units of `max_steps`, and what a step of training keeps of the share of
+# solves that converged before.
+LONGER, REMEMBERED = 3.0, 0.95
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Finetuning:
     clip: float = 3.0  # largest gradient norm
     tol: float = 3e-4  # of the forward solve
     max_steps: int = 20  # of a forward solve
+    solved: float = 0.8  # share of the forward solves that `max_steps` grows for, up to threefold; 0: it stays
     warmup: float = 0.3  # share of the training in which the solves' steps grow and their tolerances shrink to these
     adjoint: str = "krylov"  # how the backward pass solves its linear system, see `ADJOINTS`
     adjoint_tol: float = 5e-2  # of the linear solve of the backward pass
@@ -65,7 +69,7 @@ class Finetuning:
                 raise UserError(f"{name}={getattr(self, name)} must be positive")
         if not 0 <= self.warmup <= 1:
             raise UserError(f"warmup={self.warmup} must be in [0, 1]")
-        for name in ("stability", "average"):
+        for name in ("solved", "stability", "average"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be in [0, 1)")
         for name, known in (("loss", LOSSES), ("adjoint", ADJOINTS), ("fallback", FALLBACKS)):
@@ -116,3 +120,14 @@ class Effort:
             max_steps=max(1, round(settings.max_steps * FEWER ** (1 - grown))),
             adjoint_tol=min(settings.adjoint_tol * loose, max(settings.adjoint_tol, 0.3)),
         )
+
+
+def lengthened(length: float, solved: float, target: float) -> float:
+    """The factor on the most steps of a solve after a step of training, from the share of solves that converged lately.
+
+    It rises by a twentieth where the share is below the target, and falls by a hundredth elsewhere, within [1, LONGER].
+    A training that shifts λ, σ or the network to where solves take longer would otherwise be left with gradients at
+    points that are no fixed points, and optimize where solves are cut off.
+    """
+    factor = 1.05 if solved < target else 0.99
+    return min(max(length * factor, 1.0), LONGER)

@@ -18,7 +18,7 @@ from elder.tensors import norm, per_image
 from elder.training.draws import Draw, draw
 from elder.training.patches import Patches
 from elder.training.progress import Progress
-from elder.training.settings import ADJOINTS, FALLBACKS, LOSSES, UNITS, Effort, Finetuning
+from elder.training.settings import ADJOINTS, FALLBACKS, LOSSES, REMEMBERED, UNITS, Effort, Finetuning, lengthened
 
 # The norm of an iterate, in units of that of the initial guess, beyond which its solve has diverged.
 DIVERGED = 10.0
@@ -68,7 +68,7 @@ def update(now: Progress, before: Model, drawn: Draw, settings: Finetuning) -> d
     has the penalty on the spectral radius if `drawn` has noise for it.
     """
     parts = [_solve(now, before, drawn, images, settings) for images in now.processes.parts(settings.batch)]
-    metrics = _advance(now, parts, settings)
+    metrics = _advance(now, before, parts, settings)
     now.optimizer.zero_grad()
     together, batch, theta = now.processes, settings.batch, list(now.theta.parameters())
     unit, own = _unit(now, parts, settings), sum(len(part.x) for part in parts)
@@ -105,9 +105,8 @@ def _solve(now: Progress, before: Model, drawn: Draw, images: slice, settings: F
     measured = drawn.problem
     problem, effort = now.theta.objective(measured.fidelity(operator, y)), Effort.at(settings, now.step)
     start, first = measured.initial(operator, y), torch.tensor(now.scale / float(problem.lambda_reg.detach()))
-    solution = fixed_point(
-        problem, start, first, tol=effort.tol, max_steps=effort.max_steps, precision=before.precision
-    )
+    most = _most_steps(now, before, settings)
+    solution = fixed_point(problem, start, first, tol=effort.tol, max_steps=most, precision=before.precision)
     told = torch.stack([v.double() for v in (solution.step, solution.steps, ~solution.succeeded, solution.evaluations)])
     # A diverged solve (NaN compares as false) is linearized at its initial guess: its last iterate teaches nothing.
     kept = norm(solution.x) <= DIVERGED * norm(start)
@@ -116,17 +115,28 @@ def _solve(now: Progress, before: Model, drawn: Draw, images: slice, settings: F
     return Part(problem, x, where, solution.succeeded & kept, told.T, noise)
 
 
-def _advance(now: Progress, parts: Sequence[Part], settings: Finetuning) -> dict[str, float]:
-    """Let λτ follow the forward solves of the whole batch, and return their metrics."""
+def _most_steps(now: Progress, before: Model, settings: Finetuning) -> int:
+    """Of a forward solve: what the warm-up leaves, times `now.length`; no more than a reconstruction may take."""
+    most = round(now.length * Effort.at(settings, now.step).max_steps)
+    return min(most, max(settings.max_steps, before.hyperparameters.max_steps))
+
+
+def _advance(now: Progress, before: Model, parts: Sequence[Part], settings: Finetuning) -> dict[str, float]:
+    """Let λτ and the most steps follow the forward solves of the whole batch, and return their metrics."""
     sizes, steps, failed, evaluations = now.processes.gather(torch.cat([part.told for part in parts]), settings.batch).T
-    lambda_reg = float(now.theta.log_lambda.detach().exp())
+    lambda_reg, most = float(now.theta.log_lambda.detach().exp()), _most_steps(now, before, settings)
     now.advance(sizes, lambda_reg)
+    # During the warm-up, solves are cut short on purpose.
+    if settings.solved and now.step > settings.warmup * settings.steps:
+        now.solved = REMEMBERED * now.solved + (1 - REMEMBERED) * (1 - float(failed.mean()))
+        now.length = lengthened(now.length, now.solved, settings.solved)
     return {
         "weight": lambda_reg,
         "sigma": float(now.theta.log_sigma.detach().exp()),
         "step_size": now.scale / lambda_reg,
         "forward_steps": float(steps.mean()),
         "forward_failed": float(failed.sum()),
+        "most_steps": float(most),
         "evaluations": float(evaluations.sum()),
     }
 

@@ -9,12 +9,17 @@ from elder import io
 from elder.backend import Compute
 from elder.model.model import load
 from elder.training.finetune import finetune
+from elder.training.history import History
 from elder.training.processes import Processes, joined
+from elder.training.settings import Finetuning
 from elder.training.validation import validate
 from pipeline import merging, params
 from stages import command, tracked
 from stages.patches import read_patches
 from stages.samples import read_samples
+
+# dB of merit that a training must end below its best for advice to be given.
+TELLING = 0.1
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -62,12 +67,27 @@ def train(arguments: argparse.Namespace, processes: Processes, compute: Compute)
             "validation_converged": score.converged,
             **{name: history.mean(name) for name in ("exact", "approximate", "left_out")},
             **{name: history.total(name) for name in ("evaluations", "skipped", "went_back")},
+            "best_step": max((row["step"] for row in history.rows if row.get("val_below") == 0), default=0),
         }
+        if said := advice(gained["best_step"], chosen, history):
+            print(f"finetune {arguments.cell}: {said}", flush=True)
         log.metrics(gained)
         replace(model, metadata={"stage": "finetune", **gained}).save(arguments.out)
         io.write_json(arguments.metrics, gained)
         io.write_csv(arguments.curve, history.rows)
         log.artifacts(arguments.metrics, arguments.curve)
+
+
+def advice(best_step: float, settings: Finetuning, history: History) -> str | None:
+    """What to try where the second half of a training only lost, or `None` if it did not."""
+    below = history.rows[-1]["val_below"]
+    if best_step > settings.steps / 2 or below < TELLING:
+        return None
+    radius = f", or a larger stability than {settings.stability:g}," if settings.stability else ""
+    return (
+        f"step {best_step:g} of {settings.steps} was the best on validation, and is kept; the last one is "
+        f"{below:.2f} dB below. A lower learning_rate{radius} may gain more"
+    )
 
 
 if __name__ == "__main__":

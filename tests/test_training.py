@@ -26,6 +26,7 @@ from elder.training.pretrain import Pretraining, denoising_psnr, pretrain
 from elder.training.settings import LONGER, LOSSES, Effort, Finetuning, lengthened
 from elder.training.tune import Trial, edges, starting_lambda, trial_of, tune
 from elder.training.validation import Score, validate
+from stages.finetune import advice
 
 DESCRIPTION = {"name": "least_squares", "network": {"name": "dncnn", "channels": 1, "width": 8, "depth": 3}}
 
@@ -282,6 +283,18 @@ def test_the_most_steps_follow_the_share_of_solves():
     assert lengthened(1.5, 0.9, 0.8) < 1.5
     assert lengthened(1.0, 0.9, 0.8) == 1
     assert lengthened(LONGER, 0.0, 0.8) == LONGER
+
+
+def test_a_training_that_only_loses_says_so():
+    settings = Finetuning(steps=100, stability=0.9)
+    lost = History([{"step": 20, "val_below": 0.0}, {"step": 100, "val_below": 0.75}])
+    assert advice(20, settings, lost) == (
+        "step 20 of 100 was the best on validation, and is kept; the last one is 0.75 dB below. "
+        "A lower learning_rate, or a larger stability than 0.9, may gain more"
+    )
+    assert "stability" not in advice(20, replace(settings, stability=0.0), lost)
+    assert advice(80, settings, lost) is None
+    assert advice(20, settings, History([{"step": 100, "val_below": 0.05}])) is None
 
 
 def test_training_measurements_may_differ_from_those_of_validation(tuned, patches):

@@ -92,7 +92,8 @@ def _validate(now: Progress, before: Model, validation: Sequence[Sample], settin
     back = lost > settings.go_back and now.step > settings.warmup * settings.steps
     if back:
         now.go_back()
-    return {"val_psnr": score.psnr, "val_converged": score.converged, "went_back": float(back)}
+    below = max(lost, 0.0)  # the best so far, in dB of merit
+    return {"val_psnr": score.psnr, "val_converged": score.converged, "val_below": below, "went_back": float(back)}
 
 
 def progress(before: Model, settings: Finetuning, processes: Processes = ALONE) -> Progress:

@@ -23,7 +23,7 @@ from elder.training.finetune import finetune
 from elder.training.history import History, Trained, silent
 from elder.training.patches import Patches
 from elder.training.pretrain import Pretraining, denoising_psnr, pretrain
-from elder.training.settings import LONGER, LOSSES, Effort, Finetuning, lengthened
+from elder.training.settings import LONGER, LOSSES, Effort, Finetuning, stretched
 from elder.training.tune import Trial, edges, starting_lambda, trial_of, tune
 from elder.training.validation import Score, validate
 from stages.finetune import advice
@@ -279,10 +279,10 @@ def test_solves_get_more_steps_where_too_few_converge(tuned, patches):
 
 
 def test_the_most_steps_follow_the_share_of_solves():
-    assert lengthened(1.0, 0.5, 0.8) == 1.05
-    assert lengthened(1.5, 0.9, 0.8) < 1.5
-    assert lengthened(1.0, 0.9, 0.8) == 1
-    assert lengthened(LONGER, 0.0, 0.8) == LONGER
+    assert stretched(1.0, 0.5, 0.8) == 1.05
+    assert stretched(1.5, 0.9, 0.8) < 1.5
+    assert stretched(1.0, 0.9, 0.8) == 1
+    assert stretched(LONGER, 0.0, 0.8) == LONGER
 
 
 def test_a_training_that_only_loses_says_so():

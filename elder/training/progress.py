@@ -21,7 +21,7 @@ from elder.training.validation import Score
 # What λτ regains at a step: the line search of a few images must not shorten every later step.
 REGAIN = 1.05
 # What a checkpoint keeps beside parameters, optimizer and the best.
-NUMBERS = ("scale", "step", "failures", "penalty_weight", "solved", "length")
+NUMBERS = ("scale", "step", "failures", "penalty_weight", "solved", "stretch")
 
 
 class Parameters(nn.Module):
@@ -72,7 +72,7 @@ class Progress:
         self.longest = self.scale = before.hyperparameters.lambda_reg * before.hyperparameters.step  # λτ
         self.step, self.failures, self.penalty_weight = 0, 0, penalty_weight
         # The share of forward solves that converged of late, and the factor on their most steps that follows it.
-        self.solved, self.length = 1.0, 1.0
+        self.solved, self.stretch = 1.0, 1.0
         self.best, self.best_score = before, Score(-math.inf, 0.0)
 
     @property

@@ -122,7 +122,7 @@ class Effort:
         )
 
 
-def lengthened(length: float, solved: float, target: float) -> float:
+def stretched(stretch: float, solved: float, target: float) -> float:
     """The factor on the most steps of a solve after a step of training, from the share of solves that converged lately.
 
     It rises by a twentieth where the share is below the target, and falls by a hundredth elsewhere, within [1, LONGER].
@@ -130,4 +130,4 @@ def lengthened(length: float, solved: float, target: float) -> float:
     points that are no fixed points, and optimize where solves are cut off.
     """
     factor = 1.05 if solved < target else 0.99
-    return min(max(length * factor, 1.0), LONGER)
+    return min(max(stretch * factor, 1.0), LONGER)

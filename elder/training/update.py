@@ -18,7 +18,7 @@ from elder.tensors import norm, per_image
 from elder.training.draws import Draw, draw
 from elder.training.patches import Patches
 from elder.training.progress import Progress
-from elder.training.settings import ADJOINTS, FALLBACKS, LOSSES, REMEMBERED, UNITS, Effort, Finetuning, lengthened
+from elder.training.settings import ADJOINTS, FALLBACKS, LOSSES, REMEMBERED, UNITS, Effort, Finetuning, stretched
 
 # The norm of an iterate, in units of that of the initial guess, beyond which its solve has diverged.
 DIVERGED = 10.0
@@ -116,8 +116,8 @@ def _solve(now: Progress, before: Model, drawn: Draw, images: slice, settings: F
 
 
 def _most_steps(now: Progress, before: Model, settings: Finetuning) -> int:
-    """Of a forward solve: what the warm-up leaves, times `now.length`; no more than a reconstruction may take."""
-    most = round(now.length * Effort.at(settings, now.step).max_steps)
+    """Of a forward solve: what the warm-up leaves, times `now.stretch`; no more than a reconstruction may take."""
+    most = round(now.stretch * Effort.at(settings, now.step).max_steps)
     return min(most, max(settings.max_steps, before.hyperparameters.max_steps))
 
 
@@ -129,7 +129,7 @@ def _advance(now: Progress, before: Model, parts: Sequence[Part], settings: Fine
     # During the warm-up, solves are cut short on purpose.
     if settings.solved and now.step > settings.warmup * settings.steps:
         now.solved = REMEMBERED * now.solved + (1 - REMEMBERED) * (1 - float(failed.mean()))
-        now.length = lengthened(now.length, now.solved, settings.solved)
+        now.stretch = stretched(now.stretch, now.solved, settings.solved)
     return {
         "weight": lambda_reg,
         "sigma": float(now.theta.log_sigma.detach().exp()),

@@ -23,7 +23,7 @@ from benchmarks.common import Row, counted, main
 from benchmarks.memory import ALLOCATOR
 from elder import regularizers
 from elder.training.pretrain import Pretraining, pretrain
-from pipeline import params
+from pipeline.settings import params
 from stages.patches import read_patches
 from stages.prepare import prepare
 

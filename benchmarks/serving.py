@@ -101,7 +101,8 @@ def main() -> None:
     from benchmarks.common import pictures
     from elder.model.address import load
     from elder.problems.samples import measure
-    from pipeline import experiments, packaging
+    from pipeline.registry import packaging
+    from pipeline.tracking import experiments
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="models:/elder-csmri@champion", help="a URI of MLflow")

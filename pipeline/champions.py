@@ -17,7 +17,7 @@ from typing import Any
 from elder import errors
 from elder.errors import UserError
 from elder.model import registry
-from pipeline import params
+from pipeline.settings import params
 
 
 def find(problems: Sequence[str]) -> list[dict[str, Any]]:

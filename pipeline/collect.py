@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 from elder import errors
 from elder.errors import UserError
 from elder.model import store
-from pipeline import experiments, repros
 from pipeline.runs import every
+from pipeline.tracking import experiments, repros
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -32,8 +32,8 @@ def find(name: str) -> dict[str, str]:
     if not base.startswith(("http://", "https://")):
         return {"needs": f"an MLflow server, in {store.VARIABLE} or {VARIABLE}"}
     # These take seconds to import.
-    from pipeline import experiments
     from pipeline.runs import every
+    from pipeline.tracking import experiments
 
     client, experiment = experiments.open_existing()
     quoted = name.replace("'", "")  # which would end a string in MLflow's filters

@@ -35,9 +35,9 @@ from urllib.parse import unquote, urlparse
 from elder import errors
 from elder.errors import UserError
 from elder.training.checkpoint import Checkpoint
-from pipeline import experiments, repros, tracking
 from pipeline.flows import repository
 from pipeline.runs import every
+from pipeline.tracking import experiments, logs, repros
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -141,7 +141,7 @@ def _versions(client: MlflowClient, limits: Limits) -> tuple[list[Item], list[Mo
 
 def _named(client: MlflowClient, name: str) -> set[int]:
     """The versions of a model that have an alias, or have been champion."""
-    from pipeline import gate
+    from pipeline.registry import gate
 
     aliases = client.get_registered_model(name).aliases.values()
     return {*(int(version) for version in aliases), *gate.past_champions(client, name)}
@@ -150,7 +150,7 @@ def _named(client: MlflowClient, name: str) -> set[int]:
 def _checkpoints(runs: Sequence[Run], limits: Limits, now: float) -> Iterator[Item]:
     """The folders of checkpoints that can go."""
     ended = {run.data.tags.get("fingerprint") for run in runs if run.info.status == "FINISHED"}
-    for folder in sorted(path for path in tracking.CHECKPOINTS.glob("*") if path.is_dir()):
+    for folder in sorted(path for path in logs.CHECKPOINTS.glob("*") if path.is_dir()):
         touched = _touched(folder)
         finished = folder.name.rpartition("-")[2] in ended
         if finished or now - touched > limits.days * DAY:

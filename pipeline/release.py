@@ -37,7 +37,8 @@ from elder.model import bundle, model
 from elder.problems.samples import measure
 from elder.regularizers.base import Regularizer
 from elder.training.pretrain import denoising_psnr
-from pipeline import params, preset
+from pipeline import preset
+from pipeline.settings import params
 
 # Sections of params.yaml that say how a model was trained.
 RECIPE = ("problems", "network", "prepare", "pretrain", "tune", "finetune")

@@ -24,7 +24,9 @@ def main() -> None:
     arguments = parser.parse_args()
 
     def work() -> None:
-        from pipeline import experiments, gate, params
+        from pipeline.registry import gate
+        from pipeline.settings import params
+        from pipeline.tracking import experiments
 
         client, _ = experiments.open_existing()
         name = f"elder-{arguments.problem}"

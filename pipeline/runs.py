@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from elder import errors
 from elder.errors import UserError
-from pipeline import experiments, repros
+from pipeline.tracking import experiments, repros
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

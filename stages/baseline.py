@@ -7,7 +7,8 @@ import argparse
 from elder import io
 from elder.evaluation import baselines
 from elder.problems.samples import is_constrained, remeasured
-from pipeline import params, tracking
+from pipeline.settings import params
+from pipeline.tracking import logs
 from stages import command
 from stages.results import TABLES, means, robustness_row, write_results
 from stages.samples import find_problem, read_samples
@@ -22,7 +23,7 @@ def main(arguments: argparse.Namespace) -> None:
     )
     changes = chosen.robustness[problem.name]
     logged = {"tv_weights": chosen.tv_weights, "robustness": changes, "problem": problem.settings}
-    with tracking.run(f"baseline {arguments.problem}", logged, arguments.reads) as log:
+    with logs.run(f"baseline {arguments.problem}", logged, arguments.reads) as log:
         lambda_reg = baselines.tune_tv(problem, validation, chosen.tv_weights, print)
         results = {
             "initial": baselines.evaluate_initial(problem, test),

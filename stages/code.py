@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import shutil
 
-from pipeline import fingerprints, params
+from pipeline.settings import params
+from pipeline.tracking import fingerprints
 from stages import command
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from elder import errors
-from pipeline import fingerprints, params
+from pipeline.settings import params
+from pipeline.tracking import fingerprints
 from stages import together
 
 # The paths that are data sets, by their names.

@@ -11,8 +11,9 @@ from elder.evaluation.evaluate import convergence, evaluate, evaluate_long
 from elder.evaluation.results import Metrics, mean
 from elder.model.model import Model, load
 from elder.problems.samples import Sample, remeasured
-from pipeline import params, tracking
-from pipeline.params import Evaluation
+from pipeline.settings import params
+from pipeline.settings.params import Evaluation
+from pipeline.tracking import logs
 from stages import command
 from stages.results import TABLES, means, robustness_row, write_results
 from stages.samples import find_problem, read_samples
@@ -30,7 +31,7 @@ def main(arguments: argparse.Namespace) -> None:
     changes = chosen.robustness[problem.name]
     effort = {name: getattr(chosen, name) for name in ("curve_steps", "long_steps", "long_images")}
     logged = {"evaluate": effort, "robustness": changes, "problem": problem.settings}
-    with tracking.run(f"evaluate {arguments.cell}", logged, arguments.reads) as log:
+    with logs.run(f"evaluate {arguments.cell}", logged, arguments.reads) as log:
         results = write_results({name: evaluate(model, test) for name, model in models.items()}, arguments.out)
         curves = {name: convergence(model, test[0], chosen.curve_steps) for name, model in models.items()}
         rows = [{"method": name, **point} for name, curve in curves.items() for point in curve]

@@ -13,7 +13,7 @@ from elder.training.history import History
 from elder.training.processes import Processes, joined
 from elder.training.settings import Finetuning
 from elder.training.validation import validate
-from pipeline import merging, params
+from pipeline.settings import merging, params
 from stages import command, tracked
 from stages.patches import read_patches
 from stages.samples import read_samples

@@ -20,10 +20,11 @@ from skimage.transform import resize
 
 from elder import io
 from elder.errors import DataWarning, UserError
-from pipeline import params, splits
-from pipeline.duplicates import Picture, refuse_duplicates
-from pipeline.params import Preparation
-from pipeline.splits import SPLITS
+from pipeline.pictures import splits
+from pipeline.pictures.duplicates import Picture, refuse_duplicates
+from pipeline.pictures.splits import SPLITS
+from pipeline.settings import params
+from pipeline.settings.params import Preparation
 from stages import command
 from stages.parallel import in_parallel
 

@@ -12,7 +12,7 @@ from elder.model import bundle
 from elder.training.initial import initialize, told
 from elder.training.pretrain import denoising_psnr, pretrain
 from elder.training.processes import Processes, joined
-from pipeline import merging, params
+from pipeline.settings import merging, params
 from stages import command, inputs, tracked
 from stages.patches import read_patches
 

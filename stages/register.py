@@ -9,8 +9,10 @@ from pathlib import Path
 
 from elder import io
 from elder.model.model import load
-from pipeline import card, gate, params, tracking
-from pipeline.fingerprints import content_hash
+from pipeline.registry import card, gate
+from pipeline.settings import params
+from pipeline.tracking import logs
+from pipeline.tracking.fingerprints import content_hash
 from stages import command
 from stages.samples import find_problem, read_samples
 
@@ -33,7 +35,7 @@ def main(arguments: argparse.Namespace) -> None:
     # The registry needs it in this process, so the run is logged from here, too.
     import mlflow  # noqa: F401
 
-    with tracking.run(f"register {arguments.cell}", {"register": chosen.model_dump()}, arguments.reads) as log:
+    with logs.run(f"register {arguments.cell}", {"register": chosen.model_dump()}, arguments.reads) as log:
         evidence = card.read(arguments.images, psnr, arguments.evaluation, arguments.baselines, chosen.license)
         text = card.write(load(arguments.model, own_code=problem.own_code), evidence)
         candidate = gate.Candidate(problem, arguments.model, psnr, data, validation, text)

@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 
 from elder import io
-from pipeline import experiments, params
 from pipeline.report import page
+from pipeline.settings import params
+from pipeline.tracking import experiments
 from stages import command
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from elder import problems
 from elder.problems.base import Problem
 from elder.problems.samples import Sample, read_all
-from pipeline import params
+from pipeline.settings import params
 from stages import inputs
 
 

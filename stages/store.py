@@ -39,7 +39,7 @@ def identity() -> str:
     # MLflow takes seconds to import: only for a store that is new, or a server.
     import mlflow
 
-    from pipeline import experiments
+    from pipeline.tracking import experiments
 
     experiments.connect()
     uri = mlflow.get_tracking_uri()

@@ -10,7 +10,8 @@ from elder.model import bundle
 from elder.model.model import Hyperparameters, Model
 from elder.problems.samples import is_constrained
 from elder.training.tune import Trial, best, edges, starting_lambda, tune
-from pipeline import params, tracking
+from pipeline.settings import params
+from pipeline.tracking import logs
 from stages import command
 from stages.samples import find_problem, read_samples
 
@@ -26,7 +27,7 @@ def main(arguments: argparse.Namespace) -> None:
     pretrained = Model(problem, regularizer, start, config["regularizer"]).on(compute)
     logged = {"tune": search.model_dump(), "problem": problem.settings}
     title = f"tune {arguments.cell}"
-    with tracking.run(title, logged, arguments.reads) as log, tracking.resumable(log, title, every=1) as checkpoint:
+    with logs.run(title, logged, arguments.reads) as log, logs.resumable(log, title, every=1) as checkpoint:
 
         def report(number: int, trial: Trial) -> None:
             log.metrics({"weight": trial.lambda_reg, "sigma": trial.sigma, "val_psnr": trial.psnr}, number)

@@ -172,7 +172,8 @@ def mask(tmp_path: Path) -> Path:
 
 def stage(monkeypatch, folder: Path, change: dict, name: str, *arguments: str) -> int:
     """Run a stage in this process on the tiny settings with a change. Returns its exit code."""
-    from pipeline import params, preset  # needs more than the library does
+    from pipeline import preset  # needs more than the library does
+    from pipeline.settings import params
 
     path = folder / "params.yaml"
     tiny = (ROOT / "presets" / "tiny.yaml").read_text()

@@ -11,7 +11,7 @@ from conftest import stage
 from PIL import Image
 
 from elder import UserError, io
-from pipeline.duplicates import Picture, near_pairs, refuse_duplicates
+from pipeline.pictures.duplicates import Picture, near_pairs, refuse_duplicates
 from stages.parallel import in_parallel
 
 

@@ -95,7 +95,7 @@ def here(tmp_path, monkeypatch, photographs) -> Iterator[Here]:
     """The champion is a convex energy: its solves end where they should, trained or not."""
     import mlflow
 
-    from pipeline import gate
+    from pipeline.registry import gate
 
     found = Here(tmp_path / "here")
     found.folder.mkdir()

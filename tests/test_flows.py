@@ -157,7 +157,7 @@ def test_a_stage_that_fails_fails_the_flow_with_its_reason(project):
 
 def test_all_stages_of_a_flow_belong_to_one_repro(project):
     """DVC is started again for each stage, so the flow names itself."""
-    show = f"{sys.executable} -c 'from pipeline import repros; print(repros.current())'"
+    show = f"{sys.executable} -c 'from pipeline.tracking import repros; print(repros.current())'"
     stages = {name: {"cmd": f"{show} > {name}.txt"} for name in ("one", "two")}
     (project.folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
     project.run(sys.executable, "-m", "pipeline.flows")

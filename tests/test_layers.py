@@ -17,7 +17,8 @@ from conftest import ROOT, copy_project, stage
 from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 
-from pipeline import fingerprints, params
+from pipeline.settings import params
+from pipeline.tracking import fingerprints
 from stages import code, command
 
 PLAIN = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -103,11 +104,11 @@ def test_a_change_re_runs_the_stages_that_it_affects(watched):
     assert {"simulate", "baseline", *solving} <= behind("elder.operators.blur")
     assert "pretrain" not in behind("elder.operators.blur")
     assert behind("stages.results") == {"baseline", "evaluate"}
-    assert behind("pipeline.merging") == {"pretrain", "finetune"}
+    assert behind("pipeline.settings.merging") == {"pretrain", "finetune"}
     assert behind("pipeline.report.tables") == {"report"}
     assert behind("pipeline.report/page.html") == {"report"}
-    assert behind("pipeline.tracking") == behind("stages.tracked") == set()
-    assert not behind("pipeline.fingerprints") & {"pretrain", "tune", "finetune", "evaluate"}
+    assert behind("pipeline.tracking.logs") == behind("stages.tracked") == set()
+    assert not behind("pipeline.tracking.fingerprints") & {"pretrain", "tune", "finetune", "evaluate"}
 
 
 UNUSED = {

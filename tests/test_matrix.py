@@ -28,13 +28,14 @@ from test_flows import free_port, wait_until
 from test_flows_deployments import server  # noqa: F401  a fixture
 
 from elder import UserError
-from pipeline import collect, experiments, tracking
-from pipeline.fingerprints import Reads
+from pipeline import collect
 from pipeline.flows import cluster, commands, copies, graph, lockfile, matrix, process, repository
 from pipeline.flows.cluster import Cluster
 from pipeline.flows.commands import StageFailed
 from pipeline.flows.copies import Delivery, Job, JobFailed, Sharing
 from pipeline.flows.flow import train
+from pipeline.tracking import experiments, logs
+from pipeline.tracking.fingerprints import Reads
 
 EXAMPLE = ROOT / "docs" / "examples" / "slurm.py"
 
@@ -356,7 +357,7 @@ def test_runs_come_with_their_curves_files_and_data_and_twice_is_once(stores, mo
     Path("code.txt").write_text("code")
     Path("tune.csv").write_text("weight\n0.1\n")
     reads = Reads("tune", (Path("images"),), Path("code.txt"), (Path("images"),))
-    with tracking.run("tune csmri-red", {"tune": {"tol": 1e-4}}, reads) as log:
+    with logs.run("tune csmri-red", {"tune": {"tol": 1e-4}}, reads) as log:
         for step, psnr in enumerate((20.0, 25.0, 24.0)):
             log.metrics({"val_psnr": psnr}, step)
         log.artifacts(Path("tune.csv"))
@@ -383,7 +384,7 @@ def test_runs_come_with_their_curves_files_and_data_and_twice_is_once(stores, mo
     Path("images").mkdir()
     Path("images", "1.txt").write_text("1")
     Path("code.txt").write_text("code")
-    with tracking.run("tune csmri-red", {"tune": {"tol": 1e-4}}, reads):
+    with logs.run("tune csmri-red", {"tune": {"tol": 1e-4}}, reads):
         active = mlflow.active_run()
         assert active is not None
         assert active.info.run_id == run.info.run_id

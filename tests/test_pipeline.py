@@ -32,7 +32,7 @@ def figures(project, cell: str = CELL) -> dict:
 def runs(project) -> list[str]:
     """The runs of results; those of repros are above them."""
     out = project.python(
-        "from pipeline import experiments; import mlflow; experiments.connect()\n"
+        "from pipeline.tracking import experiments; import mlflow; experiments.connect()\n"
         "found = mlflow.search_runs(experiment_names=['elder'], output_format='list')\n"
         "print(*[r.data.tags['cell'] for r in found if 'repro' not in r.data.tags], sep='\\n')"
     )
@@ -131,7 +131,7 @@ def test_the_tables_of_the_documentation_are_written_by_their_command(finished):
 
 def test_the_runs_of_a_repro_are_below_one_that_keeps_the_report(finished):
     out = finished.python(
-        "from pipeline import experiments; import json, mlflow; experiments.connect()\n"
+        "from pipeline.tracking import experiments; import json, mlflow; experiments.connect()\n"
         "client = mlflow.MlflowClient()\n"
         "found = mlflow.search_runs(experiment_names=['elder'], output_format='list')\n"
         "def files(run, path=None):\n"

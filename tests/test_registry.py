@@ -27,7 +27,8 @@ import elder
 from elder import UserError, problems
 from elder.model import store as address_store
 from elder.problems.samples import measure
-from pipeline import gate, packaging, rollback
+from pipeline import rollback
+from pipeline.registry import gate, packaging
 
 NAME = "elder-csmri"
 
@@ -221,7 +222,8 @@ def test_a_registration_that_is_killed_is_completed_by_the_next(tmp_path, small_
         "from pathlib import Path\n"
         "import elder\n"
         "from elder.problems.samples import measure\n"
-        "from pipeline import experiments, gate\n"
+        "from pipeline.registry import gate\n"
+        "from pipeline.tracking import experiments\n"
         "print('started', flush=True)\n"
         "bundle, psnr = Path(sys.argv[1]), float(sys.argv[2])\n"
         "problem = elder.load(bundle).problem\n"

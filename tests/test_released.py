@@ -24,7 +24,9 @@ from elder.model import bundle, registry
 from elder.problems import samples
 from elder.training.initial import initialize, told
 from elder.training.pretrain import denoising_psnr
-from pipeline import fingerprints, params, preset, release
+from pipeline import preset, release
+from pipeline.settings import params
+from pipeline.tracking import fingerprints
 
 DESCRIPTION = {"name": "least_squares", "network": {"name": "dncnn", "channels": 1, "width": 6, "depth": 3}}
 CARD = release.Card("Removes noise.", "six photographs", "public domain")

@@ -22,7 +22,7 @@ from benchmarks.serving import ask, serving
 from elder import io, problems, regularizers
 from elder.model.model import Hyperparameters, Model
 from elder.problems.samples import measure
-from pipeline import card, packaging, served_model
+from pipeline.registry import card, packaging, served_model
 
 SIZE = (20, 24)
 # An untrained network has no fixed points to speak of. With these requests its solves end soon all the same.

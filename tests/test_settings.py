@@ -26,7 +26,9 @@ from elder.regularizers import OF_FILTERS, OVER_A_NETWORK
 from elder.training.finetune import finetune
 from elder.training.pretrain import Pretraining, pretrain
 from elder.training.settings import Finetuning
-from pipeline import fingerprints, params, preset
+from pipeline import preset
+from pipeline.settings import params
+from pipeline.tracking import fingerprints
 
 DEFAULT = yaml.safe_load((ROOT / "params.yaml").read_text())
 RECORDS = (

@@ -11,7 +11,7 @@ from conftest import stage
 from PIL import Image
 
 from elder import UserError, io
-from pipeline import splits
+from pipeline.pictures import splits
 
 SHARES = {"validation": 0.2, "test": 0.2}
 

@@ -22,7 +22,8 @@ import elder
 from elder import UserError
 from elder.model import store
 from elder.problems.samples import measure
-from pipeline import experiments, gate
+from pipeline.registry import gate
+from pipeline.tracking import experiments
 from stages import store as stage
 
 URI = "models:/elder-csmri@champion"
@@ -164,14 +165,17 @@ def test_a_server_that_is_down_is_told_in_one_line(tmp_path):
     done = python(code, tmp_path, MLFLOW_TRACKING_URI=address)
     assert done.stderr.count("\n") == 1
     assert f"{address}: the MLflow server does not answer" in done.stderr
-    done = python("from pipeline import experiments; experiments.connect()", tmp_path, MLFLOW_TRACKING_URI=address)
+    done = python(
+        "from pipeline.tracking import experiments; experiments.connect()", tmp_path, MLFLOW_TRACKING_URI=address
+    )
     assert "UserError" in done.stderr.splitlines()[-1]
 
 
 def test_processes_that_start_together_make_one_store(tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     code = (
-        "from pipeline import experiments; experiments.connect(); import mlflow; print(mlflow.set_experiment('elder'))"
+        "from pipeline.tracking import experiments; experiments.connect(); "
+        "import mlflow; print(mlflow.set_experiment('elder'))"
     )
     running = [
         subprocess.Popen(

@@ -24,8 +24,10 @@ from mlflow.entities import Run
 from elder import UserError
 from elder.model.store import EXPERIMENT
 from elder.training.checkpoint import Checkpoint
-from pipeline import REPRO, experiments, fingerprints, gate, links, prune, repros, rollback, runs, tracking
+from pipeline import REPRO, links, prune, rollback, runs
 from pipeline.flows import repository
+from pipeline.registry import gate
+from pipeline.tracking import experiments, fingerprints, logs, repros
 
 CELL = "csmri-least_squares"
 
@@ -69,7 +71,7 @@ def reads(stage: str = "evaluate") -> fingerprints.Reads:
 
 def result(title: str = f"evaluate {CELL}", seed: int = 0, **metrics: float) -> str:
     """Log a result as a stage does. Returns the id of its run."""
-    with tracking.run(title, {"seed": seed}, reads()) as log:
+    with logs.run(title, {"seed": seed}, reads()) as log:
         log.metrics(metrics)
         return open_run()
 
@@ -122,7 +124,7 @@ def test_a_stage_by_hand_belongs_to_no_repro(store):
 
 def test_the_stages_of_one_dvc_repro_know_that_they_are(tmp_path, monkeypatch):
     """By DVC itself, with shells between, and without the variable that a flow sets."""
-    show = f"{sys.executable} -c 'from pipeline import repros; print(repros.current())'"
+    show = f"{sys.executable} -c 'from pipeline.tracking import repros; print(repros.current())'"
     stages = {name: {"cmd": f"{show} >> {name}.txt"} for name in ("one", "two")}
     stages["deep"] = {"cmd": f'sh -c "true; {show} >> deep.txt"'}
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
@@ -158,7 +160,7 @@ def test_a_run_keeps_tables_and_figures_and_not_what_is_large(store, monkeypatch
     (store / "large.csv").write_text("psnr\n31.50\n")
     (store / "figures").mkdir()
     (store / "figures" / "panel.png").write_bytes(b"figure")
-    with tracking.run("evaluate a", {}, reads()) as log:
+    with logs.run("evaluate a", {}, reads()) as log:
         log.artifacts(Path("table.csv"), Path("large.csv"), Path("figures"))
         run_id = open_run()
     artifacts = Path(MlflowClient().get_run(run_id).info.artifact_uri.removeprefix("file://"))
@@ -200,12 +202,12 @@ def test_what_a_repro_made_is_logged_to_its_run(store, monkeypatch):
 def test_a_stage_that_fails_fails_its_run_and_its_repro(store, monkeypatch):
     monkeypatch.setenv(REPRO, "flow one")
     result("tune a")
-    with pytest.raises(ArithmeticError), tracking.run("finetune a", {}, reads()):
+    with pytest.raises(ArithmeticError), logs.run("finetune a", {}, reads()):
         raise ArithmeticError("diverged")
     statuses = {name: run.info.status for name, run in named(store).items()}
     assert statuses == {"repro": "FAILED", "tune a": "FINISHED", "finetune a": "FAILED"}
     monkeypatch.setenv(REPRO, "flow two")  # the next one resumes it
-    with tracking.run("finetune a", {}, reads()):
+    with logs.run("finetune a", {}, reads()):
         pass
     found = all_runs(store)
     again, parent = (
@@ -221,10 +223,10 @@ WORKING = """
 import sys, time
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from pipeline import fingerprints, tracking
+from pipeline.tracking import fingerprints, logs
 images = Path("images")
 reads = fingerprints.Reads("tune", (images,), Path("code.txt"), (images,))
-with tracking.run("tune a", {{"seed": 0}}, reads) as log:
+with logs.run("tune a", {{"seed": 0}}, reads) as log:
     log.metrics({{"psnr": 30.0}})
     time.sleep(300)
 """
@@ -268,13 +270,13 @@ def stage(work: str, **environment: str) -> subprocess.CompletedProcess[str]:
 import os, signal, sys
 from pathlib import Path
 from elder import errors
-from pipeline import fingerprints, tracking
+from pipeline.tracking import fingerprints, logs
 
 def work():
     assert "mlflow" not in sys.modules
     images = Path("images")
     reads = fingerprints.Reads("tune", (images,), Path("code.txt"), (images,))
-    with tracking.run("tune a", {{"seed": 0, "factors": (2.0, 1.4)}}, reads) as log:
+    with logs.run("tune a", {{"seed": 0, "factors": (2.0, 1.4)}}, reads) as log:
         {work}
     assert "mlflow" not in sys.modules
 
@@ -293,7 +295,7 @@ def test_another_process_logs_what_a_stage_does(store):
     done = stage(work)
     assert done.returncode == 0, done.stderr
     (theirs,) = all_runs(store)
-    with tracking.run("tune a", {"seed": 0, "factors": (2.0, 1.4)}, reads("tune")) as log:
+    with logs.run("tune a", {"seed": 0, "factors": (2.0, 1.4)}, reads("tune")) as log:
         assert open_run() == theirs.info.run_id
         log.metrics({"loss": 0.5}, 2)
     assert theirs.info.status == "FINISHED"
@@ -363,7 +365,7 @@ def test_system_metrics_are_there_when_asked_for(store, monkeypatch):
     result("tune a")
     monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
-    with tracking.run("tune b", {}, reads()):
+    with logs.run("tune b", {}, reads()):
         deadline = time.monotonic() + 20
         while not MlflowClient().get_run(open_run()).data.metrics and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -588,7 +590,7 @@ def test_stale_checkpoints_go_and_held_ones_stay(store, monkeypatch, capsys):
             os.utime(path, (then, then))
         return folder
 
-    with tracking.run("tune a", {}, reads()) as log:
+    with logs.run("tune a", {}, reads()) as log:
         pass
     ended, old, young = checkpoint(f"tune-a-{log.fingerprint}", 1), checkpoint("old-0", 91), checkpoint("young-1", 89)
     assert command(prune, monkeypatch) == 0

@@ -19,7 +19,7 @@ from elder.model.model import Hyperparameters, Model
 from elder.problems.samples import Sample, batches, measure
 from elder.training.tune import trial_of
 from elder.training.validation import validate
-from pipeline.duplicates import Picture
+from pipeline.pictures.duplicates import Picture
 from stages.prepare import spread
 
 # One row for each kind of operator and of argument: masks and kernels an image, one for all, none, and angles.

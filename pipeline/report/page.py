@@ -15,8 +15,9 @@ import numpy as np
 import yaml
 
 from elder import io, problems
-from pipeline import ROOT, params
+from pipeline import ROOT
 from pipeline.report import figures, tables
+from pipeline.settings import params
 
 SHOWN = 4  # test images in a panel
 BEHIND = 0.1  # dB below the implicit regularizer, of which the page says that an explicit one stays behind

@@ -22,9 +22,11 @@ from elder.errors import UserError
 from elder.evaluation import bm3d
 from elder.model import bundle
 from elder.problems.samples import Sample, read_all
-from pipeline import fingerprints, params, preset
+from pipeline import preset
 from pipeline.report import page, tables
 from pipeline.report.tables import Method
+from pipeline.settings import params
+from pipeline.tracking import fingerprints
 
 SOURCES = page.Sources(
     Path("data/prepared"), Path("reports/cells"), Path("reports/baselines"), Path("reports/pretrained")
@@ -230,7 +232,8 @@ def seconds() -> Seconds:
     From the MLflow store, if there is one.
     """
     try:
-        from pipeline import experiments, runs
+        from pipeline import runs
+        from pipeline.tracking import experiments
 
         client, experiment = experiments.open_existing()
     except (ImportError, UserError):

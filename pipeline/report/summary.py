@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from elder import UserError, errors, io, problems
-from pipeline import params
 from pipeline.report.tables import Method, by_problem, methods
+from pipeline.settings import params
 
 
 def table(methods: list[Method]) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from scipy import stats
 
 from elder import io
-from pipeline.params import Cell
+from pipeline.settings.params import Cell
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ from typing import IO, Any
 
 from elder import errors
 from elder.errors import UserError
-from pipeline import ROOT, experiments
-from pipeline.experiments import Opening
+from pipeline import ROOT
+from pipeline.tracking import experiments
+from pipeline.tracking.experiments import Opening
 
 
 class Remote:
@@ -71,7 +72,7 @@ def opened(opening: Opening) -> Iterator[Remote]:
     # The stage may have found this package elsewhere than in the current folder.
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.recorder"],
+        [sys.executable, "-m", "pipeline.tracking.recorder"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

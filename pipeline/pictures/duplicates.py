@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elder.errors import UserError
-from pipeline.splits import SPLITS
+from pipeline.pictures.splits import SPLITS
 
 BITS = 64
 # Bits in which the perceptual hashes of near-duplicates differ at most; other photographs differ in some 30.

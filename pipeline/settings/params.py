@@ -1,7 +1,7 @@
 """params.yaml: every setting of the pipeline, as records, checked as a whole before any stage starts.
 
-This module only reads and checks, so no stage watches it. How settings make a result is in `pipeline.merging` and in
-the stages.
+This module only reads and checks, so no stage watches it. How settings make a result is in `pipeline.settings.merging`
+and in the stages.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from elder.problems import Problem
 from elder.regularizers import OF_FILTERS
 from elder.training.pretrain import Pretraining
 from elder.training.settings import Finetuning
-from pipeline import explain, merging
+from pipeline.settings import explain, merging
 
 # Names that DVC's run cache leaves out of its keys, wherever they stand: two values of such a setting share one result.
 IGNORED_BY_DVC = ("size", "nfiles")

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from elder.errors import DataWarning
 from elder.training.checkpoint import Checkpoint
-from pipeline import experiments, recorder
-from pipeline.fingerprints import Reads
+from pipeline.tracking import experiments, recorder
+from pipeline.tracking.fingerprints import Reads
 
 CHECKPOINTS = Path(".checkpoints")
 

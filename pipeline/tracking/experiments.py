@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from elder.errors import UserError
 from elder.model import store
-from pipeline import repros
+from pipeline.tracking import repros
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -11,16 +11,17 @@ from functools import cached_property
 from pathlib import Path
 
 from elder import released
-from pipeline import ROOT, params
+from pipeline import ROOT
+from pipeline.settings import params
 
 PACKAGES = ("elder", "stages", "pipeline")
 # Modules that bring settings in and logs out. They do not affect a result, so a change in them re-runs nothing.
 GLUE = (
-    "pipeline.experiments",
-    "pipeline.explain",
-    "pipeline.params",
-    "pipeline.recorder",
-    "pipeline.tracking",
+    "pipeline.settings.explain",
+    "pipeline.settings.params",
+    "pipeline.tracking.experiments",
+    "pipeline.tracking.logs",
+    "pipeline.tracking.recorder",
     "stages.command",
     "stages.tracked",
 )

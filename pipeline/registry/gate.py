@@ -22,8 +22,9 @@ from elder.model.address import load
 from elder.problems import Problem
 from elder.problems.samples import Sample
 from elder.solvers import Status
-from pipeline import experiments, packaging
-from pipeline.fingerprints import content_hash
+from pipeline.registry import packaging
+from pipeline.tracking import experiments
+from pipeline.tracking.fingerprints import content_hash
 
 # What a consumer of a name relies on, as tags of each version; the gate compares them.
 FAMILY = ("channels", "settings")

@@ -1,0 +1,1 @@
+"""Which picture goes into which split, and pictures that look the same in two of them."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from elder import io
 from elder.model.model import load
-from pipeline.registry import card, gate
+from pipeline.registry import card, gate, packaging
 from pipeline.settings import params
 from pipeline.tracking import logs
 from pipeline.tracking.fingerprints import content_hash
@@ -38,7 +38,8 @@ def main(arguments: argparse.Namespace) -> None:
     with logs.run(f"register {arguments.cell}", {"register": chosen.model_dump()}, arguments.reads) as log:
         evidence = card.read(arguments.images, psnr, arguments.evaluation, arguments.baselines, chosen.license)
         text = card.write(load(arguments.model, own_code=problem.own_code), evidence)
-        candidate = gate.Candidate(problem, arguments.model, psnr, data, validation, text)
+        code = packaging.code_hash(arguments.reads.code)
+        candidate = gate.Candidate(problem, arguments.model, psnr, data, validation, text, code)
         verdict = gate.register(candidate, chosen.margin)
         log.metrics({"psnr": psnr, "promoted": float(verdict.promoted)})
     write(verdict, arguments.out)

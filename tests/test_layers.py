@@ -104,6 +104,7 @@ def test_a_change_re_runs_the_stages_that_it_affects(watched):
     assert {"simulate", "baseline", *solving} <= behind("elder.operators.blur")
     assert "pretrain" not in behind("elder.operators.blur")
     assert behind("stages.results") == {"baseline", "evaluate"}
+    assert behind("pipeline.registry.served_model") == {"register"}
     assert behind("pipeline.settings.merging") == {"pretrain", "finetune"}
     assert behind("pipeline.report.tables") == {"report"}
     assert behind("pipeline.report/page.html") == {"report"}

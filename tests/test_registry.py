@@ -50,14 +50,16 @@ def register(store, small_model, tmp_path, rng):
     """Register the small model as if it were another, of the PSNR given; its problem may be another too."""
     pictures = {1: torch.rand((1, 1, 20, 24), generator=rng)}
 
-    def registered(psnr: float, data: str = "a", label: str | None = None, weight: float | None = None, **settings):
+    def registered(
+        psnr: float, data: str = "a", label: str | None = None, weight: float | None = None, code: str = "", **settings
+    ):
         model = replace(small_model, problem=small_model.problem.override(settings), metadata={"label": label or psnr})
         bundle = tmp_path / f"bundle-{label or psnr}"
         if weight is not None:
             model = replace(model, regularizer=spoiled(model.regularizer, weight))
         model.save(bundle)
         samples = measure(model.problem, ["x"], [pictures[1]])
-        candidate = gate.Candidate(model.problem, bundle, psnr, data, samples, f"the card of {label or psnr}")
+        candidate = gate.Candidate(model.problem, bundle, psnr, data, samples, f"the card of {label or psnr}", code)
         return gate.register(candidate, margin=0.1)
 
     return registered
@@ -95,6 +97,42 @@ def test_the_champion_moves_only_through_the_gate(store, register, monkeypatch):
     broken = register(90.0, data="b")
     assert not broken.promoted
     assert "not finite" in broken.reason
+
+
+def test_the_champion_gets_the_code_of_now(store, register):
+    """A version carries code. Where that changed and the weights did not, what was mended reaches who asks."""
+    register(30.0, code="old")
+    mended = register(30.0, code="new")
+    assert (mended.version, mended.promoted, mended.reason) == (2, True, "champion 1 with the code of now")
+    assert register(30.0, code="new").version == 2
+    assert not register(30.05, code="new").promoted
+    register(29.0, code="new")
+    assert not register(29.0, code="newest").promoted
+    assert versions(store) == [1, 2, 3, 4, 5]
+    assert alias(store, "champion") == 2
+
+
+def test_other_code_brings_back_only_what_was_taken_down_for_its_code(store, register):
+    register(30.0, code="old")
+    register(30.0, code="broken")
+    gate.roll_back(store, NAME)
+    assert "rolled back" in register(30.0, code="broken").reason
+    assert alias(store, "champion") == 1
+    assert register(30.0, code="mended").promoted
+    assert alias(store, "champion") == 3
+    register(31.0, code="mended")
+    gate.roll_back(store, NAME)
+    kept = register(31.0, code="newest")
+    assert (kept.version, kept.promoted) == (5, False)
+    assert "rolled back" in kept.reason
+    assert alias(store, "champion") == 3
+
+
+def test_what_a_version_carries_is_found_in_the_manifest():
+    manifest = "a1  elder.model\nb1  pipeline.registry.gate\nc1  pipeline.registry.served_model\nd1  mine/problem.py\n"
+    before = packaging.code_hash(manifest)
+    assert packaging.code_hash(manifest.replace("b1", "b2")) == before
+    assert len({before, *(packaging.code_hash(manifest.replace(old, "e1")) for old in ("a1", "c1", "d1"))}) == 4
 
 
 def test_a_registration_can_be_repeated(store, register):

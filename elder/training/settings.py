@@ -42,7 +42,7 @@ class Finetuning:
     steps: int = 80
     batch: int = 2
     patch: int = 96
-    learning_rate: float = 3e-4  # of the network, the peak of a one-cycle schedule
+    learning_rate: float = 3e-4  # of the weights, the peak of a one-cycle schedule
     tuning_rate: float = 1e-2  # of log λ and log σ, also the peak
     clip: float = 3.0  # largest gradient norm
     tol: float = 3e-4  # of the forward solve

@@ -63,6 +63,7 @@ class Candidate:
     data_hash: str  # of the validation images and measurements
     validation: Sequence[Sample]
     card: str = ""  # Markdown: what a consumer should know of the model
+    code: str = ""  # a hash of the code that its version carries, see `packaging.code_hash`
 
     @property
     def name(self) -> str:
@@ -80,6 +81,7 @@ class Candidate:
         settings = {key: value for key, value in self.problem.settings.items() if key != "seed"}
         return {
             "bundle": content_hash(self.bundle),
+            "code": self.code,
             "psnr": f"{self.psnr:.4f}",
             "data": self.data_hash,
             "channels": str(self.channels),
@@ -95,8 +97,10 @@ def register(candidate: Candidate, margin: float) -> Verdict:
     `margin` dB. A champion of other data is evaluated on these first. One that is gone or broken is replaced. A version
     that a person has rolled back does not come back by itself.
 
-    A bundle that is registered already keeps its version, so this can be repeated after a kill. Registrations on one
-    machine wait for each other. The champion is read again before it is replaced, in case another machine moved it.
+    A bundle that is registered already keeps its version, so this can be repeated after a kill. If the code has changed
+    that a version carries, there is a new version, which takes the place of a champion of the same bundle without a
+    margin: it is the same model, with what was mended since. Registrations on one machine wait for each other. The
+    champion is read again before it is replaced, in case another machine moved it.
 
     Raises:
         MlflowException: if the registry can't be read or written. Then the champion stays.
@@ -110,7 +114,8 @@ def register(candidate: Candidate, margin: float) -> Verdict:
         refusal = _refusal(candidate, version)
         while True:
             before = champion(client, name)
-            verdict = _judged(candidate, version, before, refusal or _taken_down(client, candidate, version), margin)
+            taken_down = _taken_down(client, candidate, version, before)
+            verdict = _judged(candidate, version, before, refusal or taken_down, margin)
             # A registration that was killed may have moved the alias, and not noted it.
             already = before is not None and int(before.version) == version
             if not verdict.promoted or (already and past_champions(client, name)[-1:] == [version]):
@@ -180,15 +185,21 @@ def _now() -> str:
 
 
 def _version(client: MlflowClient, candidate: Candidate) -> int:
-    """The number of the candidate's version: of the one with the same bundle, if there is one."""
+    """The number of the candidate's version: of the one with the same bundle and code, if there is one."""
     tags, name = candidate.tags, candidate.name
-    same = [v for v in client.search_model_versions(f"name = '{name}'") if v.tags.get("bundle") == tags["bundle"]]
+    same = [v for v in _of_bundle(client, candidate) if v.tags.get("code", "") == candidate.code]
     if not same:
         return _log_version(candidate)
     version = min(int(v.version) for v in same)
     for key, value in tags.items():  # the validation data may be others
         client.set_model_version_tag(name, str(version), key, value)
     return version
+
+
+def _of_bundle(client: MlflowClient, candidate: Candidate) -> list[ModelVersion]:
+    """The versions that hold the candidate's bundle."""
+    bundle = candidate.tags["bundle"]
+    return [v for v in client.search_model_versions(f"name = '{candidate.name}'") if v.tags.get("bundle") == bundle]
 
 
 def _refusal(candidate: Candidate, version: int) -> str | None:
@@ -207,9 +218,14 @@ def _refusal(candidate: Candidate, version: int) -> str | None:
     return None
 
 
-def _taken_down(client: MlflowClient, candidate: Candidate, version: int) -> str | None:
-    """Why a version that a person has rolled back stays where it is; `None` for others."""
-    if ROLLED_BACK not in client.get_model_version(candidate.name, str(version)).tags:
+def _taken_down(client: MlflowClient, candidate: Candidate, version: int, before: ModelVersion | None) -> str | None:
+    """Why a version that a person has rolled back stays where it is; `None` for others.
+
+    One with other code stays, too, unless the champion holds its bundle: then it was the code that was rolled back.
+    """
+    same = _of_bundle(client, candidate)
+    champion_too = before is not None and any(v.version == before.version for v in same)
+    if not any(ROLLED_BACK in v.tags for v in same if not champion_too or int(v.version) == version):
         return None
     return f"rolled back by hand before. To bring it back: {_by_hand(candidate, version)}"
 
@@ -238,6 +254,8 @@ def _judged(
                 + _by_hand(candidate, version)
             ),
         )
+    elif before.tags.get("bundle") == candidate.tags["bundle"]:
+        psnr, promoted, reason = candidate.psnr, True, f"champion {before.version} with the code of now"
     else:
         try:
             psnr = _psnr(candidate, before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import shutil
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,7 @@ from elder.problems.samples import Sample, measure
 from elder.shapes import Size
 
 CODE = Path(__file__).with_name("served_model.py")
+SERVED = f"{__package__}.{CODE.stem}"
 # What the library imports, and what MLflow needs to look a version up in a SQLite store or on a server, to load it and
 # to serve it. The whole of MLflow would bring four times as many packages.
 REQUIRED = ("torch", "numpy", "scikit-image", "safetensors", "jaxtyping")
@@ -66,6 +68,19 @@ def contents(problem: Problem, bundle: Path, channels: int, size: Size) -> Itera
             "input_example": asked.example,
             "model_config": {**asked.config, "own_code": problem.own_code},
         }
+
+
+def code_hash(manifest: str) -> str:
+    """A hash of the code that a version carries, from the manifest of the stage that registers it.
+
+    Of the modules there, those of the pipeline and its stages stay behind, all but the one that serves.
+    """
+    carried = [
+        line
+        for line in manifest.splitlines()
+        if (name := line.split(maxsplit=1)[1]) == SERVED or name.partition(".")[0] not in ("pipeline", "stages")
+    ]
+    return hashlib.sha256("\n".join(carried).encode()).hexdigest()[:16]
 
 
 def requirements() -> list[str]:

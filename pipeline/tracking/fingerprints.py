@@ -25,6 +25,8 @@ GLUE = (
     "stages.command",
     "stages.tracked",
 )
+# A module that another one reads as a file. No import tells of it.
+READ_BY = {"pipeline.registry.packaging": "pipeline.registry.served_model"}
 
 
 def named(stage: str, entry: str = "") -> str:
@@ -47,10 +49,14 @@ class Reads:
         return {path: content_hash(path) for path in self.paths}
 
     @cached_property
+    def code(self) -> str:
+        """The manifest: a line with the fingerprint and the name of each module."""
+        return self.manifest.read_text() if self.manifest else manifests(params.read())[self.stage]
+
+    @cached_property
     def fingerprint(self) -> str:
         """A hash of the code and of the content of every file. Where the paths lie does not affect it."""
-        code = self.manifest.read_text() if self.manifest else manifests(params.read())[self.stage]
-        parts = [hashlib.sha256(code.encode()).hexdigest(), *(self.hashes[path] for path in self.paths)]
+        parts = [hashlib.sha256(self.code.encode()).hexdigest(), *(self.hashes[path] for path in self.paths)]
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
@@ -61,8 +67,9 @@ def manifests(chosen: params.Params) -> dict[str, str]:
     The files that the settings of a stage name belong to it, and the released denoiser that a pre-training starts from.
     No code is behind the stages of a problem or a regularizer that no cell uses: they compute nothing.
 
-    A module counts if the stage imports it, directly or through other modules. Its fingerprint is that of its syntax
-    tree, so comments, docstrings and layout do not affect it. Data files beside a module count too, by their content.
+    A module counts if the stage imports it, directly or through other modules, or reads it (`READ_BY`). Its fingerprint
+    is that of its syntax tree, so comments, docstrings and layout do not affect it. Data files beside a module count
+    too, by their content.
     """
     import grimp
 
@@ -75,7 +82,8 @@ def manifests(chosen: params.Params) -> dict[str, str]:
     own_lines = [f"{digest(path.read_text())}  {path.as_posix()}\n" for path in own if not _in_packages(path)]
     texts = {}
     for module in stages:
-        stage, used = module.removeprefix("stages."), sorted({module, *graph.find_upstream_modules(module)})
+        stage, imported = module.removeprefix("stages."), {module, *graph.find_upstream_modules(module)}
+        used = sorted(imported | {read for reader, read in READ_BY.items() if reader in imported})
         lines = [f"{code}  {name}\n" for part in used for name, code in of_module(part).items()]
         lines += own_lines if "elder.problems" in used else []
         entries = [name for other, name in chosen.stages if other == stage]

@@ -99,11 +99,11 @@ def test_the_champion_moves_only_through_the_gate(store, register, monkeypatch):
     assert "not finite" in broken.reason
 
 
-def test_the_champion_gets_the_code_of_now(store, register):
-    """A version carries code. Where that changed and the weights did not, what was mended reaches who asks."""
+def test_a_champion_gives_way_to_itself_with_changed_code(store, register):
+    """So what was mended in the code reaches those who ask for the champion, though the weights are the same."""
     register(30.0, code="old")
     mended = register(30.0, code="new")
-    assert (mended.version, mended.promoted, mended.reason) == (2, True, "champion 1 with the code of now")
+    assert (mended.version, mended.promoted, mended.reason) == (2, True, "champion 1 with changed code")
     assert register(30.0, code="new").version == 2
     assert not register(30.05, code="new").promoted
     register(29.0, code="new")

@@ -223,9 +223,9 @@ def _taken_down(client: MlflowClient, candidate: Candidate, version: int, before
 
     One with other code stays, too, unless the champion holds its bundle: then it was the code that was rolled back.
     """
-    same = _of_bundle(client, candidate)
-    champion_too = before is not None and any(v.version == before.version for v in same)
-    if not any(ROLLED_BACK in v.tags for v in same if not champion_too or int(v.version) == version):
+    same = {int(v.version): v for v in _of_bundle(client, candidate)}
+    code_alone = before is not None and int(before.version) in same
+    if not any(ROLLED_BACK in v.tags for v in ([same[version]] if code_alone else same.values())):
         return None
     return f"rolled back by hand before. To bring it back: {_by_hand(candidate, version)}"
 
@@ -255,7 +255,7 @@ def _judged(
             ),
         )
     elif before.tags.get("bundle") == candidate.tags["bundle"]:
-        psnr, promoted, reason = candidate.psnr, True, f"champion {before.version} with the code of now"
+        psnr, promoted, reason = candidate.psnr, True, f"champion {before.version} with changed code"
     else:
         try:
             psnr = _psnr(candidate, before)

@@ -9,7 +9,7 @@ import sys
 
 from benchmarks.common import RESULTS
 
-NAMES = ("gradient", "memory", "solvers", "adjoint", "training", "batch", "ct", "data", "processes", "peer")
+NAMES = ("gradient", "memory", "solvers", "adjoint", "training", "batch", "ridges", "ct", "data", "processes", "peer")
 
 
 def main() -> None:

@@ -12,8 +12,9 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from elder.networks import strips
 from elder.networks.base import WIDEST, normal_init
-from elder.shapes import Anything, Features, Images, Scalar
+from elder.shapes import Anything, Features, Images, PerImage, Scalar
 
 # Larger chains are mistakes: the bound samples a transfer function of `channels` times `channels` entries.
 MOST_CHANNELS, LONGEST, LARGEST_KERNEL = 32, 6, 15
@@ -72,6 +73,14 @@ def synthesize(kernels: Kernels, u: Features) -> Images:
     return u
 
 
+def through(kernels: Kernels, x: Images, profile: strips.Profile) -> tuple[PerImage, Images]:
+    """Σ ψ(W x), (b,) in float64, and Wᵀ ψ′(W x), (b, c, h, w), by `strips.through`."""
+    *first, last = kernels
+    reach = last.shape[-1] // 2
+    value, gradient = strips.through(_wrapped(analyze(first, x), reach), last, profile)
+    return value, synthesize(first, _folded(gradient, reach))
+
+
 def norm_bound(kernels: Kernels) -> Scalar:
     """An upper bound of max_ω ‖K̂(ω)‖, K̂ the transfer function of the chain, with its gradient.
 
@@ -107,3 +116,15 @@ def _upper_norm(gram: Complex[Tensor, "*n c c"]) -> Float[Tensor, "*n"]:
 def _wrapped(x: Features, reach: int) -> Anything:
     """x continued periodically by `reach` pixels on each side."""
     return F.pad(x, (reach,) * 4, mode="circular")
+
+
+def _folded(x: Features, reach: int) -> Anything:
+    """The adjoint of `_wrapped`: what stands beyond each side is added where it was taken from."""
+    for dim in (2, 3):
+        size = x.shape[dim] - 2 * reach
+        before, inner, after = x.split([reach, size, reach], dim)
+        inner = inner.clone()
+        inner.narrow(dim, size - reach, reach).add_(before)
+        inner.narrow(dim, 0, reach).add_(after)
+        x = inner
+    return x

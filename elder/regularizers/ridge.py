@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from elder.networks import strips
 from elder.networks.base import WIDEST, normal_init
 from elder.regularizers.base import Energy
-from elder.shapes import Anything, Images, OneOrEach, PerImage
+from elder.shapes import Anything, Features, Images, OneOrEach, PerImage
 
 # Responses of the filters: (b, filters, pixels).
 Responses = Float[Tensor, "b f n"]
@@ -60,11 +61,15 @@ class Ridge(Energy):
     def value_and_grad(self, x: Images, sigma: OneOrEach) -> tuple[PerImage, Images]:
         """h(x, σ), (b,) in float64, and ∇h(x, σ) = Wᵀψ′(Wx), (b, c, h, w)."""
         w = self.centered()
-        u = F.conv2d(x, w, padding=w.shape[-1] // 2)
-        value, slope = self.profile(u.flatten(2))
-        gradient = F.conv_transpose2d(slope.view_as(u), w, padding=w.shape[-1] // 2)
+        reach = w.shape[-1] // 2
+
+        def profile(u: Features, images: slice) -> tuple[PerImage, Features]:
+            value, slope = self.profile(u.flatten(2))
+            return value.flatten(1).sum(1, dtype=torch.float64), slope.view_as(u)
+
+        value, gradient = strips.through(F.pad(x, (reach,) * 4), w, profile)
         strength = self.strength(sigma, x)
-        return strength.flatten().double() * value.flatten(1).sum(1, dtype=torch.float64), strength * gradient
+        return strength.flatten().double() * value, strength * F.pad(gradient, (-reach,) * 4)
 
     def strength(self, sigma: OneOrEach, x: Anything) -> Float[Tensor, "#b 1 1 1"]:
         """(σ/0.1)^p, (b, 1, 1, 1) or (1, 1, 1, 1)."""

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from elder.networks.chain import Chain, analyze, synthesize
+from elder.networks.chain import Chain, through
 from elder.networks.spline import Slopes, lookup
 from elder.regularizers.base import Energy
-from elder.shapes import Images, OneOrEach, PerImage
+from elder.shapes import Features, Images, OneOrEach, PerImage
 
 # Noise levels at which the scales and the strength are learned: 2⁻⁹, 2⁻⁸, ..., 2⁻¹.
 LOWEST, LEVELS = -9.0, 9
@@ -59,9 +59,15 @@ class SplineRidge(Energy):
         kernels, level = self.chain.scaled(), _level(sigma, x)
         hats = _interpolation(level)
         alpha = ((hats @ self.log_scales).exp() / level).unsqueeze(2).unsqueeze(3)
-        potential, phi = lookup(alpha * analyze(kernels, x), self.slopes((hats @ self.log_strengths).exp()), SPACING)
-        value = potential.flatten(2).sum(2, dtype=torch.float64) / alpha.flatten(1).double().square()
-        return value.sum(1).expand(len(x)), synthesize(kernels, phi / alpha)
+        slopes = self.slopes((hats @ self.log_strengths).exp())
+
+        def profile(u: Features, images: slice) -> tuple[PerImage, Features]:
+            scale, own = (each[images] if len(each) > 1 else each for each in (alpha, slopes))
+            potential, phi = lookup(scale * u, own, SPACING)
+            value = potential.flatten(2).sum(2, dtype=torch.float64) / scale.flatten(1).double().square()
+            return value.sum(1), phi / scale
+
+        return through(kernels, x, profile)
 
     @abstractmethod
     def slopes(self, strength: Float[Tensor, "#b 1"]) -> Slopes:

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from elder import regularizers
 from elder.networks import strips
+from elder.regularizers.base import Energy
 
 RIDGES = ("convex_ridge", "weakly_convex_ridge", "crr", "wcrr")
 
@@ -46,6 +47,7 @@ class TestStrips:
     def test_no_tensor_holds_all_responses(self, name, monkeypatch):
         monkeypatch.setattr(strips, "ON_PROCESSOR", 10_000)
         energy = regularizers.make(name).requires_grad_(False)
+        assert isinstance(energy, Energy)
         with torch.no_grad(), Largest() as largest:
             energy.value_and_grad(torch.zeros(2, 1, 128, 96), torch.tensor(0.1))
         # A picture with a border, times two images and the eight features before the last convolution of a chain.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import shutil
 import sys
 import warnings
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from elder import errors
 from elder.errors import DataWarning, UserError
@@ -47,16 +49,18 @@ def names(folder: Path) -> list[str]:
 def apply(name: str, folder: Path) -> None:
     """Write params.yaml of the project in `folder`, whole or not at all.
 
-    Edits that were made while another preset was in force would be lost: they are kept in params.yaml.bak.
+    Edits that were made while another preset was in force would be lost: they are kept in params.yaml.bak, or in
+    params.yaml.bak.1 and so on, where that is taken.
 
-    Raises `UserError` for an unknown preset, or one that sets what the defaults lack.
+    Raises `UserError` for an unknown preset, one that sets what the defaults lack, or defaults that are not sections.
     """
     if name not in names(folder):
         raise UserError(f"unknown preset {name!r}: there are {', '.join(names(folder))}")
     target, defaults = folder / "params.yaml", folder / "presets" / "default.yaml"
     if defaults.exists() and target.read_text() not in _written(folder, defaults.read_text()):
-        shutil.copy(target, folder / "params.yaml.bak")
-        message = "params.yaml was edited while a preset was in force: the edits are kept in params.yaml.bak"
+        kept = _free(folder / "params.yaml.bak")
+        shutil.copy(target, kept)
+        message = f"params.yaml was edited while a preset was in force: the edits are kept in {kept.name}"
         warnings.warn(message, DataWarning, stacklevel=2)
     if name == "default":
         if defaults.exists():
@@ -88,21 +92,42 @@ def _written(folder: Path, defaults: str) -> list[str]:
     return [defaults, *(overlaid(defaults, path.read_text(), f"presets/{path.name}") for path in files)]
 
 
+def _free(path: Path) -> Path:
+    """The path, or the first of path.1, path.2, ... that is not taken."""
+    numbered = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
+    return next(free for free in itertools.chain([path], numbered) if not free.exists())
+
+
 def overlaid(defaults: str, preset: str, where: str) -> str:
     """The text of the defaults with a preset laid over it. where: what an error calls the preset."""
     yaml = YAML()
     yaml.width = 120
-    params = yaml.load(defaults)
-    for section, over in yaml.load(preset).items():
+    params = _sections(yaml, defaults, "the defaults, in params.yaml or presets/default.yaml")
+    for section, over in _sections(yaml, preset, where).items():
         if section not in params:
             raise UserError(f"{where}: unknown section {section}")
         if section in REPLACED or not isinstance(over, MutableMapping):
             params[section] = over
+        elif not isinstance(params[section], MutableMapping):
+            raise UserError(f"the defaults, in params.yaml or presets/default.yaml: {section}: must hold settings")
         else:
             _merge(params[section], over, f"{where}: {section}")
     stream = io.StringIO()
     yaml.dump(params, stream)
     return stream.getvalue()
+
+
+def _sections(yaml: YAML, text: str, where: str) -> MutableMapping[str, Any]:
+    """The sections of a file. Raises `UserError` if it is not YAML, or something else."""
+    try:
+        found = yaml.load(text)
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = "" if mark is None else f", line {mark.line + 1}"
+        raise UserError(f"{where}: not valid YAML ({getattr(error, 'problem', None) or error}{line})") from None
+    if not isinstance(found, MutableMapping):
+        raise UserError(f"{where}: must be sections of settings")
+    return found
 
 
 def _merge(settings: MutableMapping[str, Any], over: MutableMapping[str, Any], where: str) -> None:

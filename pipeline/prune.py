@@ -140,11 +140,12 @@ def _versions(client: MlflowClient, limits: Limits) -> tuple[list[Item], list[Mo
 
 
 def _named(client: MlflowClient, name: str) -> set[int]:
-    """The versions of a model that have an alias, or have been champion."""
+    """The versions of a model that have an alias, or have been champion, also one that a person has rolled back."""
     from pipeline.registry import gate
 
     aliases = client.get_registered_model(name).aliases.values()
-    return {*(int(version) for version in aliases), *gate.past_champions(client, name)}
+    rolled_back = [v.version for v in client.search_model_versions(f"name = '{name}'") if gate.ROLLED_BACK in v.tags]
+    return {*map(int, (*aliases, *rolled_back)), *gate.past_champions(client, name)}
 
 
 def _checkpoints(runs: Sequence[Run], limits: Limits, now: float) -> Iterator[Item]:

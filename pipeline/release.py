@@ -87,9 +87,12 @@ def main() -> None:
         "a setting of the problem in the place of the bundle's, may be repeated: mask=radial, if its file is not yours"
     )
     parser.add_argument("--set", action="append", default=[], type=setting, metavar="KEY=VALUE", help=text)
+    parser.add_argument("--replace", action="store_true", help="take the place of a released model of this name")
     given = parser.parse_args()
 
     def work() -> None:
+        if (released.FOLDER / given.name).exists() and not given.replace:
+            raise UserError(f"{given.name}: there is such a released model; --replace puts this one in its place")
         names, images = _pictures(given.images, given.limit)
         card = Card(given.about, given.data, given.terms)
         facts = release(given.bundle, given.name, card, names, images, dict(given.set))

@@ -27,7 +27,7 @@ import elder
 from elder import UserError, problems
 from elder.model import store as address_store
 from elder.problems.samples import measure
-from pipeline import rollback
+from pipeline import prune, rollback
 from pipeline.registry import gate, packaging
 
 NAME = "elder-csmri"
@@ -355,6 +355,17 @@ def test_what_a_person_rolled_back_stays_down(store, register):
     assert register(31.5).promoted  # another model may pass the gate
     gate.roll_back(store, NAME, to=2)
     assert register(31.0).promoted
+
+
+def test_a_version_that_was_rolled_back_is_not_pruned(store, register):
+    """Its mark would go with it, and its registration would bring it back."""
+    for psnr in (30.0, 31.0):
+        register(psnr)
+    gate.roll_back(store, NAME)
+    register(30.0)  # the alias challenger moves to version 1
+    experiment = store.create_experiment("elder-prune")
+    found = prune.find(store, experiment, prune.Limits(30, 5, 0), time.time())
+    assert [item.name for item in found if item.kind == "version"] == []
 
 
 def test_a_problem_of_ones_own_is_imported_where_params_name_it(store, small_model, tmp_path, monkeypatch, rng, capsys):

@@ -242,6 +242,17 @@ def test_a_name_that_leads_elsewhere_is_refused(name, shelf, trained, pictures):
         release.release(trained, name, CARD, *pictures)
 
 
+def test_a_released_model_is_replaced_only_on_demand(shelf, trained, pictures, monkeypatch, capsys):
+    release.release(trained, "denoise-small", CARD, *pictures)
+    before = (shelf / "denoise-small" / "card.md").read_bytes()
+    arguments = ["release", str(trained), "denoise-small", "--about=a", "--data=d", "--terms=t"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit, match="1"):
+        release.main()
+    assert "--replace puts this one in its place" in capsys.readouterr().err
+    assert (shelf / "denoise-small" / "card.md").read_bytes() == before
+
+
 def test_a_model_that_is_too_large_is_not_released(shelf, trained, pictures, monkeypatch):
     monkeypatch.setattr(release, "LARGEST", 100)
     with pytest.raises(UserError, match=r"large: 0\.0 MB in float16; a released model has 0\.0 MB at most"):

@@ -252,6 +252,8 @@ BAD = [
     ("network", {"activation": "relu"}, "activation='relu' must be one of elu, softplus"),
     ("network", {"width": "wide"}, "network.width='wide' must be a whole number"),
     ("register", {"margin": "much"}, "register.margin='much' must be a number"),
+    ("register", {"margin": float("nan")}, "register.margin=nan must be a finite number"),
+    ("cells", {"tuned": IMPLICIT}, "cells.tuned: models/tuned holds other models; choose another name"),
     ("evaluation", {}, "unknown section evaluation; known are cells, compute, evaluate,"),
 ]
 
@@ -262,6 +264,12 @@ def test_a_bad_setting_is_named_by_its_path(section, changes, message, check):
         check(**{section: changes})
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_setting_that_stands_twice_is_refused(tmp_path):
+    (tmp_path / "params.yaml").write_text("tune: {sigma: 0.1, sigma: 0.2}\n")
+    with pytest.raises(UserError, match=r"^params\.yaml: not valid YAML \(sigma stands twice\)$"):
+        params.raw(tmp_path / "params.yaml")
 
 
 def test_a_missing_section_is_named(tmp_path):
@@ -335,6 +343,32 @@ def test_edits_under_a_preset_are_kept(project):
     with pytest.warns(DataWarning, match=r"kept in params\.yaml\.bak"):
         preset.apply("default", project.folder)
     assert (project.folder / "params.yaml.bak").read_text() == edited
+
+
+def test_earlier_kept_edits_are_not_overwritten(project):
+    for number in range(3):
+        preset.apply("brain", project.folder)
+        path = project.folder / "params.yaml"
+        path.write_text(path.read_text() + f"# mine {number}\n")
+        with pytest.warns(DataWarning, match=r"kept in params\.yaml\.bak"):
+            preset.apply("tiny", project.folder)
+    kept = [path.read_text() for path in sorted(project.folder.glob("params.yaml.bak*"))]
+    assert [text.splitlines()[-1] for text in kept] == ["# mine 0", "# mine 1", "# mine 2"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("tune: {}\ntune: {}\n", "not valid YAML"),
+        ("tune: [1\n", "not valid YAML"),
+        ("- tune\n", "must be sections of settings"),
+        ("tune:\n", "tune: must hold settings"),
+    ],
+)
+def test_defaults_that_are_no_sections_are_told_by_the_preset(text, told):
+    with pytest.raises(UserError, match=told):
+        preset.overlaid(text, "tune: {sigma: 0.1}\n", "presets/mine.yaml")
+
 
 
 MASKED = [

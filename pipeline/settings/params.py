@@ -33,6 +33,8 @@ from pipeline.settings import explain, merging
 
 # Names that DVC's run cache leaves out of its keys, wherever they stand: two values of such a setting share one result.
 IGNORED_BY_DVC = ("size", "nfiles")
+# Folders of models/ that stand beside those of the cells.
+BESIDE_CELLS = {"pretrained", "tuned"}
 # The stages of dvc.yaml that there are for each entry of a section.
 STAGES = {
     "problems": ("simulate", "baseline"),
@@ -261,10 +263,22 @@ def read() -> Params:
     return load(Path("params.yaml"))
 
 
+class _Once(yaml.CSafeLoader):
+    """Refuses a key that stands twice, as DVC does. YAML's own loader takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen and isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands twice", key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep)
+
+
 def raw(path: Path = Path("params.yaml")) -> dict[str, Any]:
     """The settings as they are written. Raises `UserError` for a file that is missing or not YAML."""
     try:
-        whole = yaml.load(path.read_text(), yaml.CSafeLoader)
+        whole = yaml.load(path.read_text(), _Once)
     except FileNotFoundError:
         raise UserError("params.yaml: not here; run from the project's folder") from None
     except yaml.YAMLError as error:
@@ -302,6 +316,8 @@ def load(path: Path) -> Params:
                     f"params.yaml: {section}.{name}: a name may have letters, digits, _ and -, since DVC and command "
                     "lines take other characters for signs"
                 )
+    for name in sorted(BESIDE_CELLS & params.cells.keys()):
+        raise UserError(f"params.yaml: cells.{name}: models/{name} holds other models; choose another name")
     if not Path(params.own_code).exists():
         raise UserError(f"params.yaml: own_code={params.own_code}: no such file or folder")
     for name, settings in params.problems.items():

@@ -36,7 +36,8 @@ def find(problems: Sequence[str]) -> list[dict[str, Any]]:
     if missing := sorted(set(problems) - found.keys()):
         raise UserError(f"{', '.join(missing)}: no champion; there is one of {', '.join(sorted(found)) or 'nothing'}")
     if not found:
-        raise UserError("the registry holds no champion yet; run dvc repro, and dvc repro --force --single-item register@CELL if it was deleted")
+        again = "dvc repro --force --single-item register@CELL"
+        raise UserError(f"the registry holds no champion yet; run dvc repro, or, if it was deleted, {again}")
     return [found[problem] for problem in sorted(found) if not problems or problem in problems]
 
 

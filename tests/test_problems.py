@@ -16,6 +16,7 @@ import torch
 from conftest import ROOT
 
 from elder import UserError, io, problems
+from elder.errors import DataWarning
 from elder.evaluation.quality import psnr
 from elder.model.model import load
 from elder.problems import kernels, masks, samples
@@ -216,9 +217,17 @@ def test_a_pixel_that_is_missing_in_one_color_is_missing_in_all(rng):
     truth = torch.rand((1, 3, 20, 18), generator=rng)
     y = truth.clone()
     y[:, 1, 4:9] = math.nan
-    operator, found = problems.make("inpaint").accept(y)
+    with pytest.warns(DataWarning, match="NaN in some of their colors only"):
+        operator, found = problems.make("inpaint").accept(y)
     assert not bool(operator.mask[..., 4:9, :].any())
     assert torch.equal(found, operator.A(truth))
+
+
+def test_a_measurement_without_a_pixel_is_refused():
+    y = torch.zeros(2, 1, 8, 9)
+    y[1] = math.nan
+    with pytest.raises(UserError, match="nothing is left to inpaint from"):
+        problems.make("inpaint").accept(y)
 
 
 def test_k_space_where_the_mask_does_not_sample_does_not_matter(small_model, rng):
@@ -375,6 +384,12 @@ def test_a_radial_mask_has_the_lines_whose_share_is_nearest(size, ratio, rng):
     nearest = min(abs(float(mask.mean()) - ratio) for mask in drawn)
     assert abs(float(found.mean()) - ratio) == nearest
     assert any(torch.equal(found, mask) for mask in drawn)
+
+
+def test_a_share_that_radial_lines_do_not_reach_is_told(rng):
+    assert float(masks.radial((64, 64), 0.75, rng).mean()) == pytest.approx(0.75, abs=0.02)
+    with pytest.warns(DataWarning, match=r"ratio=1: radial lines sample 0\.\d\d of 64x64 at most"):
+        masks.radial((64, 64), 1.0, rng)
 
 
 def test_a_motion_kernel_is_the_damped_walk_that_it_says(rng):

@@ -370,7 +370,6 @@ def test_defaults_that_are_no_sections_are_told_by_the_preset(text, told):
         preset.overlaid(text, "tune: {sigma: 0.1}\n", "presets/mine.yaml")
 
 
-
 MASKED = [
     ({"problems": {"csmri": {"mask": "FILE"}, "inpaint": {}}}, "simulate baseline tune finetune evaluate register"),
     ({"evaluate": {"robustness": {"csmri": [{"mask": "FILE"}], "inpaint": []}}}, "baseline evaluate"),

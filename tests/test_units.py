@@ -149,8 +149,18 @@ def test_a_known_range_is_divided_out(clean):
     given = measured(model.problem, clean)
     y = given.pop("y")
     x, _ = model.reconstruct(y, **given)
-    deep, _ = model.reconstruct(4095 * y, data_range=4095, **given)
-    assert deep == pytest.approx(4095 * x, abs=4.1)
+    numbers: list[Any] = [4095, np.float32(4095), np.int16(4095)]
+    for white in numbers:
+        deep, _ = model.reconstruct(4095 * y, data_range=white, **given)
+        assert deep == pytest.approx(4095 * x, abs=4.1)
+
+
+def test_a_masked_array_is_refused(clean):
+    """NumPy drops the mask, and what it hides would count as measured."""
+    model = model_for("deblur")
+    y = measured(model.problem, clean)["y"]
+    with pytest.raises(UserError, match="masked array"):
+        model.reconstruct(np.ma.masked_array(y, mask=y > 0.5))
 
 
 @pytest.mark.parametrize(

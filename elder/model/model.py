@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -225,19 +226,20 @@ class Model:
         """The value of white for each image, (b, 1, 1, 1)."""
         if data_range == "auto":
             return torch.where(found > 0, found, 1.0).view(-1, 1, 1, 1)
-        numbers = torch.finfo(torch.float32)
-        if not (isinstance(data_range, int | float) and numbers.tiny <= data_range <= numbers.max):
+        held = torch.finfo(torch.float32)
+        if not (isinstance(data_range, Real) and held.tiny <= float(data_range) <= held.max):
             raise UserError(f"data_range={data_range!r} must be a positive number that float32 holds, or auto")
-        share = found / data_range
+        white = float(data_range)
+        share = found / white
         odd = share[(share > BRIGHT) | ((share > 0) & (share < DARK))]
         if len(odd):
             warnings.warn(
-                f"the picture behind the measurement reaches about {float(odd[0] * data_range):.3g}, and data_range is "
-                f"{data_range:g}: is the measurement in other units? Give the value of white as data_range, or auto",
+                f"the picture behind the measurement reaches about {float(odd[0]) * white:.3g}, and data_range is "
+                f"{white:g}: is the measurement in other units? Give the value of white as data_range, or auto",
                 DataWarning,
                 stacklevel=3,
             )
-        return torch.full((len(found), 1, 1, 1), float(data_range), dtype=found.dtype, device=found.device)
+        return torch.full((len(found), 1, 1, 1), white, dtype=found.dtype, device=found.device)
 
     def override(self, settings: Mapping[str, Any]) -> Model:
         """This model for its problem with some settings changed."""
@@ -259,6 +261,10 @@ class Model:
 
 def _single_precision(y: Any) -> np.ndarray:
     """y in float32 or complex64 and the byte order of this machine; what is too large becomes infinite."""
+    if np.ma.is_masked(y):
+        raise UserError(
+            "the measurement is a masked array: give what is missing as the problem takes it, as NaN or a mask"
+        )
     array = np.asarray(y)
     if array.dtype.kind not in "biufc":
         raise UserError(f"a measurement must hold numbers; got {array.dtype}")

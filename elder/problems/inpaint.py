@@ -92,8 +92,17 @@ class Inpaint(Problem):
         zero. Raises `UserError` if the mask is missing or can't be used, or if its axes are exchanged against those
         of y.
         """
-        missing = y.isnan().any(1, keepdim=True)
+        lacking = y.isnan()
+        missing = lacking.any(1, keepdim=True)
+        if bool(missing.flatten(1).all(1).any()):
+            raise UserError("every pixel of the measurement is NaN in some color: nothing is left to inpaint from")
         if bool(missing.any()) and "mask" not in arguments and self.mask == "random":
+            if bool((missing & ~lacking).any()):
+                warnings.warn(
+                    "some pixels are NaN in some of their colors only: they are taken as missing in all colors",
+                    DataWarning,
+                    stacklevel=2,
+                )
             return Masking((~missing).float()), torch.where(missing, 0.0, y)
         operator = self.bind(y, **arguments)
         if _is_transposed(operator.mask, y):

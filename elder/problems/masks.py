@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from elder import io
-from elder.errors import UserError
+from elder.errors import DataWarning, UserError
 from elder.shapes import Argument, Size
 
 Mask = Float[Tensor, "h w"]
@@ -20,7 +21,10 @@ Angles = Float64[Tensor, " a"]
 
 
 def radial(size: Size, ratio: float, generator: torch.Generator) -> Mask:
-    """Lines through the center, at equal angles from a random one, as many as come nearest to `ratio`."""
+    """Lines through the center, at equal angles from a random one, as many as come nearest to `ratio`.
+
+    Warns if so many lines as there can be sample less: the corners of a square lie beyond them.
+    """
     offset = float(torch.rand((), generator=generator, dtype=torch.float64)) * math.pi
     low, high = 1, 4 * max(size)
     while low < high:  # the share sampled grows with the number of lines
@@ -30,7 +34,13 @@ def radial(size: Size, ratio: float, generator: torch.Generator) -> Mask:
         else:
             low = lines + 1
     candidates = [_lines(size, lines, offset) for lines in (max(low - 1, 1), low)]
-    return torch.fft.ifftshift(min(candidates, key=lambda m: abs(float(m.mean()) - ratio)))
+    nearest = min(candidates, key=lambda m: abs(float(m.mean()) - ratio))
+    if low == 4 * max(size) and (most := float(nearest.mean())) < ratio - 0.02:
+        message = (
+            f"ratio={ratio:g}: radial lines sample {most:.2f} of {size[0]}x{size[1]} at most; mask=random gets there"
+        )
+        warnings.warn(message, DataWarning, stacklevel=2)
+    return torch.fft.ifftshift(nearest)
 
 
 def cartesian(size: Size, ratio: float, generator: torch.Generator) -> Mask:

@@ -278,7 +278,7 @@ class _Once(yaml.CSafeLoader):
 def raw(path: Path = Path("params.yaml")) -> dict[str, Any]:
     """The settings as they are written. Raises `UserError` for a file that is missing or not YAML."""
     try:
-        whole = yaml.load(path.read_text(), _Once)
+        whole = yaml.load(path.read_text(), _Once)  # noqa: S506 (a safe loader)
     except FileNotFoundError:
         raise UserError("params.yaml: not here; run from the project's folder") from None
     except yaml.YAMLError as error:

@@ -37,7 +37,7 @@ def find(problems: Sequence[str]) -> list[dict[str, Any]]:
         raise UserError(f"{', '.join(missing)}: no champion; there is one of {', '.join(sorted(found)) or 'nothing'}")
     if not found:
         again = "dvc repro --force --single-item register@CELL"
-        raise UserError(f"the registry holds no champion yet; run dvc repro, or, if it was deleted, {again}")
+        raise UserError(f"the registry holds no champion yet; run dvc repro; if it was deleted, {again}")
     return [found[problem] for problem in sorted(found) if not problems or problem in problems]
 
 

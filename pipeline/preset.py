@@ -25,6 +25,8 @@ from elder import errors
 from elder.errors import DataWarning, UserError
 from elder.io import replacing
 
+# What an error calls them; they are in the second file while a preset is in force.
+DEFAULTS = "the defaults, in params.yaml or presets/default.yaml"
 REPLACED = ("cells", "problems", "regularizers", "network")
 
 
@@ -102,14 +104,14 @@ def overlaid(defaults: str, preset: str, where: str) -> str:
     """The text of the defaults with a preset laid over it. where: what an error calls the preset."""
     yaml = YAML()
     yaml.width = 120
-    params = _sections(yaml, defaults, "the defaults, in params.yaml or presets/default.yaml")
+    params = _sections(yaml, defaults, DEFAULTS)
     for section, over in _sections(yaml, preset, where).items():
         if section not in params:
             raise UserError(f"{where}: unknown section {section}")
         if section in REPLACED or not isinstance(over, MutableMapping):
             params[section] = over
         elif not isinstance(params[section], MutableMapping):
-            raise UserError(f"the defaults, in params.yaml or presets/default.yaml: {section}: must hold settings")
+            raise UserError(f"{DEFAULTS}: {section}: must hold settings")
         else:
             _merge(params[section], over, f"{where}: {section}")
     stream = io.StringIO()
@@ -118,7 +120,7 @@ def overlaid(defaults: str, preset: str, where: str) -> str:
 
 
 def _sections(yaml: YAML, text: str, where: str) -> MutableMapping[str, Any]:
-    """The sections of a file. Raises `UserError` if it is not YAML, or something else."""
+    """The sections of a file. Raises `UserError` if it is not YAML, or has no sections."""
     try:
         found = yaml.load(text)
     except YAMLError as error:

@@ -140,7 +140,7 @@ def _versions(client: MlflowClient, limits: Limits) -> tuple[list[Item], list[Mo
 
 
 def _named(client: MlflowClient, name: str) -> set[int]:
-    """The versions of a model that have an alias, or have been champion, also one that a person has rolled back."""
+    """The versions of a model that have an alias, or have been champion, or were rolled back by hand."""
     from pipeline.registry import gate
 
     aliases = client.get_registered_model(name).aliases.values()

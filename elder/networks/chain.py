@@ -73,11 +73,11 @@ def synthesize(kernels: Kernels, u: Features) -> Images:
     return u
 
 
-def through(kernels: Kernels, x: Images, profile: strips.Profile) -> tuple[PerImage, Images]:
-    """Σ ψ(W x), (b,) in float64, and Wᵀ ψ′(W x), (b, c, h, w), by `strips.through`."""
+def value_and_grad(kernels: Kernels, x: Images, profile: strips.Profile) -> tuple[PerImage, Images]:
+    """Σ ψ(W x), (b,) in float64, and its gradient Wᵀ ψ′(W x), (b, c, h, w); see `strips.value_and_grad`."""
     *first, last = kernels
     reach = last.shape[-1] // 2
-    value, gradient = strips.through(_wrapped(analyze(first, x), reach), last, profile)
+    value, gradient = strips.value_and_grad(_wrapped(analyze(first, x), reach), last, profile)
     return value, synthesize(first, _folded(gradient, reach))
 
 

@@ -17,22 +17,23 @@ ON_PROCESSOR, ON_ACCELERATOR = 1 << 19, 1 << 27
 Profile = Callable[[Features, slice], tuple[PerImage, Features]]
 
 
-def through(y: Features, kernel: Float[Tensor, "g f k k"], profile: Profile) -> tuple[PerImage, Features]:
-    """Σ ψ(K * y), (b,), and Kᵀ ψ′(K * y), of the shape of y, where K * y has no padding: y is continued already.
+def value_and_grad(y: Features, kernel: Float[Tensor, "g f k k"], profile: Profile) -> tuple[PerImage, Features]:
+    """Σ ψ(K * y), (b,) in float64, and its gradient Kᵀ ψ′(K * y), (b, f, h, w).
 
-    60 filters on a picture of 12 megapixels respond with 2.9 GB. Where autograd records, it would keep them anyway, and
-    one strip holds them all.
-    profile: gives Σ ψ(u), (n,) in float64, and ψ′(u) for responses u, (n, g, rows, w), and the slice of the images.
+    K * y, (b, g, h − k + 1, w − k + 1), has no padding: the caller has padded y. For 60 filters and a picture of 12
+    megapixels it takes 2.9 GB. Where autograd records, all of it would be kept anyway, so there is one strip.
+
+    profile: gives Σ ψ(u), (n,) in float64, and ψ′(u) for responses u, (n, g, rows, columns), and the slice of images.
     """
-    size, (filters, _, reach, _) = len(y), kernel.shape
-    height, width = y.shape[-2] - reach + 1, y.shape[-1] - reach + 1
+    size, (filters, _, side, _) = len(y), kernel.shape
+    height, width = y.shape[-2] - side + 1, y.shape[-1] - side + 1
     if torch.is_grad_enabled():
         return _strip(y, kernel, profile, slice(0, size))
     value, gradient = y.new_zeros(size, dtype=torch.float64), torch.zeros_like(y)
     limit = ON_PROCESSOR if y.device.type == "cpu" else ON_ACCELERATOR
     for images in _parts(size, limit // (filters * height * width)):
         for rows in _parts(height, limit // (filters * width)) if len(y[images]) == 1 else [slice(0, height)]:
-            part = (images, slice(None), slice(rows.start, rows.stop + reach - 1))
+            part = (images, slice(None), slice(rows.start, rows.stop + side - 1))
             found, back = _strip(y[part], kernel, profile, images)
             value[images] += found
             gradient[part] += back

@@ -89,8 +89,8 @@ class Inpaint(Problem):
         """See `Problem.accept`. Pixels that are NaN are missing; they are the mask if none is given.
 
         What y holds at missing pixels, a photograph or a color that stands for holes, is no measurement: it becomes
-        zero. Raises `UserError` if the mask is missing or can't be used, or if its axes are exchanged against those
-        of y.
+        zero. Raises `UserError` if the mask is missing or can't be used, if its axes are exchanged against those of y,
+        or if an image has no pixel. Warns if a pixel is NaN in some of its colors only: it is missing in all.
         """
         lacking = y.isnan()
         missing = lacking.any(1, keepdim=True)

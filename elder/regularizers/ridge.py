@@ -67,7 +67,7 @@ class Ridge(Energy):
             value, slope = self.profile(u.flatten(2))
             return value.flatten(1).sum(1, dtype=torch.float64), slope.view_as(u)
 
-        value, gradient = strips.through(F.pad(x, (reach,) * 4), w, profile)
+        value, gradient = strips.value_and_grad(F.pad(x, (reach,) * 4), w, profile)
         strength = self.strength(sigma, x)
         return strength.flatten().double() * value, strength * F.pad(gradient, (-reach,) * 4)
 

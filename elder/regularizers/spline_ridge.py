@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from elder.networks.chain import Chain, through
+from elder.networks.chain import Chain, value_and_grad
 from elder.networks.spline import Slopes, lookup
 from elder.regularizers.base import Energy
 from elder.shapes import Features, Images, OneOrEach, PerImage
@@ -67,7 +67,7 @@ class SplineRidge(Energy):
             value = potential.flatten(2).sum(2, dtype=torch.float64) / scale.flatten(1).double().square()
             return value.sum(1), phi / scale
 
-        return through(kernels, x, profile)
+        return value_and_grad(kernels, x, profile)
 
     @abstractmethod
     def slopes(self, strength: Float[Tensor, "#b 1"]) -> Slopes:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from elder import io
-from elder.evaluation.results import Evaluated, Metrics, Result, deviation, judged, mean, succeeded
+from elder.evaluation.results import Evaluated, Metrics, Result, deviation, mean, mean_guess, succeeded
 
 # The tables that both stages write.
 TABLES = ("metrics.json", "images.csv", "robustness.csv")
@@ -70,14 +70,13 @@ def robustness_row(method: str, change: Mapping[str, Any], results: Iterable[Res
     that ended well. misfit: mean ‖A x − y‖ / ‖y‖; None if a picture is not finite.
     """
     group = [result.metrics for result in results]
-    guesses = judged([image.row["psnr_initial"] for image in group])
     spelled = ", ".join(f"{key} {value}" for key, value in change.items())
     misfits = [image.row["misfit"] for image in group]
     return {
         "method": method,
         "change": spelled,
         "psnr": mean(group)["psnr"],
-        "psnr_initial": sum(guesses) / len(guesses),
+        "psnr_initial": mean_guess(group),
         "converged": succeeded(group),
         "misfit": None if None in misfits else sum(misfits) / len(misfits),
     }

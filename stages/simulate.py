@@ -11,14 +11,14 @@ from stages.samples import find_problem
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Measure validation and test images with fixed seeds. Training draws its own measurements, of patches."""
+    """Measure validation and test images, with a fixed seed each. Training draws its own measurements, of patches."""
     problem = find_problem(arguments.problem)
     temporary = arguments.out.with_name(f".{arguments.out.name}-partial")
     shutil.rmtree(temporary, ignore_errors=True)
     counts = {}
-    for part in ("validation", "test"):
+    for stream, part in enumerate(("test", "validation")):
         names, images = inputs.clean_images(arguments.images, part)
-        for sample in measurements(problem, names, images):
+        for sample in measurements(problem, names, images, stream=stream):
             save(temporary / part / f"{sample.name}.npz", problem, sample)
         counts[part] = len(names)
     shutil.rmtree(arguments.out, ignore_errors=True)

@@ -20,8 +20,8 @@ from torch import Tensor
 from elder import io, problems
 from elder.cli import main
 from elder.evaluation import baselines
-from elder.evaluation.quality import EXACT, psnr, ssim
-from elder.evaluation.results import Result, deviation, mean, succeeded
+from elder.evaluation.quality import BOUND, psnr, ssim
+from elder.evaluation.results import Result, deviation, mean, mean_guess, succeeded
 from elder.fidelity import Fidelity, HardConstraint, LeastSquares
 from elder.operators import Blur, Identity, MaskedFourier, Masking, relative_misfit
 from elder.operators.differences import gradient, gradient_adjoint
@@ -267,25 +267,38 @@ def test_the_misfit_is_relative_and_of_each_image(rng):
     assert black.tolist() == [5, 0]
 
 
-def results(levels: list[float], status: Status | None = Status.CONVERGED) -> list[Result]:
-    """Black pictures reconstructed to gray levels: PSNR is −20 log₁₀ of the level."""
+def results(
+    levels: list[float], status: Status | None = Status.CONVERGED, guesses: list[float] | None = None
+) -> list[Result]:
+    """Black pictures reconstructed to gray levels, from guesses of 0.1: PSNR is −20 log₁₀ of the level."""
     truth = torch.zeros((1, 1, 12, 11))
     return [
-        Result(Sample(f"a{i}", truth, Identity(), truth + 0.1), truth + 0.1, truth + level, 3, status, None, 0.5)
-        for i, level in enumerate(levels)
+        Result(Sample(f"a{i}", truth, Identity(), truth + guess), truth + guess, truth + level, 3, status, None, 0.5)
+        for i, (level, guess) in enumerate(zip(levels, guesses or [0.1] * len(levels), strict=True))
     ]
 
 
-def test_an_exact_reconstruction_is_left_out_of_the_mean():
-    group = results([0.1, 0.0, 0.01])
+@pytest.mark.parametrize("spoiled", [0.0, 6e-8, 1e-6, 0.01])
+def test_an_image_whose_guess_is_exact_is_left_out_of_the_mean_of_every_method(spoiled):
+    """Whatever the method makes of it: all methods are judged by the same images."""
+    group = results([0.1, spoiled, 0.01], guesses=[0.1, 1e-7, 0.1])
     average = mean(group)
     assert average["psnr"] == pytest.approx(30, abs=1e-4)
     assert average["exact"] == 1
     assert average["steps"] == 3
+    assert mean_guess(group) == pytest.approx(20, abs=1e-4)
     assert deviation(group)["psnr"] == pytest.approx(math.sqrt(200), abs=1e-4)
-    assert "exact" not in mean(results([0.1]))
-    assert mean(results([0.0, 0.0])) | {"ssim": 1} == {
-        "psnr": pytest.approx(EXACT), "ssim": 1, "steps": 3, "seconds": 0.5, "exact": 2,
+
+
+def test_an_exact_reconstruction_of_a_hard_measurement_counts():
+    average = mean(results([0.0, 0.1]))
+    assert average["psnr"] == pytest.approx((BOUND + 20) / 2, abs=1e-4)
+    assert "exact" not in average
+
+
+def test_images_whose_guesses_are_all_exact_have_a_mean():
+    assert mean(results([0.0, 0.0], guesses=[0.0, 0.0])) | {"ssim": 1} == {
+        "psnr": pytest.approx(BOUND), "ssim": 1, "steps": 3, "seconds": 0.5, "exact": 2,
     }  # fmt: skip
 
 
@@ -312,7 +325,7 @@ def test_the_baselines_of_black_pictures_are_numbers(tmp_path):
     group = baselines.evaluate_tv(problem, black, 0.01)
     write_results({"initial": baselines.evaluate_initial(problem, black), "total_variation": group}, tmp_path)
     shown = strict(tmp_path / "metrics.json")["total_variation"]
-    assert shown["psnr"] == pytest.approx(EXACT, abs=1e-3)
+    assert shown["psnr"] == pytest.approx(BOUND, abs=1e-3)
     assert (shown["psnr_sd"], shown["converged"], shown["gap"], shown["exact"]) == (0, 1, 0, 2)
     with (tmp_path / "images.csv").open() as file:
         assert all(math.isfinite(float(row["psnr"])) for row in csv.DictReader(file))
@@ -335,7 +348,7 @@ def test_evaluating_black_pictures_writes_valid_json(bundle, tmp_path):
     arguments = ["evaluate", str(bundle), "--images", str(tmp_path / "images"), "--out", str(tmp_path / "out")]
     assert main(arguments) == 0
     report = strict(tmp_path / "out" / "metrics.json")
-    assert report["baseline"]["psnr"] == pytest.approx(EXACT)
+    assert report["baseline"]["psnr"] == pytest.approx(BOUND)
     assert all(image["misfit"] < 1 for image in report["images"])
 
 

@@ -20,7 +20,7 @@ from elder.errors import DataWarning
 from elder.evaluation.quality import psnr
 from elder.model.model import load
 from elder.problems import kernels, masks, samples
-from elder.problems.samples import measure
+from elder.problems.samples import measure, measurements
 from elder.problems.superres import shifted_bicubic
 from elder.testing import check_operator
 
@@ -54,6 +54,15 @@ def test_measurements_repeat_by_seed(rng):
     for a, b, c in zip(first, again, other, strict=True):
         assert torch.equal(a.y, b.y)
         assert not torch.equal(a.y, c.y)
+
+
+@pytest.mark.parametrize("settings", [{"noise": 0.05}, {"noise": 0.05, "seed": -3}, {"mask": "random"}])
+def test_validation_and_test_draw_their_own_noise_and_masks(settings, rng):
+    image = torch.rand((1, 1, 20, 24), generator=rng)
+    problem = problems.make("csmri", settings)
+    test, again, validation = (next(measurements(problem, ["a"], [image], stream=stream)) for stream in (0, 0, 1))
+    assert torch.equal(test.y, again.y)
+    assert not torch.equal(test.y, validation.y)
 
 
 def test_noise_has_the_standard_deviation_asked_for(rng):

@@ -76,6 +76,21 @@ def test_groups_keep_the_order_and_what_differs_is_apart(images):
     assert scans[0][0] is few[0].operator  # whose matrix took long to make
 
 
+def test_a_black_picture_raises_no_score(small_model, images):
+    """Its initial guess is exact, so that it asks nothing of a model; see `quality.judged`."""
+    problem, samples = measured("csmri", {"ratio": 0.4}, [*images[:2], torch.zeros_like(images[0])])
+    model = replace(
+        small_model,
+        problem=problem,
+        hyperparameters=replace(small_model.hyperparameters, max_steps=5),
+        validation_batch=2,
+    )
+    assert validate(model, samples)[0].psnr == pytest.approx(validate(model, samples[:2])[0].psnr, abs=1e-3)
+    whole, without = trial_of(model, samples), trial_of(model, samples[:2])
+    assert (whole.psnr, whole.peak_psnr) == pytest.approx((without.psnr, without.peak_psnr), abs=1e-3)
+    assert validate(model, samples[2:])[0].psnr > 40  # there is no other to be judged by
+
+
 def test_a_batch_of_one_is_the_sample_itself(images):
     problem, samples = measured("csmri", {"ratio": 0.4}, images[:2])
     found = list(batches(problem, iter(samples), 1))

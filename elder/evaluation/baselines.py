@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from elder.evaluation.results import Result
+from elder.evaluation.results import Result, mean
 from elder.problems.base import Problem
 from elder.problems.samples import Sample, is_constrained
 from elder.solvers.primal_dual import reconstruct_tv
@@ -108,14 +108,11 @@ def _beyond(scores: Mapping[float, float]) -> list[float]:
 
 
 def _score(problem: Problem, samples: Sequence[Sample], lambda_reg: float) -> float:
-    """Mean PSNR in dB; minus infinity if a solve fails or its picture is not finite.
-
-    Here an exact reconstruction counts with its bound, see `quality.psnr`: all λ are compared on the same images.
-    """
+    """Mean PSNR in dB, see `results.mean`; minus infinity if a solve fails or its picture is not finite."""
     try:
         results = [result.metrics for result in evaluate_tv(problem, samples, lambda_reg, tol=SEARCH_TOL)]
     except ArithmeticError:  # a small λ makes steps long, and conjugate gradients too slow
         return -math.inf
     if any(result.status is Status.NOT_FINITE for result in results):
         return -math.inf
-    return sum(result.row["psnr"] for result in results) / len(results)
+    return mean(results)["psnr"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from elder.evaluation.quality import psnr
-from elder.evaluation.results import Evaluated, Result, judged, mean
+from elder.evaluation.results import Evaluated, Result, mean, mean_guess
 from elder.model.model import Model
 from elder.problems.samples import Sample
 
@@ -54,9 +54,8 @@ def evaluate_long(model: Model, samples: Iterable[Sample], steps: int) -> Iterat
 
 def summary(model: Model, results: Sequence[Evaluated]) -> dict[str, Any]:
     """What `elder evaluate` writes: problem, settings, means, the initial guess as baseline, and every image."""
-    guesses = judged([result.row["psnr_initial"] for result in results])
     ssims = [result.ssim_initial for result in results]
-    baseline = {"psnr": sum(guesses) / len(guesses), "ssim": sum(ssims) / len(ssims)}
+    baseline = {"psnr": mean_guess(results), "ssim": sum(ssims) / len(ssims)}
     return {
         "problem": model.problem.name,
         "settings": model.problem.settings,

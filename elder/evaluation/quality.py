@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from skimage.metrics import structural_similarity
@@ -14,19 +15,33 @@ from elder.shapes import Size
 # The least root mean square error that a picture of [0, 1] in float32 can be told from zero by: half a unit in its last
 # place. PSNR is bounded by that of this error, 144.49 dB.
 ROUNDING = torch.finfo(torch.float32).eps / 2
+BOUND = -20 * math.log10(ROUNDING)
+# dB from which a picture counts as exact: an error of a millionth of white, what a chain of float32 operations leaves.
+EXACT = 120.0
 WINDOW = 7  # scikit-image's default for SSIM
-EXACT = -20 * math.log10(ROUNDING)
 
 
 def psnr(x: Tensor, truth: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB, (b, c, h, w) -> (b,): x clipped to [0, 1], peak 1, no border cut.
 
-    Always finite. An exact reconstruction, a black picture of a black one for example, has no PSNR. It gets `EXACT`,
-    144.49 dB, the PSNR of float32's rounding error; means over images leave it out, see `results.mean`. A pixel that
-    is NaN counts as the end of [0, 1] that is farther from the truth.
+    Always finite. An exact reconstruction, a black picture of a black one for example, has no PSNR. It gets `BOUND`,
+    144.49 dB, the PSNR of float32's rounding error. A pixel that is NaN counts as the end of [0, 1] that is farther
+    from the truth.
     """
     error = (_clipped(x, truth) - truth).double().square().flatten(1).mean(1)
     return -10 * torch.log10(error.clamp(min=ROUNDING**2))
+
+
+def judged(values: Sequence[float], guesses: Sequence[float]) -> Sequence[float]:
+    """The values that a mean is over: those of the images whose initial guess is not exact; all if every guess is.
+
+    values: one an image, PSNR in dB for example. guesses: PSNR in dB of the initial guesses.
+
+    A measurement whose initial guess is exact, that of a black picture for example, asks nothing of a method, and its
+    bound of 144 dB would hide all others. The guess belongs to the measurement, so every method is judged by the same
+    images.
+    """
+    return [value for value, guess in zip(values, guesses, strict=True) if guess < EXACT] or list(values)
 
 
 def ssim(x: Tensor, truth: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from elder.evaluation.quality import EXACT, psnr, ssim
+from elder.evaluation.quality import EXACT, judged, psnr, ssim
 from elder.operators.misfit import relative_misfit
 from elder.problems.samples import Sample
 from elder.solvers.status import Status
@@ -93,26 +93,31 @@ def deviation(results: Iterable[Evaluated]) -> dict[str, float]:
     That of PSNR is over the images that `mean` averages.
     """
     rows = [result.row for result in results]
-    columns = {"psnr": judged([row["psnr"] for row in rows]), "ssim": [row["ssim"] for row in rows]}
+    columns = {"psnr": _judged(rows), "ssim": [row["ssim"] for row in rows]}
     return {key: statistics.stdev(column) if len(column) > 1 else 0.0 for key, column in columns.items()}
 
 
 def mean(results: Iterable[Evaluated]) -> dict[str, float]:
     """Mean PSNR in dB, SSIM, steps and seconds.
 
-    An exact reconstruction has no PSNR, and its bound of 144 dB would hide all others. So the mean of PSNR is over the
-    other images, and `exact` counts those left out, if any. If every image is exact, the mean is the bound.
+    The mean of PSNR is over the images whose initial guess is not exact, see `quality.judged`. `exact` counts those
+    left out, if any; if every guess is exact, the mean is over all of them.
     """
     rows = [result.row for result in results]
     averages = {key: sum(row[key] for row in rows) / len(rows) for key in ("psnr", "ssim", "steps", "seconds")}
-    kept = judged([row["psnr"] for row in rows])
-    exact = sum(row["psnr"] >= EXACT for row in rows)
+    kept, exact = _judged(rows), sum(row["psnr_initial"] >= EXACT for row in rows)
     return {**averages, "psnr": sum(kept) / len(kept), **({"exact": exact} if exact else {})}
 
 
-def judged(values: Sequence[float]) -> Sequence[float]:
-    """The PSNR of the reconstructions that are not exact; all of them if every one is."""
-    return [value for value in values if value < EXACT] or values
+def mean_guess(results: Iterable[Evaluated]) -> float:
+    """Mean PSNR in dB of the initial guesses, over the images of `mean`."""
+    guesses = [result.row["psnr_initial"] for result in results]
+    return statistics.fmean(judged(guesses, guesses))
+
+
+def _judged(rows: Sequence[Mapping[str, Any]]) -> Sequence[float]:
+    """The PSNR that is averaged."""
+    return judged([row["psnr"] for row in rows], [row["psnr_initial"] for row in rows])
 
 
 def succeeded(results: Iterable[Evaluated]) -> float | None:

@@ -30,12 +30,17 @@ class Sample:
     y: Measurement  # of the shape of A x, real or complex
 
 
-def measurements(problem: Problem, names: Sequence[str], images: Sequence[Picture]) -> Iterator[Sample]:
+def measurements(
+    problem: Problem, names: Sequence[str], images: Sequence[Picture], *, stream: int = 0
+) -> Iterator[Sample]:
     """Simulate a measurement of every image, (1, c, h, w) each, with noise and operators from the seed of the problem.
 
     The result is the same for the same images in the same order. One sample is in memory at a time.
+
+    stream: which of the seed's sequences of random numbers; two are independent. Validation needs another than test:
+    else what is chosen on validation is chosen for the very noise and operators that it is tested on.
     """
-    return _simulated(problem, zip(names, images, strict=True))
+    return _simulated(problem, zip(names, images, strict=True), stream)
 
 
 def remeasured(problem: Problem, samples: Iterable[Sample]) -> Iterator[Sample]:
@@ -43,8 +48,11 @@ def remeasured(problem: Problem, samples: Iterable[Sample]) -> Iterator[Sample]:
     return _simulated(problem, ((sample.name, sample.truth) for sample in samples))
 
 
-def _simulated(problem: Problem, named: Iterable[tuple[str, Picture]]) -> Iterator[Sample]:
-    generator = torch.Generator().manual_seed(problem.seed)
+def _simulated(problem: Problem, named: Iterable[tuple[str, Picture]], stream: int = 0) -> Iterator[Sample]:
+    seed = problem.seed
+    if stream:
+        (seed,) = np.random.SeedSequence([seed % 2**64, stream]).generate_state(1, np.uint64).tolist()
+    generator = torch.Generator().manual_seed(seed)
     for name, image in named:
         try:
             sample = Sample(name, image, *problem.simulate(image, generator))

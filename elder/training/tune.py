@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
+from statistics import fmean
 
 import torch
 
-from elder.evaluation.quality import psnr
+from elder.evaluation.quality import judged, psnr
 from elder.model.model import Hyperparameters, Model
 from elder.operators.base import Operator
 from elder.problems.samples import Sample, batches, is_constrained
@@ -138,14 +139,14 @@ def trial_of(model: Model, samples: Sequence[Sample]) -> Trial:
         for operator, y, truth in batches(model.problem, samples, model.validation_batch)
         for row in _along(model, operator, y, truth)
     ]
-    psnr_end, converged, peak_psnr, peak_step, _ = (sum(column) / len(rows) for column in zip(*rows, strict=True))
-    step = min(row[-1] for row in rows)
+    guesses, ends, converged, peaks, peak_steps, taus = (list(column) for column in zip(*rows, strict=True))
+    psnr_end, peak_psnr, peak_step = (fmean(judged(column, guesses)) for column in (ends, peaks, peak_steps))
     chosen = model.hyperparameters
-    return Trial(chosen.lambda_reg, chosen.sigma, psnr_end, converged, peak_psnr, peak_step, step)
+    return Trial(chosen.lambda_reg, chosen.sigma, psnr_end, fmean(converged), peak_psnr, peak_step, step=min(taus))
 
 
 def _along(model: Model, operator: Operator, y: Measurement, truth: Images) -> list[tuple[float, ...]]:
-    """A row an image: PSNR at its end, whether it converged, its best PSNR and the step of it, and τ at its end."""
+    """A row an image: PSNR of its guess and at its end, whether it converged, its best PSNR and the step of it, τ."""
     chosen = model.hyperparameters
     quality: list[list[float]] = [[] for _ in truth]
     ended: dict[int, tuple[bool, float]] = {}
@@ -162,7 +163,7 @@ def _along(model: Model, operator: Operator, y: Measurement, truth: Images) -> l
     rows = []
     for i, along in enumerate(quality):
         peak = max(range(len(along)), key=lambda k: along[k])
-        rows.append((along[-1], float(ended[i][0]), along[peak], float(peak), ended[i][1]))
+        rows.append((along[0], along[-1], float(ended[i][0]), along[peak], float(peak), ended[i][1]))
     return rows
 
 

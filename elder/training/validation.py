@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 
-from elder.evaluation.quality import psnr
+from elder.evaluation.quality import judged, psnr
 from elder.model.model import Model
 from elder.problems.samples import Sample, batches
 from elder.solvers import Solution
@@ -21,7 +22,7 @@ ENOUGH, CHARGE = 0.95, 20.0
 class Score:
     """What a model does on validation, within the steps that its evaluation takes."""
 
-    psnr: float  # mean PSNR in dB where the solves end
+    psnr: float  # mean PSNR in dB where the solves end, over the images of `judged`
     converged: float  # share of the solves that reached a fixed point
 
     @property
@@ -44,12 +45,13 @@ def validate(model: Model, samples: Sequence[Sample], processes: Processes = ALO
     A solution is that of `model.validation_batch` images at most.
     """
     solutions: list[Solution] = []
-    found: list[tuple[float, float]] = []
+    found: list[tuple[float, float, float]] = []
     share = (samples[i] for i in range(len(samples))[processes.share(len(samples))])
     for operator, y, truth in batches(model.problem, share, model.validation_batch):
         solutions.append(model.solve(operator, y))
-        succeeded = solutions[-1].succeeded.double().tolist()
-        found += zip(psnr(solutions[-1].x.to(truth.device), truth).tolist(), succeeded, strict=True)
-    whole = processes.gather(torch.tensor(found, dtype=torch.float64).view(-1, 2), len(samples))
-    quality, converged = (sum(column) / len(samples) for column in whole.T.tolist())
-    return Score(quality, converged), solutions
+        pictures = solutions[-1].x, model.problem.initial(operator, y)
+        quality, guesses = (psnr(picture.to(truth.device), truth).tolist() for picture in pictures)
+        found += zip(quality, guesses, solutions[-1].succeeded.double().tolist(), strict=True)
+    whole = processes.gather(torch.tensor(found, dtype=torch.float64).view(-1, 3), len(samples))
+    quality, guesses, converged = whole.T.tolist()
+    return Score(fmean(judged(quality, guesses)), fmean(converged)), solutions

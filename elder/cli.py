@@ -262,6 +262,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     for check in (model.problem.check_size, quality.check_size):
         _check_sizes(check, names, images)
     _spare_files(dict(arguments.set), [arguments.out / f"{name}.png" for name in names])
+    _clear_earlier(arguments.out, names)
 
     def show(result: Result) -> None:
         io.write_image(arguments.out / f"{result.sample.name}.png", to_array(result.x[0]))
@@ -272,8 +273,6 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             flush=True,
         )
 
-    # Of an earlier evaluation: it would stand beside the pictures of this one if this one is ended.
-    (arguments.out / "metrics.json").unlink(missing_ok=True)
     metrics = []
     for result in evaluate(model, measurements(model.problem, names, images)):
         show(result)
@@ -282,6 +281,31 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     io.write_json(arguments.out / "metrics.json", report)
     mean, baseline = report["mean"], report["baseline"]
     print(f"mean of {len(names)}: {baseline['psnr']:.2f} -> {mean['psnr']:.2f} dB, SSIM {mean['ssim']:.4f}")
+
+
+def _clear_earlier(out: Path, names: Sequence[str]) -> None:
+    """Remove what an earlier evaluation wrote into a folder: it would stand beside the pictures of this one.
+
+    Warns of other pictures that are there.
+    """
+    from elder import io
+
+    earlier = out / "metrics.json"
+    if earlier.exists():
+        try:
+            listed = [image["name"] for image in io.read_json(earlier)["images"]]
+        except (UserError, KeyError, TypeError):  # a file of something else, which is replaced, as its name says
+            listed = []
+        for name in listed:
+            picture = out / f"{name}.png"
+            if picture.resolve().is_relative_to(out.resolve()):
+                picture.unlink(missing_ok=True)
+        earlier.unlink()
+    others = {path.relative_to(out).as_posix() for path in out.rglob("*.png")} - {f"{name}.png" for name in names}
+    if others:
+        count = f"{len(others)} pictures" if len(others) > 1 else "a picture"
+        message = f"{out}: holds {count} of no image that is evaluated now, {min(others)} for one"
+        warnings.warn(message, DataWarning, stacklevel=2)
 
 
 def _models(arguments: argparse.Namespace) -> None:

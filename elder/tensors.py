@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
+from torch.nn import functional as F
 
-from elder.shapes import Flags, Images, Measurement, OneOrEach, PerImage
+from elder.shapes import Features, Flags, Images, Measurement, OneOrEach, PerImage
 
 
 def dot(a: Measurement, b: Measurement) -> PerImage:
@@ -49,3 +50,33 @@ def mixing_weights(
 def only(images: Flags, v: Images) -> Images:
     """v, (b, c, h, w), at the images for which `images`, (b,), holds; zero at the others, whatever v is there."""
     return torch.where(per_image(images, v) > 0, v, 0.0)
+
+
+def wrapped(x: Features, margin: int) -> Float[Tensor, "b f h+2*{margin} w+2*{margin}"]:
+    """x, (b, f, h, w), continued periodically by `margin` pixels on each side, which may be more than h and w."""
+    if min(x.shape[2:]) >= margin:
+        return F.pad(x, (margin,) * 4, mode="circular")
+    for dim in (2, 3):
+        x = x.index_select(dim, _around(x.shape[dim], margin, x))
+    return x
+
+
+def folded(x: Features, margin: int) -> Float[Tensor, "b f h-2*{margin} w-2*{margin}"]:
+    """The adjoint of `wrapped`: what stands beyond each side is added where it was taken from."""
+    for dim in (2, 3):
+        size = x.shape[dim] - 2 * margin
+        if size < margin:
+            shape = [*x.shape[:dim], size, *x.shape[dim + 1 :]]
+            x = x.new_zeros(shape).index_add(dim, _around(size, margin, x), x)
+            continue
+        before, inner, after = x.split([margin, size, margin], dim)
+        inner = inner.clone()
+        inner.narrow(dim, size - margin, margin).add_(before)
+        inner.narrow(dim, 0, margin).add_(after)
+        x = inner
+    return x
+
+
+def _around(size: int, margin: int, like: Tensor) -> Tensor:
+    """The indices of an axis of `size` that is continued periodically by `margin` on both sides."""
+    return torch.arange(-margin, size + margin, device=like.device) % size

@@ -3,7 +3,7 @@
 A preset is a file of presets/, laid over the defaults in params.yaml. What it names in `cells`, `problems`,
 `regularizers` and `network` replaces those of the defaults; its other settings take the place of single ones. The
 comments stay. While a preset is in force, presets/default.yaml keeps the defaults. Another preset is laid over them,
-and `python -m pipeline.preset default` brings them back.
+and `python -m pipeline.preset default` brings them back. Commit params.yaml and presets/default.yaml together.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from elder.io import replacing
 # What an error calls them; they are in the second file while a preset is in force.
 DEFAULTS = "the defaults, in params.yaml or presets/default.yaml"
 REPLACED = ("cells", "problems", "regularizers", "network")
+# The first line of params.yaml while a preset is in force.
+HEAD = "# The preset {}, over presets/default.yaml. `python -m pipeline.preset default` brings the defaults back.\n"
 
 
 def main() -> None:
@@ -54,11 +56,17 @@ def apply(name: str, folder: Path) -> None:
     Edits that were made while another preset was in force would be lost: they are kept in params.yaml.bak, or in
     params.yaml.bak.1 and so on, where that is taken.
 
-    Raises `UserError` for an unknown preset, one that sets what the defaults lack, or defaults that are not sections.
+    Raises `UserError` for an unknown preset, one that sets what the defaults lack, or defaults that are not there or no
+    sections.
     """
     if name not in names(folder):
         raise UserError(f"unknown preset {name!r}: there are {', '.join(names(folder))}")
     target, defaults = folder / "params.yaml", folder / "presets" / "default.yaml"
+    if not defaults.exists() and target.read_text().startswith(HEAD.partition("{}")[0]):
+        raise UserError(
+            "params.yaml is that of a preset, and presets/default.yaml, which keeps the defaults, is not here: commit "
+            "both where the preset was chosen, or take params.yaml from an earlier commit"
+        )
     if defaults.exists() and target.read_text() not in _written(folder, defaults.read_text()):
         kept = _free(folder / "params.yaml.bak")
         shutil.copy(target, kept)
@@ -69,7 +77,7 @@ def apply(name: str, folder: Path) -> None:
             defaults.replace(target)
         return
     source = defaults if defaults.exists() else target
-    text = overlaid(source.read_text(), (folder / "presets" / f"{name}.yaml").read_text(), f"presets/{name}.yaml")
+    text = _laid(folder, name, source.read_text())
     if source == target:
         with replacing(defaults) as temporary:
             shutil.copy(target, temporary)
@@ -83,15 +91,20 @@ def in_force(folder: Path) -> str | None:
     if not defaults.exists():
         return None
     for path in sorted((folder / "presets").glob("*.yaml")):
-        if path != defaults and overlaid(defaults.read_text(), path.read_text(), f"presets/{path.name}") == text:
+        if path != defaults and _laid(folder, path.stem, defaults.read_text()) == text:
             return path.stem
     return None
 
 
 def _written(folder: Path, defaults: str) -> list[str]:
     """What params.yaml holds under each preset."""
-    files = [path for path in sorted((folder / "presets").glob("*.yaml")) if path.stem != "default"]
-    return [defaults, *(overlaid(defaults, path.read_text(), f"presets/{path.name}") for path in files)]
+    return [defaults, *(_laid(folder, name, defaults) for name in names(folder) if name != "default")]
+
+
+def _laid(folder: Path, name: str, defaults: str) -> str:
+    """What params.yaml holds under a preset of the project in `folder`."""
+    where = f"presets/{name}.yaml"
+    return HEAD.format(name) + overlaid(defaults, (folder / where).read_text(), where)
 
 
 def _free(path: Path) -> Path:

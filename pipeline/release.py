@@ -2,8 +2,8 @@
 
 Writes elder/released/NAME: the weights, the configuration, what its problem reads from files, and a card with data,
 terms, recipe and metrics. Weights are stored in half precision if that costs less than 0.01 dB on the pictures given,
-else in float32. Run it where the bundle was trained, with that run's params.yaml and no changed code: the card names
-both.
+else in float32. Run it where the bundle was trained, with no changed code. The card names the commit, and the settings
+of params.yaml if DVC says that they trained the bundle.
 
 A denoiser is best released after `tune`, from models/tuned/CELL: `elder reconstruct` solves to the end, and the λ and σ
 that suit the end of a solve are not those of one step.
@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from torch import Tensor
 
 from elder import errors, io, problems, released
 from elder.cli import setting
-from elder.errors import UserError
+from elder.errors import DataWarning, UserError
 from elder.evaluation.evaluate import evaluate
 from elder.evaluation.results import mean, succeeded
 from elder.model import bundle, model
@@ -39,6 +40,7 @@ from elder.regularizers.base import Regularizer
 from elder.training.pretrain import denoising_psnr
 from pipeline import preset
 from pipeline.settings import params
+from pipeline.tracking.freshness import outdated
 
 # Sections of params.yaml that say how a model was trained.
 RECIPE = ("problems", "network", "prepare", "pretrain", "tune", "finetune")
@@ -115,8 +117,9 @@ def release(
 
     names, images: clean pictures (1, c, h, w) on which both precisions are measured. changes: settings of the problem
     in the place of the bundle's.
-    Raises `UserError` for a name that is no plain folder name, a changed working tree, a problem whose class does not
-    come with elder, an unknown setting, or a model that is too large.
+    Warns if it is not known which settings trained the bundle. Raises `UserError` for a name that is no plain folder
+    name, a changed working tree, a bundle that params.yaml would train anew, a problem whose class does not come with
+    elder, an unknown setting, or a model that is too large.
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
         raise UserError(f"{name!r} is no name of a released model: use small letters, digits, - and _")
@@ -125,7 +128,7 @@ def release(
     if own := config["problem"]["settings"].get("class"):
         raise UserError(f"{source}: its problem is {own}, a class that does not come with elder; it can't be released")
     config = _with(changes, config)
-    settings, commit = params.raw(), _commit()
+    commit, recipe = _commit(), _recipe(params.raw(), config) if _made_here(source) else None
     released.FOLDER.mkdir(exist_ok=True)
     # On the file system of the package, so that the whole folder comes to its place by one rename.
     with tempfile.TemporaryDirectory(dir=released.FOLDER.parent, prefix=".released-") as made:
@@ -138,7 +141,7 @@ def release(
         facts = {
             **vars(card),
             "commit": commit,
-            "preset": preset.in_force(Path()),
+            "preset": None if recipe is None else preset.in_force(Path()),
             "parameters": sum(p.numel() for p in regularizer.parameters()),
             "precision": chosen,
             "bytes": sum(path.stat().st_size for path in folder.iterdir() if path.suffix != ".json"),
@@ -151,7 +154,7 @@ def release(
             raise UserError(f"{name}: {size} in {chosen}; a released model has {most} at most: take a smaller network")
         described = {**config, "metadata": {**config.get("metadata", {}), "card": facts}}
         _write(folder, source, regularizer, described, PRECISIONS[chosen])
-        (folder / "card.md").write_text(_card(name, described, _recipe(settings, config)))
+        (folder / "card.md").write_text(_card(name, described, recipe))
         shutil.rmtree(released.FOLDER / name, ignore_errors=True)
         folder.rename(released.FOLDER / name)
     return facts
@@ -198,11 +201,30 @@ def _pictures(folder: Path, limit: int) -> tuple[list[str], list[Tensor]]:
 
 
 def _commit() -> str:
-    code = ["elder", "pipeline", "stages", "presets", ":!elder/released"]  # other models may have been released before
+    code = ["elder", "pipeline", "stages", "presets", ":!elder/released", ":!presets/default.yaml"]
+    # Other models may have been released before, and a preset may be in force.
     changed = subprocess.run(["git", "status", "--porcelain", "--", *code], capture_output=True, text=True)
     if changed.returncode or changed.stdout:
         raise UserError("the code differs from the last commit, so the card could not say which code trained it")
     return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _made_here(source: Path) -> bool:
+    """Whether params.yaml of this project trained the bundle; warns if that is not known.
+
+    Raises `UserError` if the bundle is an output of this project that `dvc repro` would make anew.
+    """
+    try:
+        output = source.resolve().relative_to(Path.cwd()).as_posix()
+        again = outdated(output)
+    except (ValueError, UserError):
+        message = f"{source}: no output of this project, so the card does not say by which settings it was trained"
+        warnings.warn(message, DataWarning, stacklevel=2)
+        return False
+    if again:
+        stages = ", ".join(sorted(again))
+        raise UserError(f"{source}: params.yaml would train another one ({stages} would run again): dvc repro {output}")
+    return True
 
 
 def _recipe(settings: Mapping[str, Any], config: Mapping[str, Any]) -> str:
@@ -221,7 +243,7 @@ def _recipe(settings: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     return yaml.safe_dump(own | shared, sort_keys=False, allow_unicode=True)
 
 
-def _card(name: str, config: Mapping[str, Any], recipe: str) -> str:
+def _card(name: str, config: Mapping[str, Any], recipe: str | None) -> str:
     facts, problem = config["metadata"]["card"], config["problem"]
     metadata = {key: value for key, value in config["metadata"].items() if key != "card"}
     kind = problems.find(problem["name"], None)
@@ -235,13 +257,16 @@ def _card(name: str, config: Mapping[str, Any], recipe: str) -> str:
         regularizer=_flow(config["regularizer"]),
         how=how,
         one_step=f"- By {step}, at σ = {LEVEL:g}: {facts['one_step']:.2f} dB on these pictures.\n" if denoiser else "",
-        command="" if facts["preset"] is None else f"`python -m pipeline.preset {facts['preset']}`, then `dvc repro`. ",
-        recipe=recipe,
+        recipe=UNKNOWN if recipe is None else SETTINGS.format(command=_command(facts["preset"]), recipe=recipe),
         metrics=yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True),
         both=", ".join(f"{value:.3f} dB in {kind}" for kind, value in facts["measured"].items()),
         **{key: facts[key] for key in ("about", "data", "terms", "commit", "parameters", "precision", "bytes")},
         **{key: facts[key] for key in ("psnr", "pictures")},
     )
+
+
+def _command(name: str | None) -> str:
+    return "" if name is None else f"`python -m pipeline.preset {name}`, then `dvc repro`. "
 
 
 def _flow(settings: Mapping[str, Any]) -> str:
@@ -265,10 +290,7 @@ CARD = """# {name}
 
 ## Recipe
 
-{command}The settings of the training, from params.yaml:
-
-```yaml
-{recipe}```
+{recipe}
 
 ## Metrics
 
@@ -277,6 +299,13 @@ What the training measured, on its own validation pictures:
 ```yaml
 {metrics}```
 """
+
+SETTINGS = """{command}The settings of the training, from params.yaml:
+
+```yaml
+{recipe}```"""
+
+UNKNOWN = "Not known: the bundle was no output of the project that it was released from."
 
 
 if __name__ == "__main__":

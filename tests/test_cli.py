@@ -66,6 +66,21 @@ def test_evaluate_writes_the_figures_of_the_design(bundle, photographs, mask, tm
     assert report["mean"]["psnr"] == pytest.approx(np.mean([image["psnr"] for image in report["images"]]))
 
 
+def test_evaluate_leaves_nothing_of_an_earlier_evaluation(bundle, photographs, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["evaluate", str(bundle), "--images", str(photographs), "--out", str(out), "--limit"]
+    assert main([*arguments, "2"]) == 0
+    report = json.loads((out / "metrics.json").read_text())
+    report["images"].append({"name": "../outside"})
+    (out / "metrics.json").write_text(json.dumps(report))
+    for name in ("outside.png", "out/mine.png"):
+        io.write_image(tmp_path / name, np.zeros((8, 8)))
+    assert main([*arguments, "1"]) == 0
+    assert "holds a picture of no image that is evaluated now, mine.png for one" in capsys.readouterr().err
+    assert sorted(path.name for path in out.iterdir()) == ["brick.png", "metrics.json", "mine.png"]
+    assert (tmp_path / "outside.png").exists()
+
+
 def test_bad_input_ends_in_one_line_and_nothing_half_written(bundle, photographs, mask, tmp_path, capsys):
     out = tmp_path / "out"
     evaluate = ("evaluate", bundle, "--images", photographs, "--out", out)

@@ -122,7 +122,7 @@ def test_the_tables_of_the_documentation_are_written_by_their_command(finished):
     implicit = "csmri-implicit: {problem: csmri, regularizer: implicit"
     assert kept.count(implicit) == 1
     settings.write_text(kept.replace(implicit, f"{implicit}, finetune: {{seed: 9}}"))
-    own = write().partition("## default")[2]  # these settings are those of no preset
+    own = write().partition("## edited\n\nAn edited preset, `dvc repro`")[2]  # these settings are those of no preset
     settings.write_text(kept)
     assert "Without a result yet: csmri-implicit." in own
     assert "| least squares, DEQ" in own
@@ -303,6 +303,20 @@ def test_repeating_runs_nothing_but_a_look_at_the_store_and_a_setting_only_what_
     finished.replace(cells=cells)
     assert ran(finished) == ["store"]
     assert len(runs(finished)) == len(EVERY_RUN) + 3
+
+
+def test_a_bundle_that_other_settings_would_train_anew_is_not_released(finished):
+    """Its card would name a recipe that did not make it."""
+    path, bundle = finished.folder / "params.yaml", f"models/{CELL}"
+    asked = "from pathlib import Path; from pipeline import release; print(release._made_here(Path({!r})))"
+    before = path.read_text()
+    assert finished.run(sys.executable, "-c", asked.format(bundle)).stdout == "True\n"
+    elsewhere = finished.run(sys.executable, "-c", asked.format("data/prepared/test"))
+    assert (elsewhere.stdout, "no output of this project" in elsewhere.stderr) == ("False\n", True)
+    finished.change("pretrain", seed=11)
+    told = finished.run(sys.executable, "-c", asked.format(bundle), check=False).stderr
+    assert f"models/{CELL}: params.yaml would train another one (pretrain@least_squares would run again)" in told
+    path.write_text(before)
 
 
 @contextlib.contextmanager

@@ -297,6 +297,10 @@ def test_settings_by_hand_say_the_arguments_that_are_not_drawn(name, settings, s
     assert problems.make(name, settings).said_by(settings) == said
 
 
+def test_bicubic_interpolation_of_a_single_pixel_is_flat():
+    torch.testing.assert_close(shifted_bicubic(torch.full((1, 1, 1, 2), 0.5), 3), torch.full((1, 1, 3, 6), 0.5))
+
+
 def test_bicubic_stands_where_decimation_took_its_pixels():
     """On a smooth picture the guess agrees with the truth; half a pixel of the small grid to the side it does not."""
     rows, cols = torch.meshgrid(torch.arange(96.0), torch.arange(72.0), indexing="ij")

@@ -189,6 +189,19 @@ def test_a_champion_that_can_not_be_loaded_is_replaced(store, register):
     assert "champion 1 can't be loaded" in replaced.reason
 
 
+@pytest.mark.parametrize("lost", ["artifacts", "artifacts/*/weights.safetensors"])
+def test_a_version_whose_files_are_gone_is_registered_again(lost, store, register):
+    """As after a clean-up of the artifact store: what is trained is there, and comes back by itself."""
+    register(30.0)
+    for path in Path().glob(f"mlruns/**/{lost}"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    again = register(30.0)
+    assert (again.version, again.promoted, again.reason) == (2, True, "champion 1 has lost files")
+    assert elder.load(f"models:/{NAME}@champion").metadata["label"] == 30.0
+    assert register(30.0).version == 2
+    assert versions(store) == [1, 2]
+
+
 @pytest.mark.parametrize(
     "failure",
     [

@@ -18,6 +18,7 @@ from conftest import ROOT
 
 import elder
 from elder import UserError, cli, io, problems, regularizers, released
+from elder.errors import DataWarning
 from elder.evaluation.evaluate import evaluate
 from elder.evaluation.results import mean
 from elder.model import bundle, registry
@@ -36,6 +37,7 @@ CARD = release.Card("Removes noise.", "six photographs", "public domain")
 def shelf(tmp_path, monkeypatch):
     monkeypatch.setattr(released, "FOLDER", tmp_path / "released")
     monkeypatch.setattr(release, "_commit", lambda: "0123abc")
+    monkeypatch.setattr(release, "_made_here", lambda source: True)  # DVC takes seconds
     monkeypatch.chdir(ROOT)
     return tmp_path / "released"
 
@@ -71,6 +73,18 @@ def test_half_precision_is_taken_where_it_costs_nothing(shipped, trained):
     assert facts["precision"] == "float16"
     assert facts["measured"]["float16"] == pytest.approx(facts["measured"]["float32"], abs=0.01)
     assert f"{facts['psnr']:.2f} dB on 2 validation pictures" in card
+
+
+MADE_HERE = release._made_here
+
+
+def test_the_recipe_of_a_bundle_from_elsewhere_is_not_known(shelf, trained, pictures, monkeypatch):
+    monkeypatch.setattr(release, "_made_here", MADE_HERE)
+    with pytest.warns(DataWarning, match="no output of this project"):
+        release.release(trained, "denoise-small", CARD, *pictures)
+    card = (shelf / "denoise-small" / "card.md").read_text()
+    assert "Not known: the bundle was no output" in card
+    assert "learning_rate" not in card
 
 
 @pytest.mark.parametrize("factors", [(1e-7, 1e4, 3e4), (1, 1, 1e9)], ids=["digits are lost", "overflow"])

@@ -329,11 +329,21 @@ def test_presets_are_laid_over_the_defaults_and_not_over_each_other(project):
     folder, defaults = project.folder, (ROOT / "params.yaml").read_text()
     assert (folder / "presets" / "default.yaml").read_text() == defaults  # `tiny` is in force
     preset.apply("brain", folder)
-    assert (folder / "params.yaml").read_text() == written("brain")
+    assert (folder / "params.yaml").read_text() == preset.HEAD.format("brain") + written("brain")
     for _ in range(2):
         preset.apply("default", folder)
         assert (folder / "params.yaml").read_text() == defaults
         assert not (folder / "presets" / "default.yaml").exists()
+
+
+@pytest.mark.parametrize("name", ["default", "brain", "tiny"])
+def test_a_preset_without_the_defaults_below_it_is_told(name, project):
+    """As in a clone of a repository in which params.yaml was committed under a preset, and its defaults were not."""
+    (project.folder / "presets" / "default.yaml").unlink()
+    before = (project.folder / "params.yaml").read_text()
+    with pytest.raises(UserError, match=r"presets/default.yaml, which keeps the defaults, is not here"):
+        preset.apply(name, project.folder)
+    assert (project.folder / "params.yaml").read_text() == before
 
 
 def test_edits_under_a_preset_are_kept(project):

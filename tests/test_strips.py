@@ -44,6 +44,19 @@ class TestStrips:
         torch.testing.assert_close(found, value.expand(3), rtol=1e-12, atol=0)
         torch.testing.assert_close(back, gradient, rtol=1e-10, atol=1e-12)
 
+    @pytest.mark.parametrize("size", [(1, 1), (2, 9), (5, 3)])
+    def test_pictures_smaller_than_the_filters(self, name, size, rng):
+        energy, x, sigma = cases.regularizer(name), cases.randn((2, 1, *size), rng), torch.tensor(0.1).double()
+        value, gradient = energy.value_and_grad(x, sigma)
+        with torch.no_grad():
+            found, back = energy.value_and_grad(x, sigma)
+        torch.testing.assert_close(found, value, rtol=1e-12, atol=1e-15)
+        torch.testing.assert_close(back, gradient, rtol=1e-10, atol=1e-12)
+        if name in ("crr", "wcrr"):  # with circular boundaries, eight by eight copies are one picture
+            many, wide = energy.value_and_grad(x.tile(8, 8), sigma)
+            torch.testing.assert_close(many, 64 * value, rtol=1e-10, atol=1e-15)
+            torch.testing.assert_close(wide, gradient.tile(8, 8), rtol=1e-10, atol=1e-12)
+
     def test_no_tensor_holds_all_responses(self, name, monkeypatch):
         monkeypatch.setattr(strips, "ON_PROCESSOR", 10_000)
         energy = regularizers.make(name).requires_grad_(False)

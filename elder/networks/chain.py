@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from elder.networks import strips
 from elder.networks.base import WIDEST, normal_init
-from elder.shapes import Anything, Features, Images, PerImage, Scalar
+from elder.shapes import Features, Images, PerImage, Scalar
+from elder.tensors import folded, wrapped
 
 # Larger chains are mistakes: the bound samples a transfer function of `channels` times `channels` entries.
 MOST_CHANNELS, LONGEST, LARGEST_KERNEL = 32, 6, 15
@@ -62,14 +63,14 @@ class Chain(nn.Module):
 def analyze(kernels: Kernels, x: Images) -> Features:
     """W x, (b, c, h, w) -> (b, filters, h, w)."""
     for kernel in kernels:
-        x = F.conv2d(_wrapped(x, kernel.shape[-1] // 2), kernel)
+        x = F.conv2d(wrapped(x, kernel.shape[-1] // 2), kernel)
     return x
 
 
 def synthesize(kernels: Kernels, u: Features) -> Images:
     """Wᵀ u, (b, filters, h, w) -> (b, c, h, w)."""
     for kernel in reversed(kernels):
-        u = F.conv2d(_wrapped(u, kernel.shape[-1] // 2), kernel.transpose(0, 1).flip(2, 3))
+        u = F.conv2d(wrapped(u, kernel.shape[-1] // 2), kernel.transpose(0, 1).flip(2, 3))
     return u
 
 
@@ -77,8 +78,8 @@ def value_and_grad(kernels: Kernels, x: Images, profile: strips.Profile) -> tupl
     """Σ ψ(W x), (b,) in float64, and its gradient Wᵀ ψ′(W x), (b, c, h, w); see `strips.value_and_grad`."""
     *first, last = kernels
     reach = last.shape[-1] // 2
-    value, gradient = strips.value_and_grad(_wrapped(analyze(first, x), reach), last, profile)
-    return value, synthesize(first, _folded(gradient, reach))
+    value, gradient = strips.value_and_grad(wrapped(analyze(first, x), reach), last, profile)
+    return value, synthesize(first, folded(gradient, reach))
 
 
 def norm_bound(kernels: Kernels) -> Scalar:
@@ -111,20 +112,3 @@ def _upper_norm(gram: Complex[Tensor, "*n c c"]) -> Float[Tensor, "*n"]:
     for _ in range(SQUARINGS):
         power = power @ power
     return scale * torch.linalg.matrix_norm(power) ** (1 / 2**SQUARINGS)
-
-
-def _wrapped(x: Features, reach: int) -> Anything:
-    """x continued periodically by `reach` pixels on each side."""
-    return F.pad(x, (reach,) * 4, mode="circular")
-
-
-def _folded(x: Features, reach: int) -> Anything:
-    """The adjoint of `_wrapped`: what stands beyond each side is added where it was taken from."""
-    for dim in (2, 3):
-        size = x.shape[dim] - 2 * reach
-        before, inner, after = x.split([reach, size, reach], dim)
-        inner = inner.clone()
-        inner.narrow(dim, size - reach, reach).add_(before)
-        inner.narrow(dim, 0, reach).add_(after)
-        x = inner
-    return x

@@ -16,6 +16,7 @@ from elder.operators.base import Operator
 from elder.operators.blur import Blur
 from elder.problems.blur import BlurProblem
 from elder.shapes import Argument, Images, Measurement
+from elder.tensors import wrapped
 
 SCALES = (2, 3, 4)
 
@@ -70,7 +71,7 @@ class SuperResolution(BlurProblem):
 def shifted_bicubic(y: Images, scale: int) -> Float[Tensor, "b c {scale}*h {scale}*w"]:
     """Bicubic interpolation whose pixel (s·i, s·j) is pixel (i, j) of y, (b, c, h, w) -> (b, c, s·h, s·w), circular."""
     margin = 3
-    wide = F.pad(y, (margin,) * 4, mode="circular")
+    wide = wrapped(y, margin)
     h, w = (n * scale for n in y.shape[-2:])
     # With corners aligned, the sample at s·i of the result is exactly sample i.
     size = tuple((n - 1) * scale + 1 for n in wide.shape[-2:])

@@ -28,7 +28,7 @@ class Status(StrEnum):
 
 ADVICE = {
     Status.CONVERGED: "the fixed-point residual is within the tolerance",
-    Status.PRECISION: "the energy can't be lowered further in this precision: use float64, or a larger tol",
+    Status.PRECISION: "the energy can't be lowered further in this precision: no fault; a larger tol ends sooner",
     Status.MAX_STEPS: "stopped before the tolerance was met: raise max_steps, or use a larger tol",
     Status.TIME_LIMIT: "stopped at the time limit, before the tolerance was met: allow more time, or use a larger tol",
     Status.STALLED: "no step was found that lowers the energy, which is far from smooth here: train on, or lower λ",

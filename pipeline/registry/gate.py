@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 from elder.errors import UserError
 from elder.evaluation.evaluate import evaluate
 from elder.evaluation.results import mean
-from elder.model.address import load
+from elder.model.address import folder, load
 from elder.problems import Problem
 from elder.problems.samples import Sample
 from elder.solvers import Status
@@ -97,10 +97,11 @@ def register(candidate: Candidate, margin: float) -> Verdict:
     `margin` dB. A champion of other data is evaluated on these first. One that is gone or broken is replaced. A version
     that a person has rolled back does not come back by itself.
 
-    A bundle that is registered already keeps its version, so this can be repeated after a kill. If the code has changed
-    that a version carries, there is a new version, which takes the place of a champion of the same bundle without a
-    margin: it is the same model, with what was mended since. Registrations on one machine wait for each other. The
-    champion is read again before it is replaced, in case another machine moved it.
+    A bundle that is registered already keeps its version, so this can be repeated after a kill. If the files of that
+    version are gone or damaged, or if the code has changed that a version carries, there is a new version, which takes
+    the place of a champion of the same bundle without a margin: it is the same model, with what was mended since.
+    Registrations on one machine wait for each other. The champion is read again before it is replaced, in case another
+    machine moved it.
 
     Raises:
         MlflowException: if the registry can't be read or written. Then the champion stays.
@@ -187,13 +188,26 @@ def _now() -> str:
 def _version(client: MlflowClient, candidate: Candidate) -> int:
     """The number of the candidate's version: of the one with the same bundle and code, if there is one."""
     tags, name = candidate.tags, candidate.name
-    same = [v for v in _of_bundle(client, candidate) if v.tags.get("code", "") == candidate.code]
-    if not same:
+    same = [int(v.version) for v in _of_bundle(client, candidate) if v.tags.get("code", "") == candidate.code]
+    version = next((number for number in sorted(same) if _is_whole(candidate, number)), None)
+    if version is None:
         return _log_version(candidate)
-    version = min(int(v.version) for v in same)
     for key, value in tags.items():  # the validation data may be others
         client.set_model_version_tag(name, str(version), key, value)
     return version
+
+
+def _is_whole(candidate: Candidate, version: int) -> bool:
+    """Whether the files of a version are there, and those of the candidate's bundle.
+
+    Raises `UserError` if the store can't tell now.
+    """
+    try:
+        return content_hash(folder(f"models:/{candidate.name}/{version}")) == candidate.tags["bundle"]
+    except UserError as error:
+        if error.temporary:
+            raise
+        return False
 
 
 def _of_bundle(client: MlflowClient, candidate: Candidate) -> list[ModelVersion]:
@@ -255,7 +269,9 @@ def _judged(
             ),
         )
     elif before.tags.get("bundle") == candidate.tags["bundle"]:
-        psnr, promoted, reason = candidate.psnr, True, f"champion {before.version} with changed code"
+        changed = before.tags.get("code", "") != candidate.code
+        why = f"champion {before.version} with changed code" if changed else f"champion {before.version} has lost files"
+        psnr, promoted, reason = candidate.psnr, True, why
     else:
         try:
             psnr = _psnr(candidate, before)

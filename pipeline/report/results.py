@@ -9,9 +9,7 @@ whose results are those of other settings, pictures or code counts as one withou
 from __future__ import annotations
 
 import argparse
-import json
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from pipeline.report import page, tables
 from pipeline.report.tables import Method
 from pipeline.settings import params
 from pipeline.tracking import fingerprints
+from pipeline.tracking.freshness import outdated
 
 SOURCES = page.Sources(
     Path("data/prepared"), Path("reports/cells"), Path("reports/baselines"), Path("reports/pretrained")
@@ -37,6 +36,8 @@ BEFORE = ("prepare", "simulate", "baseline", "pretrain", "tune", "finetune", "ev
 MEASUREMENTS, MODELS, PRETRAINED = Path("data/measurements"), Path("models"), Path("reports/pretrained")
 # Seconds of a stage for a cell or a regularizer, or `None` if no run of it is in the store.
 Seconds = Callable[[str], float | None]
+# The name of the section of settings that are no preset's.
+EDITED = "edited"
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,13 @@ class Column:
 
 
 def main() -> None:
-    """Write the section of the preset in force."""
+    """Write the section of the preset in force, or `edited` if params.yaml was edited since it was chosen."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs/results.md"), help="docs/results.md by default")
     given = parser.parse_args()
 
     def work() -> None:
-        name = preset.in_force(Path()) or "default"
+        name = preset.in_force(Path()) or (EDITED if Path("presets/default.yaml").exists() else "default")
         text = section(name, seconds(), stale)
         with io.replacing(given.out) as temporary:
             old = given.out.read_text() if given.out.exists() else "# Results\n"
@@ -79,12 +80,7 @@ def stale(cells: Sequence[str]) -> set[str]:
     chosen = params.read()
     code, found = fingerprints.manifests(chosen), set()
     for cell in cells:
-        command = [sys.executable, "-m", "dvc", "status", "--json", "--with-deps", f"evaluate@{cell}"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise UserError(f"dvc status evaluate@{cell}: {done.stderr.strip().splitlines()[-1]}")
-        # The stage `code` runs again for any cell; what it would write for this one is known without it.
-        again = set(json.loads(done.stdout)) - {"code"}
+        again = outdated(f"evaluate@{cell}")
         entries = {"", cell, chosen.cells[cell].problem, chosen.cells[cell].regularizer}
         mine = [fingerprints.named(stage, entry) for stage in BEFORE for entry in entries]
         if again or any(code[name] != _written(name) for name in mine if name in code):
@@ -111,9 +107,10 @@ def section(name: str, seconds: Seconds, stale: Callable[[Sequence[str]], set[st
         raise UserError("reports/cells: no result yet of these settings, pictures and code; run dvc repro")
     splits = [image["split"] for image in io.read_json(SOURCES.images / "manifest.json")["images"]]
     counts = ", ".join(f"{splits.count(part)} {part}" for part in dict.fromkeys(splits))
+    made = "An edited preset" if name == EDITED else f"`python -m pipeline.preset {name}`"
     parts = [
         f"## {name}",
-        f"`python -m pipeline.preset {name}`, `dvc repro`, `python -m pipeline.report.results`; code: "
+        f"{made}, `dvc repro`, `python -m pipeline.report.results`; code: "
         f"{page.commit()}. Pictures: {counts}. Means over the test pictures.",
     ]
     if missing := [cell for cell in chosen.cells if cell not in done]:

@@ -161,6 +161,8 @@ def test_a_run_that_is_cancelled_ends_its_training_and_the_next_one_resumes(proj
 
         prefect(site, "deployment", "run", "train/nightly")
         assert wait_until(lambda: training(project.folder), 600), site.log("worker")
+        shown: set[str] = set()  # by the artifact that Prefect's page draws as a bar, in percent
+        assert wait_until(lambda: shown.update(progress(site)) or len(shown) > 2, 300), site.log("worker")
         (run,) = ask(f"{site.prefect}/api/flow_runs/filter", {"flows": {"name": {"any_": ["train"]}}})
         prefect(site, "flow-run", "cancel", run["id"])
         assert wait_until(lambda: site.finished("train") == [(False, "CANCELLED")], 120), site.log("worker")
@@ -170,6 +172,12 @@ def test_a_run_that_is_cancelled_ends_its_training_and_the_next_one_resumes(proj
         prefect(site, "deployment", "run", "train/nightly")
         assert wait_until(lambda: (False, "COMPLETED") in site.finished("train"), 1200), site.log("worker")
         assert site.versions() == ["1"]
+
+
+def progress(site: Site) -> set[str]:
+    """What the artifact of the pre-training shows now; empty before there is one."""
+    artifacts = ask(f"{site.prefect}/api/artifacts/latest/filter", {})
+    return {found["data"] for found in artifacts if found["key"] == "progress-pretrain-least-squares"}
 
 
 def prefect(site: Site, *arguments: str) -> None:

@@ -23,7 +23,7 @@ def both(request, tmp_path_factory) -> dict[str, tuple[dict, Path]]:
     """What one process gave and left, and what two gave and left, which also resumed what the one had left."""
     folders = {name: tmp_path_factory.mktemp(name) for name in ("alone", "together")}
     alone = trained(folders["alone"], request.param)
-    shutil.copy(folders["alone"] / "left" / "state.pt", folders["together"] / "state.pt")
+    shutil.copytree(folders["alone"] / "left", folders["together"] / "resumed")
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": str(Path(sys.executable).parent)}
     script = [str(ROOT / "tests" / "trainings.py"), str(folders["together"]), str(request.param)]
     done = subprocess.run([*LAUNCH, *script], env=environment, capture_output=True, text=True, timeout=300, check=False)
@@ -68,7 +68,7 @@ def test_two_processes_train_as_one_does(training, both):
 
 def test_two_processes_have_the_parameters_of_one(both):
     alone, together = (
-        torch.load(folder / "left" / "state.pt", weights_only=True)["parts"] for _, folder in both.values()
+        torch.load(folder / "left" / "finetune" / "state.pt", weights_only=True)["parts"] for _, folder in both.values()
     )
     for name in ("theta", "averaged"):
         torch.testing.assert_close(together[name], alone[name], rtol=0, atol=1e-10)
@@ -76,11 +76,14 @@ def test_two_processes_have_the_parameters_of_one(both):
 
 def test_either_resumes_what_the_other_left(both, tmp_path):
     (expected, _), (found, folder) = both["alone"], both["together"]
-    assert_equal(found["resumed"], expected["finetune"])
     steps = len(expected["pretrain"])
-    shutil.copy(folder / "left" / "state.pt", tmp_path / "state.pt")
-    assert torch.load(tmp_path / "state.pt", weights_only=True)["numbers"]["step"] == steps - 2
-    assert_equal(trained(tmp_path, steps, whole=False)["resumed"], expected["finetune"])
+    shutil.copytree(folder / "left", tmp_path / "resumed")
+    state = torch.load(tmp_path / "resumed" / "finetune" / "state.pt", weights_only=True)
+    assert state["numbers"]["step"] == steps - 2
+    back = trained(tmp_path, steps, whole=False)
+    for training in ("pretrain", "finetune"):
+        for resumed in (found, back):
+            assert_equal(resumed[f"{training}, resumed"], expected[training])
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])

@@ -41,18 +41,27 @@ def smooth_pictures(dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
 
 
 def trainings(folder: Path, processes: Processes, steps: int, *, whole: bool = True) -> dict[str, list]:
-    """The histories of some trainings, and of one that resumes the checkpoint in `folder`, if there is one.
+    """The histories of some trainings, and of those that resume what another call left in `folder`/resumed, if any.
 
-    A batch of 5 does not divide evenly. A checkpoint is left in `folder`/left, of two steps before the end.
-    DEQ training is in double precision, since rounding grows from step to step. whole: false for the resumed one alone.
+    A batch of 5 does not divide evenly. Checkpoints of two steps before the end are left in `folder`/left. DEQ training
+    is in double precision, since rounding grows from step to step. whole: false for the resumed ones alone.
     """
     patches = Patches(smooth_pictures(), 16, list("abcd"))
-    torch.manual_seed(1)
-    energy = regularizers.make(**DESCRIPTION)
-    denoising = Pretraining(steps=steps, batch=5, patch=16, learning_rate=5e-3)
+    left, resumed = folder / "left", folder / "resumed"
+
+    def pretrained(checkpoint: Checkpoint) -> list:
+        torch.manual_seed(1)
+        settings = Pretraining(steps=steps, batch=5, patch=16, learning_rate=5e-3)
+        kept = checkpoint if processes.first else None
+        return pretrain(
+            regularizers.make(**DESCRIPTION), patches, settings, checkpoint=kept, processes=processes
+        ).history.rows
+
     found = {}
     if whole:
-        found["pretrain"] = pretrain(energy, patches, denoising, processes=processes).history.rows
+        found["pretrain"] = pretrained(Checkpoint(left / "pretrain", every=steps - 2))
+    if resumed.exists():
+        found["pretrain, resumed"] = pretrained(Checkpoint(resumed / "pretrain", every=steps))
     denoisers = []
     for description in (DESCRIPTION, IMPLICIT):
         torch.manual_seed(1)
@@ -82,12 +91,12 @@ def trainings(folder: Path, processes: Processes, steps: int, *, whole: bool = T
         ).history.rows
 
     if whole:
-        found["finetune"] = finetuned(usual, Checkpoint(folder / "left", every=steps - 2))
+        found["finetune"] = finetuned(usual, Checkpoint(left / "finetune", every=steps - 2))
         found["mse"] = finetuned(errors)
         found["implicit"] = finetuned(replace(skipping, batch=5), start=without_energy)
         found["skip"] = finetuned(skipping, start=before, drawn=[Spoilt(ratio=0.4, seed=5)])
-    if (folder / "state.pt").exists():
-        found["resumed"] = finetuned(usual, Checkpoint(folder, every=steps))
+    if resumed.exists():
+        found["finetune, resumed"] = finetuned(usual, Checkpoint(resumed / "finetune", every=steps))
     return found
 
 

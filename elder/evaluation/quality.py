@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from elder.errors import UserError
@@ -49,6 +48,8 @@ def ssim(x: Tensor, truth: Tensor) -> Tensor:
 
     A pixel that is NaN is treated as in `psnr`. Raises `UserError` for pictures of less than 7x7 pixels, its window.
     """
+    from skimage.metrics import structural_similarity  # with SciPy, half a second that few commands need
+
     check_size((truth.shape[-2], truth.shape[-1]))
     pairs = zip(_clipped(x, truth).cpu().double().numpy(), truth.cpu().double().numpy(), strict=True)
     return torch.tensor([structural_similarity(a, b, data_range=1.0, channel_axis=0) for a, b in pairs])

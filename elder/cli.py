@@ -261,8 +261,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     names, images = _clean(arguments, model.channels, arguments.limit)
     for check in (model.problem.check_size, quality.check_size):
         _check_sizes(check, names, images)
-    _spare_files(dict(arguments.set), [arguments.out / f"{name}.png" for name in names])
-    _clear_earlier(arguments.out, names)
+    earlier = _earlier_pictures(arguments.out)
+    _spare_files(dict(arguments.set), [*earlier, *(arguments.out / f"{name}.png" for name in names)])
+    _clear(arguments.out, earlier, names)
 
     def show(result: Result) -> None:
         io.write_image(arguments.out / f"{result.sample.name}.png", to_array(result.x[0]))
@@ -283,25 +284,29 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     print(f"mean of {len(names)}: {baseline['psnr']:.2f} -> {mean['psnr']:.2f} dB, SSIM {mean['ssim']:.4f}")
 
 
-def _clear_earlier(out: Path, names: Sequence[str]) -> None:
-    """Remove what an earlier evaluation wrote into a folder: it would stand beside the pictures of this one.
+def _earlier_pictures(out: Path) -> list[Path]:
+    """The pictures that an earlier `evaluate` wrote into a folder, by its metrics.json."""
+    from elder import io
+
+    try:
+        report = io.read_json(out / "metrics.json")
+        if not {"problem", "settings", "mean", "baseline"} <= report.keys():
+            return []
+        pictures = [out / f"{image['name']}.png" for image in report["images"]]
+        return [path for path in pictures if path.is_file() and path.resolve().parent == out.resolve()]
+    except (UserError, AttributeError, KeyError, TypeError, ValueError):  # there is none, or it is of something else
+        return []
+
+
+def _clear(out: Path, earlier: Sequence[Path], names: Sequence[str]) -> None:
+    """Remove what an earlier evaluation wrote: it would stand beside the pictures of this one, those of the names.
 
     Warns of other pictures that are there.
     """
-    from elder import io
-
-    earlier = out / "metrics.json"
-    if earlier.exists():
-        try:
-            listed = [image["name"] for image in io.read_json(earlier)["images"]]
-        except (UserError, KeyError, TypeError):  # a file of something else, which is replaced, as its name says
-            listed = []
-        for name in listed:
-            picture = out / f"{name}.png"
-            if picture.resolve().is_relative_to(out.resolve()):
-                picture.unlink(missing_ok=True)
-        earlier.unlink()
-    others = {path.relative_to(out).as_posix() for path in out.rglob("*.png")} - {f"{name}.png" for name in names}
+    for path in earlier:
+        path.unlink()
+    (out / "metrics.json").unlink(missing_ok=True)
+    others = {path.name for path in out.glob("*.png")} - {f"{name}.png" for name in names}
     if others:
         count = f"{len(others)} pictures" if len(others) > 1 else "a picture"
         message = f"{out}: holds {count} of no image that is evaluated now, {min(others)} for one"

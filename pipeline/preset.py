@@ -62,12 +62,7 @@ def apply(name: str, folder: Path) -> None:
     if name not in names(folder):
         raise UserError(f"unknown preset {name!r}: there are {', '.join(names(folder))}")
     target, defaults = folder / "params.yaml", folder / "presets" / "default.yaml"
-    if not defaults.exists() and target.read_text().startswith(HEAD.partition("{}")[0]):
-        raise UserError(
-            "params.yaml is that of a preset, and presets/default.yaml, which keeps the defaults, is not here: commit "
-            "both where the preset was chosen, or take params.yaml from an earlier commit"
-        )
-    if defaults.exists() and target.read_text() not in _written(folder, defaults.read_text()):
+    if in_force(folder) is None:
         kept = _free(folder / "params.yaml.bak")
         shutil.copy(target, kept)
         message = f"params.yaml was edited while a preset was in force: the edits are kept in {kept.name}"
@@ -76,8 +71,8 @@ def apply(name: str, folder: Path) -> None:
         if defaults.exists():
             defaults.replace(target)
         return
-    source = defaults if defaults.exists() else target
-    text = _laid(folder, name, source.read_text())
+    source, where = defaults if defaults.exists() else target, f"presets/{name}.yaml"
+    text = HEAD.format(name) + overlaid(source.read_text(), (folder / where).read_text(), where)
     if source == target:
         with replacing(defaults) as temporary:
             shutil.copy(target, temporary)
@@ -86,25 +81,29 @@ def apply(name: str, folder: Path) -> None:
 
 
 def in_force(folder: Path) -> str | None:
-    """The name of the preset that params.yaml of the project in `folder` holds unchanged, or `None`."""
-    text, defaults = (folder / "params.yaml").read_text(), folder / "presets" / "default.yaml"
+    """The name of the preset that params.yaml of the project in `folder` holds, or `None` if it was edited since.
+
+    It is `default` if no preset was chosen, whether params.yaml was edited or not.
+    Raises `UserError` if params.yaml is that of a preset and the defaults below it are not there.
+    """
+    target, defaults = folder / "params.yaml", folder / "presets" / "default.yaml"
+    lines = target.read_text().splitlines(keepends=True)
+    own = [line for line in lines if not line.startswith(HEAD.partition("{}")[0])]
     if not defaults.exists():
-        return None
-    for path in sorted((folder / "presets").glob("*.yaml")):
-        if path != defaults and _laid(folder, path.stem, defaults.read_text()) == text:
-            return path.stem
+        if own == lines:
+            return "default"
+        raise UserError(
+            "params.yaml is that of a preset, and presets/default.yaml, which keeps the defaults, is not here: commit "
+            "both files where the preset was chosen, or take params.yaml from an earlier commit"
+        )
+    text, below = "".join(own), defaults.read_text()
+    if text == below:
+        return "default"
+    for name in names(folder):
+        where = f"presets/{name}.yaml"
+        if name != "default" and overlaid(below, (folder / where).read_text(), where) == text:
+            return name
     return None
-
-
-def _written(folder: Path, defaults: str) -> list[str]:
-    """What params.yaml holds under each preset."""
-    return [defaults, *(_laid(folder, name, defaults) for name in names(folder) if name != "default")]
-
-
-def _laid(folder: Path, name: str, defaults: str) -> str:
-    """What params.yaml holds under a preset of the project in `folder`."""
-    where = f"presets/{name}.yaml"
-    return HEAD.format(name) + overlaid(defaults, (folder / where).read_text(), where)
 
 
 def _free(path: Path) -> Path:

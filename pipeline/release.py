@@ -40,7 +40,8 @@ from elder.regularizers.base import Regularizer
 from elder.training.pretrain import denoising_psnr
 from pipeline import preset
 from pipeline.settings import params
-from pipeline.tracking.freshness import outdated
+from pipeline.tracking import fingerprints
+from pipeline.tracking.freshness import NoOutputError, outdated
 
 # Sections of params.yaml that say how a model was trained.
 RECIPE = ("problems", "network", "prepare", "pretrain", "tune", "finetune")
@@ -52,6 +53,12 @@ LEVEL = 0.1
 DENOISER = {
     "problem": {"name": "denoise", "settings": {"noise": LEVEL}},
     "tuning": {"weight": 1.0, "sigma": LEVEL, "step": 1.0},
+}
+# The stages behind the bundles of a folder.
+MADE_BY = {
+    "pretrained": ("prepare", "pretrain"),
+    "tuned": ("prepare", "simulate", "pretrain", "tune"),
+    "models": ("prepare", "simulate", "pretrain", "tune", "finetune"),
 }
 PRECISIONS = {"float16": torch.float16, "float32": torch.float32}
 
@@ -210,21 +217,33 @@ def _commit() -> str:
 
 
 def _made_here(source: Path) -> bool:
-    """Whether params.yaml of this project trained the bundle; warns if that is not known.
+    """Whether params.yaml and the code of this project trained the bundle; warns if it is no output of the project.
 
-    Raises `UserError` if the bundle is an output of this project that `dvc repro` would make anew.
+    Raises `UserError` if `dvc repro` would make it anew, or if DVC can't tell.
     """
     try:
         output = source.resolve().relative_to(Path.cwd()).as_posix()
-        again = outdated(output)
-    except (ValueError, UserError):
+        again = outdated(output, _code_behind(Path(output)))
+    except (ValueError, NoOutputError):
         message = f"{source}: no output of this project, so the card does not say by which settings it was trained"
         warnings.warn(message, DataWarning, stacklevel=2)
         return False
     if again:
         stages = ", ".join(sorted(again))
-        raise UserError(f"{source}: params.yaml would train another one ({stages} would run again): dvc repro {output}")
+        raise UserError(
+            f"{source}: the present settings, data and code would train another one, or are not all here ({stages} "
+            f"would run again): dvc repro {output}"
+        )
     return True
+
+
+def _code_behind(output: Path) -> dict[str, str]:
+    """The manifests of the stages that make a bundle of this project: models/CELL, or what it started from."""
+    chosen, kind, entry = params.read(), output.parent.name, output.name
+    stages = MADE_BY.get(kind, ())
+    cell = chosen.cells.get(entry)
+    entries = ["", entry, *(() if cell is None else (cell.problem, cell.regularizer))]
+    return fingerprints.of_stages(fingerprints.manifests(chosen), stages, entries)
 
 
 def _recipe(settings: Mapping[str, Any], config: Mapping[str, Any]) -> str:
@@ -266,7 +285,7 @@ def _card(name: str, config: Mapping[str, Any], recipe: str | None) -> str:
 
 
 def _command(name: str | None) -> str:
-    return "" if name is None else f"`python -m pipeline.preset {name}`, then `dvc repro`. "
+    return "" if name in (None, "default") else f"`python -m pipeline.preset {name}`, then `dvc repro`. "
 
 
 def _flow(settings: Mapping[str, Any]) -> str:

@@ -81,6 +81,32 @@ def test_evaluate_leaves_nothing_of_an_earlier_evaluation(bundle, photographs, t
     assert (tmp_path / "outside.png").exists()
 
 
+@pytest.mark.parametrize(
+    "earlier",
+    [
+        {"images": [{"name": "mine"}], "accuracy": 1},
+        {"problem": "csmri", "settings": {}, "mean": {}, "baseline": {}, "images": [{"name": "a\0b"}, 3]},
+        [],
+    ],
+)
+def test_evaluate_takes_no_other_report_for_one_of_its_own(earlier, bundle, photographs, tmp_path, capsys):
+    out = tmp_path / "out"
+    io.write_image(out / "mine.png", np.zeros((8, 8)))
+    (out / "metrics.json").write_text(json.dumps(earlier))
+    assert main(["evaluate", str(bundle), "--images", str(photographs), "--out", str(out), "--limit", "1"]) == 0
+    assert (out / "mine.png").exists()
+
+
+def test_evaluate_removes_no_picture_that_a_setting_names(bundle, photographs, mask, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ("evaluate", bundle, "--images", photographs, "--out", out)
+    assert main([*map(str, arguments), "--limit", "2"]) == 0
+    io.write_image(out / "camera.png", np.load(mask).astype(float))
+    told = failure(capsys, *arguments, "--limit", "1", "--set", f"mask={out / 'camera.png'}")
+    assert "would replace" in told
+    assert (out / "camera.png").exists()
+
+
 def test_bad_input_ends_in_one_line_and_nothing_half_written(bundle, photographs, mask, tmp_path, capsys):
     out = tmp_path / "out"
     evaluate = ("evaluate", bundle, "--images", photographs, "--out", out)

@@ -297,8 +297,11 @@ def test_settings_by_hand_say_the_arguments_that_are_not_drawn(name, settings, s
     assert problems.make(name, settings).said_by(settings) == said
 
 
-def test_bicubic_interpolation_of_a_single_pixel_is_flat():
-    torch.testing.assert_close(shifted_bicubic(torch.full((1, 1, 1, 2), 0.5), 3), torch.full((1, 1, 3, 6), 0.5))
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 5)])
+def test_bicubic_interpolation_of_few_pixels_is_that_of_their_periodic_continuation(size, rng):
+    y = torch.rand((1, 1, *size), generator=rng)
+    many = shifted_bicubic(y.tile(8, 8), 3)
+    torch.testing.assert_close(shifted_bicubic(y, 3).tile(8, 8), many)
 
 
 def test_bicubic_stands_where_decimation_took_its_pixels():

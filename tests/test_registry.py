@@ -189,7 +189,7 @@ def test_a_champion_that_can_not_be_loaded_is_replaced(store, register):
     assert "champion 1 can't be loaded" in replaced.reason
 
 
-@pytest.mark.parametrize("lost", ["artifacts", "artifacts/*/weights.safetensors"])
+@pytest.mark.parametrize("lost", ["artifacts", "artifacts/*/weights.safetensors", "artifacts/MLmodel"])
 def test_a_version_whose_files_are_gone_is_registered_again(lost, store, register):
     """As after a clean-up of the artifact store: what is trained is there, and comes back by itself."""
     register(30.0)
@@ -200,6 +200,29 @@ def test_a_version_whose_files_are_gone_is_registered_again(lost, store, registe
     assert elder.load(f"models:/{NAME}@champion").metadata["label"] == 30.0
     assert register(30.0).version == 2
     assert versions(store) == [1, 2]
+
+
+def test_files_that_come_back_move_no_champion(store, register, tmp_path):
+    """As of an artifact store that was not mounted for a while."""
+    register(30.0)
+    (artifacts,) = Path().glob("mlruns/*/models/*/artifacts")
+    artifacts.rename(tmp_path / "away")
+    assert register(30.0).version == 2
+    (tmp_path / "away").rename(artifacts)
+    assert (register(30.0).version, alias(store, "champion")) == (2, 2)
+    assert gate.past_champions(store, NAME) == [1, 2]
+
+
+def test_code_that_was_rolled_back_does_not_return_with_a_version_that_replaces_lost_files(store, register):
+    register(30.0, code="old")
+    register(30.0, code="broken")
+    gate.roll_back(store, NAME)
+    for path in Path().glob("mlruns/*/models/*/artifacts"):
+        shutil.rmtree(path)
+    again = register(30.0, code="broken")
+    assert (again.version, again.promoted) == (3, False)
+    assert "rolled back" in again.reason
+    assert alias(store, "champion") == 1
 
 
 @pytest.mark.parametrize(

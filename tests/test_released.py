@@ -293,7 +293,7 @@ def test_a_preset_is_recognized_until_it_is_edited(tmp_path):
     (tmp_path / "presets").mkdir()
     for file in ("params.yaml", "presets/tiny.yaml"):
         (tmp_path / file).write_text((ROOT / file).read_text())
-    assert preset.in_force(tmp_path) is None
+    assert preset.in_force(tmp_path) == "default"
     preset.apply("tiny", tmp_path)
     assert preset.in_force(tmp_path) == "tiny"
     changed = params.raw(tmp_path / "params.yaml")

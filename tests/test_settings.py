@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 import sys
 import typing
 from collections.abc import Callable, Iterator
@@ -341,9 +342,20 @@ def test_a_preset_without_the_defaults_below_it_is_told(name, project):
     """As in a clone of a repository in which params.yaml was committed under a preset, and its defaults were not."""
     (project.folder / "presets" / "default.yaml").unlink()
     before = (project.folder / "params.yaml").read_text()
-    with pytest.raises(UserError, match=r"presets/default.yaml, which keeps the defaults, is not here"):
-        preset.apply(name, project.folder)
-    assert (project.folder / "params.yaml").read_text() == before
+    for text in (before, f"# mine\n{before}"):
+        (project.folder / "params.yaml").write_text(text)
+        with pytest.raises(UserError, match=r"presets/default.yaml, which keeps the defaults, is not here"):
+            preset.apply(name, project.folder)
+        assert (project.folder / "params.yaml").read_text() == text
+
+
+def test_defaults_that_came_back_by_themselves_are_no_edits(project):
+    """As by `git checkout params.yaml` under a preset."""
+    shutil.copy(project.folder / "presets" / "default.yaml", project.folder / "params.yaml")
+    assert preset.in_force(project.folder) == "default"
+    preset.apply("brain", project.folder)
+    assert preset.in_force(project.folder) == "brain"
+    assert not list(project.folder.glob("params.yaml.bak*"))
 
 
 def test_edits_under_a_preset_are_kept(project):

@@ -91,6 +91,17 @@ def test_a_black_picture_raises_no_score(small_model, images):
     assert validate(model, samples[2:])[0].psnr > 40  # there is no other to be judged by
 
 
+def test_a_flat_picture_raises_no_score_of_a_trial_at_any_weight(small_model, images):
+    """The proximal step that a solve starts from is not its initial guess, and depends on λ."""
+    problem, samples = measured(
+        "superres", {"noise": 0.0, "kernel": "gaussian"}, [images[0], torch.full_like(images[0], 0.5)]
+    )
+    for lambda_reg in (0.001, 0.1):
+        chosen = replace(small_model.hyperparameters, max_steps=5, lambda_reg=lambda_reg, step=1 / lambda_reg)
+        model = replace(small_model, problem=problem, hyperparameters=chosen)
+        assert trial_of(model, samples).psnr == pytest.approx(trial_of(model, samples[:1]).psnr, abs=1e-3)
+
+
 def test_a_batch_of_one_is_the_sample_itself(images):
     problem, samples = measured("csmri", {"ratio": 0.4}, images[:2])
     found = list(batches(problem, iter(samples), 1))

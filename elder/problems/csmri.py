@@ -133,10 +133,13 @@ class CSMRI(Problem):
         largest, zero = (y.abs().flatten(1).amax(1), y[..., 0, 0].abs().amax(1))
         if bool((largest > 1.2 * zero + 6 * self.noise).any()):
             return f"a sample of the measurement is larger than that of the zero frequency: {advice}"
-        shown = largest > 0  # the measurement of a black picture may be zero everywhere
+        shown = y.abs().amax((-2, -1)) > 0  # the measurement of a black picture may be zero everywhere
         empty = float((y == 0)[shown][(operator.mask.expand_as(y) > 0)[shown]].float().mean())
         if empty > EMPTY:
-            return f"the measurement is zero at {empty:.0%} of the samples of its mask: is it its own?"
+            return (
+                f"the measurement is zero at {empty:.0%} of the samples of its mask: is it its own? (Without noise, a "
+                "pattern of few frequencies has such samples, too)"
+            )
         # A real picture has F x(−k) = conj(F x(k)).
         mirrored = y.flip((-2, -1)).roll((1, 1), (-2, -1)).conj()
         pairs = operator.eigenvalues == 1

@@ -148,6 +148,8 @@ def trial_of(model: Model, samples: Sequence[Sample]) -> Trial:
 def _along(model: Model, operator: Operator, y: Measurement, truth: Images) -> list[tuple[float, ...]]:
     """A row an image: PSNR of its guess and at its end, whether it converged, its best PSNR and the step of it, τ."""
     chosen = model.hyperparameters
+    # A solve starts a proximal step beyond it, which depends on λ.
+    guesses = psnr(model.problem.initial(operator, y), truth).tolist()
     quality: list[list[float]] = [[] for _ in truth]
     ended: dict[int, tuple[bool, float]] = {}
     for s in islice(model.iterates(operator, y), chosen.max_steps + 1):
@@ -163,7 +165,7 @@ def _along(model: Model, operator: Operator, y: Measurement, truth: Images) -> l
     rows = []
     for i, along in enumerate(quality):
         peak = max(range(len(along)), key=lambda k: along[k])
-        rows.append((along[0], along[-1], float(ended[i][0]), along[peak], float(peak), ended[i][1]))
+        rows.append((guesses[i], along[-1], float(ended[i][0]), along[peak], float(peak), ended[i][1]))
     return rows
 
 

@@ -105,7 +105,7 @@ def register(candidate: Candidate, margin: float) -> Verdict:
 
     Raises:
         MlflowException: if the registry can't be read or written. Then the champion stays.
-        UserError: if the champion can't be read now. Then it stays, too.
+        UserError: if the champion, or the candidate's own version, can't be read now. Then the champion stays, too.
     """
     client, name = MlflowClient(), candidate.name
     with experiments.locked(name):
@@ -189,7 +189,10 @@ def _version(client: MlflowClient, candidate: Candidate) -> int:
     """The number of the candidate's version: of the one with the same bundle and code, if there is one."""
     tags, name = candidate.tags, candidate.name
     same = [int(v.version) for v in _of_bundle(client, candidate) if v.tags.get("code", "") == candidate.code]
-    version = next((number for number in sorted(same) if _is_whole(candidate, number)), None)
+    present = champion(client, name)
+    # The champion first: files that come back to an earlier version are no reason to go back to it.
+    same.sort(key=lambda number: (present is None or int(present.version) != number, number))
+    version = next((number for number in same if _is_whole(candidate, number)), None)
     if version is None:
         return _log_version(candidate)
     for key, value in tags.items():  # the validation data may be others
@@ -203,7 +206,9 @@ def _is_whole(candidate: Candidate, version: int) -> bool:
     Raises `UserError` if the store can't tell now.
     """
     try:
-        return content_hash(folder(f"models:/{candidate.name}/{version}")) == candidate.tags["bundle"]
+        bundle = folder(f"models:/{candidate.name}/{version}")
+        around = [bundle.parents[1] / name for name in ("MLmodel", packaging.CODE.name)]
+        return all(path.is_file() for path in around) and content_hash(bundle) == candidate.tags["bundle"]
     except UserError as error:
         if error.temporary:
             raise
@@ -237,9 +242,10 @@ def _taken_down(client: MlflowClient, candidate: Candidate, version: int, before
 
     One with other code stays, too, unless the champion holds its bundle: then it was the code that was rolled back.
     """
-    same = {int(v.version): v for v in _of_bundle(client, candidate)}
-    code_alone = before is not None and int(before.version) in same
-    if not any(ROLLED_BACK in v.tags for v in ([same[version]] if code_alone else same.values())):
+    same = _of_bundle(client, candidate)
+    if before is not None and int(before.version) in [int(v.version) for v in same]:
+        same = [v for v in same if v.tags.get("code", "") == candidate.code]
+    if not any(ROLLED_BACK in v.tags for v in same):
         return None
     return f"rolled back by hand before. To bring it back: {_by_hand(candidate, version)}"
 

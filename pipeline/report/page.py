@@ -96,7 +96,9 @@ def against(methods: list[tables.Method]) -> str:
     implicit = after.pop("implicit", None)
     if implicit is None:
         return ""
-    return "; ".join(f"{name.replace('_', ' ')} {tables.compared(m.psnr, implicit.psnr)}" for name, m in after.items())
+    reference = implicit.column("psnr")
+    told = {name.replace("_", " "): tables.compared(m.column("psnr"), reference) for name, m in after.items()}
+    return "; ".join(f"{name} {difference}" for name, difference in told.items())
 
 
 def behind(methods: list[tables.Method], pretrained: Path) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from elder import errors, io, problems
 from elder.errors import UserError
 from elder.evaluation import bm3d
+from elder.evaluation.results import mean
 from elder.model import bundle
 from elder.problems.samples import Sample, read_all
 from pipeline import preset
@@ -30,7 +31,6 @@ from pipeline.tracking.freshness import outdated
 SOURCES = page.Sources(
     Path("data/prepared"), Path("reports/cells"), Path("reports/baselines"), Path("reports/pretrained")
 )
-CODE = Path("reports/code")
 # The stages that make the result of a cell.
 BEFORE = ("prepare", "simulate", "baseline", "pretrain", "tune", "finetune", "evaluate")
 MEASUREMENTS, MODELS, PRETRAINED = Path("data/measurements"), Path("models"), Path("reports/pretrained")
@@ -55,7 +55,7 @@ def main() -> None:
     given = parser.parse_args()
 
     def work() -> None:
-        name = preset.in_force(Path()) or (EDITED if Path("presets/default.yaml").exists() else "default")
+        name = preset.in_force(Path()) or EDITED
         text = section(name, seconds(), stale)
         with io.replacing(given.out) as temporary:
             old = given.out.read_text() if given.out.exists() else "# Results\n"
@@ -78,26 +78,19 @@ def replaced(document: str, name: str, text: str) -> str:
 def stale(cells: Sequence[str]) -> set[str]:
     """Those of the cells whose evaluation, or a stage before it, `dvc repro` would run again."""
     chosen = params.read()
-    code, found = fingerprints.manifests(chosen), set()
-    for cell in cells:
-        again = outdated(f"evaluate@{cell}")
-        entries = {"", cell, chosen.cells[cell].problem, chosen.cells[cell].regularizer}
-        mine = [fingerprints.named(stage, entry) for stage in BEFORE for entry in entries]
-        if again or any(code[name] != _written(name) for name in mine if name in code):
-            found.add(cell)
-    return found
+    code = fingerprints.manifests(chosen)
 
+    def behind(cell: str) -> dict[str, str]:
+        entries = ["", cell, chosen.cells[cell].problem, chosen.cells[cell].regularizer]
+        return fingerprints.of_stages(code, BEFORE, entries)
 
-def _written(stage: str) -> str | None:
-    """What the stage `code` wrote for another one; `None` if it did not."""
-    path = CODE / f"{stage}.txt"
-    return path.read_text() if path.exists() else None
+    return {cell for cell in cells if outdated(f"evaluate@{cell}", behind(cell))}
 
 
 def section(name: str, seconds: Seconds, stale: Callable[[Sequence[str]], set[str]]) -> str:
-    """The section of the results that are here, made by the preset `name`. It names the cells that have none yet.
+    """The section of the results that are here. It names the cells that have none yet.
 
-    stale: see `stale`. Raises `UserError` if no cell has a result.
+    name: the preset that made them, or `edited`. stale: see `stale`. Raises `UserError` if no cell has a result.
     """
     chosen = params.read()
     there = {cell: how for cell, how in chosen.cells.items() if (SOURCES.cells / cell / "metrics.json").exists()}
@@ -148,10 +141,10 @@ def main_table(methods: Sequence[Method]) -> str:
     columns = [
         Column("PSNR of x* (dB)", lambda m: f"{m.metrics['psnr']:.2f}"),
         Column("SSIM", lambda m: f"{m.metrics['ssim']:.4f}"),
-        Column("PSNR of D(x*) (dB)", lambda m: average(m.rows, "psnr_denoised", ".2f")),
+        Column("PSNR of D(x*) (dB)", lambda m: average(m.column("psnr_denoised"), ".2f")),
         Column("gain by DEQ training", lambda m: m.gain),
         Column("steps", lambda m: f"{m.metrics['steps']:.1f}"),
-        Column("network evaluations", lambda m: average(m.rows, "evaluations", ".1f")),
+        Column("network evaluations", lambda m: average(evaluations(m), ".1f")),
         Column("converged", lambda m: m.count),
         Column("energy monotone", monotone),
         Column("s a picture", lambda m: f"{m.seconds:.1f}"),
@@ -160,10 +153,14 @@ def main_table(methods: Sequence[Method]) -> str:
     return markdown(["", *(column.head for column in columns)], rows)
 
 
-def average(rows: Sequence[Mapping[str, str]], column: str, form: str) -> str:
-    """The mean of a column of images.csv; empty if the method does not have it."""
-    values = [float(row[column]) for row in rows if row.get(column)]
+def average(values: Sequence[float], form: str) -> str:
+    """The mean in the form given; empty if there are no values."""
     return f"{sum(values) / len(values):{form}}" if values else ""
+
+
+def evaluations(method: Method) -> list[float]:
+    """How often each solve evaluated the network; empty for a baseline."""
+    return [float(row["evaluations"]) for row in method.rows if row["evaluations"]]
 
 
 def monotone(method: Method) -> str:
@@ -211,7 +208,7 @@ def against_bm3d(noise: float) -> str:
         return "BM3D is left out: the package `bm3d` is not installed (`pip install elder[bench]`)."
     samples = test_samples("denoise")
     found = [result.metrics for result in bm3d.evaluate_bm3d(samples, noise)]
-    psnr, ssim, time = (sum(r.row[key] for r in found) / len(found) for key in ("psnr", "ssim", "seconds"))
+    psnr, ssim, time = (mean(found)[key] for key in ("psnr", "ssim", "seconds"))
     return f"BM3D on the same noisy pictures: {psnr:.2f} dB, SSIM {ssim:.4f}, {time:.1f} s a picture."
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from scipy import stats
 
 from elder import io
+from elder.evaluation.quality import judged
 from pipeline.settings.params import Cell
 
 
@@ -26,10 +28,11 @@ class Method:
     gain: str = ""  # over the row it is compared with
     long_change: float | None = None  # mean change of PSNR in dB when iterated for evaluate.long_steps
 
-    @property
-    def psnr(self) -> list[float]:
-        """PSNR in dB of each image."""
-        return [float(row["psnr"]) for row in self.rows]
+    def column(self, name: str) -> list[float]:
+        """A column of images.csv in dB, of the images that means of PSNR are over; empty if the method has none."""
+        guesses = [float(row["psnr_initial"]) for row in self.rows]
+        values = [row.get(name) or "nan" for row in self.rows]
+        return [value for value in judged([float(value) for value in values], guesses) if not math.isnan(value)]
 
     @property
     def solved(self) -> str:
@@ -54,7 +57,7 @@ class Method:
     def label(self) -> str:
         """The title; λ, if it was searched for; images without a PSNR; an asterisk, if solves were stopped early."""
         chosen = f", λ = {self.metrics['lambda_reg']:g}" if "lambda_reg" in self.metrics else ""
-        exact = f", {self.metrics['exact']} exact left out" if "exact" in self.metrics else ""
+        exact = f", {self.metrics['exact']} exact left out" if 0 < self.metrics.get("exact", 0) < len(self.rows) else ""
         return f"{self.title}{chosen}{exact}{' *' if self.stopped_early else ''}"
 
 
@@ -74,7 +77,7 @@ def methods(problem: str, initial: str, cells: dict[str, str], reports: Path, ba
         name = regularizer.replace("_", " ")
         before = _read(reports / cell, "pretrained", f"{name}, pre-trained", "pretrained", regularizer)
         after = _read(reports / cell, "finetuned", f"{name}, DEQ", "finetuned", regularizer)
-        found += [before, replace(after, gain=compared(after.psnr, before.psnr))]
+        found += [before, replace(after, gain=compared(after.column("psnr"), before.column("psnr")))]
     return found
 
 

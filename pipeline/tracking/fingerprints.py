@@ -6,6 +6,7 @@ import ast
 import hashlib
 import importlib.util
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -58,6 +59,12 @@ class Reads:
         """A hash of the code and of the content of every file. Where the paths lie does not affect it."""
         parts = [hashlib.sha256(self.code.encode()).hexdigest(), *(self.hashes[path] for path in self.paths)]
         return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def of_stages(code: Mapping[str, str], stages: Sequence[str], entries: Sequence[str]) -> dict[str, str]:
+    """Those of the manifests that belong to the stages, for these entries of params.yaml."""
+    names = [named(stage, entry) for stage in stages for entry in entries]
+    return {name: code[name] for name in names if name in code}
 
 
 def manifests(chosen: params.Params) -> dict[str, str]:

@@ -115,7 +115,13 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("evaluate", _evaluate, "measure a model's quality on clean pictures")
     sub.add_argument("model", metavar="MODEL", help="released:NAME, a bundle folder or a registry URI")
     clean(sub)
-    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="where metrics.json and pictures go")
+    sub.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="where metrics.json and pictures go; those of an earlier evaluation there are removed",
+    )
     sub.add_argument("--limit", type=int, metavar="N", help="the first N pictures only")
     settings(sub)
     own_code(sub)

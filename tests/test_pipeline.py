@@ -15,9 +15,11 @@ import time
 
 import numpy as np
 import pytest
+import yaml
 from conftest import ROOT, Project
 
-from elder import io
+from elder import io, problems
+from elder.problems import samples
 
 CELL = "csmri-least_squares"
 
@@ -284,6 +286,17 @@ def ran(project: Project) -> list[str]:
     """The stages that a `dvc repro` runs."""
     out = project.run("dvc", "repro").stdout
     return [line.split("'")[1] for line in out.splitlines() if line.startswith("Running stage")]
+
+
+def test_validation_and_test_are_measured_with_draws_of_their_own(finished):
+    settings = yaml.safe_load((finished.folder / "params.yaml").read_text())["problems"]["csmri"]
+    problem, data = problems.make("csmri", settings), finished.folder / "data"
+    for stream, part in enumerate(("test", "validation")):
+        paths = io.list_sources(data / "prepared" / part)
+        names, truths = [path.stem for path in paths], [io.to_tensor(io.read_image(path)) for path in paths]
+        stored = samples.read_all(data / "measurements" / "csmri" / part, problem, names, truths)
+        for found, expected in zip(stored, samples.measurements(problem, names, truths, stream=stream), strict=True):
+            np.testing.assert_allclose(found.y, expected.y, rtol=1e-5, atol=1e-6)
 
 
 def test_repeating_runs_nothing_but_a_look_at_the_store_and_a_setting_only_what_follows(finished):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 import shutil
 import subprocess
 import sys
@@ -287,6 +288,24 @@ def test_the_wheel_takes_released_models_along():
     patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     for file in ("config.json", "weights.safetensors", "card.md", "mask.npy"):
         assert any(fnmatch.fnmatch(f"name/{file}", pattern) for pattern in patterns["elder.released"])
+
+
+def test_a_commit_names_the_code_if_nothing_but_the_settings_differs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in ("elder/a.py", "presets/tiny.yaml", "params.yaml"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text("")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *command], check=True)
+    first = release._commit()
+    assert re.fullmatch("[0-9a-f]{40}", first)
+    (tmp_path / "presets" / "default.yaml").write_text("of the preset in force")
+    (tmp_path / "params.yaml").write_text("of the preset")
+    assert release._commit() == first
+    (tmp_path / "presets" / "tiny.yaml").write_text("edited")
+    with pytest.raises(UserError, match="the code differs from the last commit"):
+        release._commit()
 
 
 def test_a_preset_is_recognized_until_it_is_edited(tmp_path):

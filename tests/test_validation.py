@@ -77,7 +77,7 @@ def test_groups_keep_the_order_and_what_differs_is_apart(images):
 
 
 def test_a_black_picture_raises_no_score(small_model, images):
-    """Its initial guess is exact, so that it asks nothing of a model; see `quality.judged`."""
+    """Its initial guess is exact, so that it needs no reconstruction; see `quality.judged`."""
     problem, samples = measured("csmri", {"ratio": 0.4}, [*images[:2], torch.zeros_like(images[0])])
     model = replace(
         small_model,

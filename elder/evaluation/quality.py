@@ -36,7 +36,7 @@ def judged(values: Sequence[float], guesses: Sequence[float]) -> Sequence[float]
 
     values: one an image, PSNR in dB for example. guesses: PSNR in dB of the initial guesses.
 
-    A measurement whose initial guess is exact, that of a black picture for example, asks nothing of a method, and its
+    A measurement whose initial guess is exact, that of a black picture for example, needs no reconstruction, and its
     bound of 144 dB would hide all others. The guess belongs to the measurement, so every method is judged by the same
     images.
     """

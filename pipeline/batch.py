@@ -4,7 +4,9 @@
 
 As `elder reconstruct` does it with each file, in one process: the model is taken from the registry once. A measurement
 that can't be reconstructed is told, and the others go on; the exit code is then 1. OUT/batch.json has one entry for
-each measurement: {"measurement", "picture", "told", "done"}. A batch that is ended by SIGTERM lists what was done.
+each measurement: {"measurement", "picture", "told", "done", "made_from"}. A batch that is ended by SIGTERM lists what
+was done; one that is killed, what was done up to ten seconds before. With --resume, a picture that is there is left as
+it is if the same model made it from the same file.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import contextlib
 import io
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +24,15 @@ from tqdm import tqdm
 
 from elder import cli, errors
 from elder.errors import UserError
-from elder.io import check_apart, file_names, write_json
+from elder.io import check_apart, file_names, read_json, write_json
 from elder.io.arrays import ARRAYS
 from elder.model.address import folder as bundle_folder
+from pipeline.tracking.fingerprints import content_hash
 
 MEASUREMENTS = tuple(ARRAYS)
 PICTURES = (".png", ".tif", ".npy")
+# Seconds between two listings: each writes all of batch.json.
+PAUSE = 10.0
 
 
 def reconstruct(model: str, measurement: Path, picture: Path, own_code: str | None) -> dict[str, Any]:
@@ -46,6 +52,20 @@ def reconstruct(model: str, measurement: Path, picture: Path, own_code: str | No
     }
 
 
+def finished(listing: Path) -> dict[str, dict[str, Any]]:
+    """What an earlier batch has done, by the names of the measurements, where its picture is still there.
+
+    Raises `UserError` if the file is no listing of a batch.
+    """
+    if not listing.exists():
+        return {}
+    try:
+        rows = read_json(listing)
+        return {row["measurement"]: row for row in rows if row["done"] and (listing.parent / row["picture"]).is_file()}
+    except (KeyError, TypeError):
+        raise UserError(f"{listing}: is no listing of a batch; move it away, or leave --resume out") from None
+
+
 def _end(number: int, frame: object) -> None:
     sys.exit(128 + number)
 
@@ -57,6 +77,9 @@ def main() -> None:
     parser.add_argument("--measurements", type=Path, required=True, metavar="DIR", help="of " + " ".join(MEASUREMENTS))
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the pictures go")
     parser.add_argument("--suffix", choices=PICTURES, default=".png", help="of the pictures, .png by default")
+    parser.add_argument(
+        "--resume", action="store_true", help="leave what an earlier batch has made from the same as it is"
+    )
     parser.add_argument("--own-code", metavar="MODULE.CLASS", help="the class of the problem if it is one of your own")
     arguments = parser.parse_args()
 
@@ -70,20 +93,36 @@ def main() -> None:
         check_apart(folder, out)
         out.mkdir(parents=True, exist_ok=True)
         listing = out / "batch.json"
-        listing.unlink(missing_ok=True)  # of an earlier batch
+        earlier = finished(listing) if arguments.resume else {}
+        listing.unlink(missing_ok=True)
         before = signal.signal(signal.SIGTERM, _end)  # so that what is done is listed
-        model, rows = str(bundle_folder(arguments.model)), []
+        model, rows, listed = bundle_folder(arguments.model), [], time.monotonic()
+        weights, left = content_hash(model), 0
+
+        def note() -> None:
+            """List what is done, now or by an earlier batch."""
+            write_json(listing, rows + [earlier[path.name] for path in found[len(rows) :] if path.name in earlier])
+
         try:
             for path, name in zip(
                 tqdm(found, desc="reconstruct", mininterval=1.0), file_names(found, folder), strict=True
             ):
-                rows.append(reconstruct(model, path, out / f"{name}{arguments.suffix}", arguments.own_code))
+                picture, made_from = out / f"{name}{arguments.suffix}", f"{weights} {content_hash(path)}"
+                row = earlier.get(path.name, {})
+                if (row.get("picture"), row.get("made_from")) == (picture.name, made_from):
+                    rows.append(row)
+                    left += 1
+                    continue
+                rows.append(reconstruct(str(model), path, picture, arguments.own_code) | {"made_from": made_from})
                 print(f"{path.name}: {rows[-1]['told']}", flush=True)
+                if time.monotonic() > listed + PAUSE:
+                    note()
+                    listed = time.monotonic()
         finally:
-            write_json(listing, rows)
+            note()
             signal.signal(signal.SIGTERM, before)
         done = sum(row["done"] for row in rows)
-        print(f"{done} of {len(rows)} measurements reconstructed, in {out}")
+        print(f"{done} of {len(rows)} measurements reconstructed, in {out}{f', {left} of them before' if left else ''}")
         if done < len(rows):
             raise UserError(f"{len(rows) - done} of {len(rows)} measurements failed; {listing} says why")
 

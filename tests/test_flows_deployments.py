@@ -17,6 +17,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -628,6 +629,50 @@ def test_a_batch_does_what_it_can_and_says_what_it_could_not(bundle, photographs
     assert rows["broken.npz"]["picture"] is None
     assert "broken.npz" in rows["broken.npz"]["told"]
     assert "1 of 3 measurements failed" in capsys.readouterr().err
+
+
+def test_a_batch_resumes_where_model_and_measurement_are_the_same(
+    bundle, small_model, photographs, tmp_path, monkeypatch, capsys
+):
+    measured, out = tmp_path / "measured", tmp_path / "out"
+    settings = ["--set", "ratio=0.4"]
+    assert cli.main(["simulate", "csmri", "--images", str(photographs), "--out", str(measured), *settings]) == 0
+    first, second, third, *others = sorted(measured.iterdir())
+    for path in others:
+        path.unlink()
+    shutil.copytree(bundle, tmp_path / "model")
+
+    def made() -> list[str]:
+        """The pictures that one more batch makes."""
+        times = {path: path.stat().st_mtime_ns for path in out.glob("*.png")}
+        monkeypatch.setattr(
+            "sys.argv", ["batch", f"{tmp_path}/model", f"--measurements={measured}", f"--out={out}", *how]
+        )
+        with pytest.raises(SystemExit, match="0"):
+            batch.main()
+        assert [row["done"] for row in json.loads((out / "batch.json").read_text())] == [True] * 3
+        return sorted(path.stem for path in out.glob("*.png") if path.stat().st_mtime_ns != times.get(path))
+
+    how = ["--resume"]
+    everything = [path.stem for path in (first, second, third)]
+    assert made() == everything
+    assert made() == []
+    assert "3 of 3 measurements reconstructed" in (told := capsys.readouterr().out)
+    assert "3 of them before" in told
+    (out / f"{first.stem}.png").unlink()
+    shutil.copy(second, third)
+    assert made() == [first.stem, third.stem]
+    replace(small_model, metadata={"label": "another"}).save(tmp_path / "model")
+    assert made() == everything
+    how = []
+    assert made() == everything
+    (out / "batch.json").write_text('{"of": "something else"}')
+    monkeypatch.setattr(
+        "sys.argv", ["batch", f"{tmp_path}/model", f"--measurements={measured}", f"--out={out}", "--resume"]
+    )
+    with pytest.raises(SystemExit, match="1"):
+        batch.main()
+    assert "is no listing of a batch" in capsys.readouterr().err
 
 
 def test_a_batch_that_is_ended_lists_what_it_has_done(bundle, photographs, tmp_path):

@@ -145,6 +145,7 @@ def reconstruct_batch(
     model: str = "models:/elder-csmri@champion",
     suffix: Literal[".png", ".tif", ".npy"] = ".png",
     own_code: str = "",
+    resume: bool = False,
     folder: str = str(ROOT),
     timeout: Seconds = 6 * 3600.0,
 ) -> None:
@@ -156,6 +157,7 @@ def reconstruct_batch(
         model: The model: an address in the registry, released:NAME, or a bundle folder.
         suffix: Of the pictures. .png has 8 bits; .tif and .npy keep the values.
         own_code: The class of the model's problem, such as mine.Problem, if it is one of your own. Empty: it is not.
+        resume: Leave a picture that is there as it is, if the same model made it from the same file.
         folder: The project. Other paths are relative to it.
         timeout: Seconds for the whole folder.
     """
@@ -166,6 +168,7 @@ def reconstruct_batch(
     command = [sys.executable, "-m", "pipeline.batch", model, "--measurements", str(root / measurements)]
     command += ["--out", str(root / out), "--suffix", suffix]
     command += ["--own-code", own_code] if own_code else []
+    command += ["--resume"] if resume else []
     listed = root / out / "batch.json"
     before = listed.stat().st_mtime_ns if listed.exists() else None
     try:

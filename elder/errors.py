@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import select
 import sys
@@ -38,6 +40,7 @@ def run(program: str, work: Callable[[], None]) -> int:
     A `DataWarning` is one line on stderr too. Any other exception than a `UserError` is a fault of this program or of
     its installation: its line gives the type, and how to see the traceback.
     """
+    end_quickly()
     with warnings.catch_warnings():
         warnings.showwarning = _shown_by(program)
         warnings.simplefilter("always", DataWarning)
@@ -58,6 +61,15 @@ def run(program: str, work: Callable[[], None]) -> int:
             return 0
     print(f"{program}: {line}", file=sys.stderr)
     return 1
+
+
+def end_quickly() -> None:
+    """Leave to the system what this process holds when it ends.
+
+    Python would look for garbage among all that PyTorch defines, which takes half a second.
+    """
+    atexit.unregister(gc.freeze)
+    atexit.register(gc.freeze)
 
 
 def describe(error: Exception) -> str:

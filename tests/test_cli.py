@@ -135,6 +135,18 @@ def test_wrong_usage_exits_with_two():
     assert ended.value.code == 2
 
 
+def test_a_command_ends_without_a_search_for_garbage():
+    """Among all that PyTorch defines, it takes half a second. What was registered before runs after."""
+    code = (
+        "import atexit, gc\n"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 0))\n"
+        "from elder import errors\n"
+        "for _ in range(2): errors.run('x', lambda: print(gc.get_freeze_count()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "0", "True"]
+
+
 @pytest.mark.parametrize("command", ["simulate", "reconstruct", "evaluate", "models"])
 def test_help_teaches_by_example(command, capsys):
     with pytest.raises(SystemExit) as ended:

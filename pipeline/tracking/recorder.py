@@ -98,6 +98,7 @@ class StageFailed(Exception):
 
 def main() -> int:
     """Log what the standard input says. Returns the exit code."""
+    errors.end_quickly()
     # MLflow prints to the standard output, which is for our own line.
     told = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

@@ -41,7 +41,7 @@ from elder.training.pretrain import denoising_psnr
 from pipeline import preset
 from pipeline.settings import params
 from pipeline.tracking import fingerprints
-from pipeline.tracking.freshness import NoOutputError, outdated
+from pipeline.tracking.freshness import outdated
 
 # Sections of params.yaml that say how a model was trained.
 RECIPE = ("problems", "network", "prepare", "pretrain", "tune", "finetune")
@@ -54,10 +54,10 @@ DENOISER = {
     "problem": {"name": "denoise", "settings": {"noise": LEVEL}},
     "tuning": {"weight": 1.0, "sigma": LEVEL, "step": 1.0},
 }
-# The stages behind the bundles of a folder.
+# The stages behind the bundles of a folder, the last one of which makes them.
 MADE_BY = {
-    "pretrained": ("prepare", "pretrain"),
-    "tuned": ("prepare", "simulate", "pretrain", "tune"),
+    "models/pretrained": ("prepare", "pretrain"),
+    "models/tuned": ("prepare", "simulate", "pretrain", "tune"),
     "models": ("prepare", "simulate", "pretrain", "tune", "finetune"),
 }
 PRECISIONS = {"float16": torch.float16, "float32": torch.float32}
@@ -221,29 +221,21 @@ def _made_here(source: Path) -> bool:
 
     Raises `UserError` if `dvc repro` would make it anew, or if DVC can't tell.
     """
-    try:
-        output = source.resolve().relative_to(Path.cwd()).as_posix()
-        again = outdated(output, _code_behind(Path(output)))
-    except (ValueError, NoOutputError):
+    chosen, folder, entry = params.read(), source.resolve().parent, source.resolve().name
+    stages = next((stages for place, stages in MADE_BY.items() if folder == Path(place).resolve()), ())
+    if entry not in (chosen.regularizers if stages[-1:] == ("pretrain",) else chosen.cells) or not stages:
         message = f"{source}: no output of this project, so the card does not say by which settings it was trained"
         warnings.warn(message, DataWarning, stacklevel=2)
         return False
-    if again:
-        stages = ", ".join(sorted(again))
-        raise UserError(
-            f"{source}: the present settings, data and code would train another one, or are not all here ({stages} "
-            f"would run again): dvc repro {output}"
-        )
-    return True
-
-
-def _code_behind(output: Path) -> dict[str, str]:
-    """The manifests of the stages that make a bundle of this project: models/CELL, or what it started from."""
-    chosen, kind, entry = params.read(), output.parent.name, output.name
-    stages = MADE_BY.get(kind, ())
     cell = chosen.cells.get(entry)
     entries = ["", entry, *(() if cell is None else (cell.problem, cell.regularizer))]
-    return fingerprints.of_stages(fingerprints.manifests(chosen), stages, entries)
+    code, target = fingerprints.of_stages(fingerprints.manifests(chosen), stages, entries), f"{stages[-1]}@{entry}"
+    if again := ", ".join(outdated(target, code)):
+        raise UserError(
+            f"{source}: the present settings, data and code would train another one, or are not all here ({again} "
+            f"would run again): dvc repro {target}"
+        )
+    return True
 
 
 def _recipe(settings: Mapping[str, Any], config: Mapping[str, Any]) -> str:

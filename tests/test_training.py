@@ -130,7 +130,7 @@ def test_a_trial_tells_the_end_of_the_solves_from_their_best_on_the_way(tuned):
 
 def test_a_solve_that_runs_away_is_ended(tuned, monkeypatch):
     before, validation = tuned
-    falling = iter([20.0, 25.0, 24.0, 21.9, 21.0, 20.0])
+    falling = iter([18.0, 20.0, 25.0, 24.0, 21.9, 21.0, 20.0])  # of the initial guess, and of the iterates
     monkeypatch.setattr("elder.training.tune.psnr", lambda x, truth: torch.tensor([next(falling)], dtype=torch.float64))
     trial = trial_of(replace(before, hyperparameters=replace(before.hyperparameters, tol=1e-12)), validation[:1])
     assert (trial.psnr, trial.peak_psnr, trial.peak_step, trial.converged) == (21.9, 25.0, 1.0, 0.0)

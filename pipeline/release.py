@@ -208,8 +208,8 @@ def _pictures(folder: Path, limit: int) -> tuple[list[str], list[Tensor]]:
 
 
 def _commit() -> str:
-    code = ["elder", "pipeline", "stages", "presets", ":!elder/released", ":!presets/default.yaml"]
     # Other models may have been released before, and a preset may be in force.
+    code = ["elder", "pipeline", "stages", "presets", ":!elder/released", ":!presets/default.yaml"]
     changed = subprocess.run(["git", "status", "--porcelain", "--", *code], capture_output=True, text=True)
     if changed.returncode or changed.stdout:
         raise UserError("the code differs from the last commit, so the card could not say which code trained it")
@@ -222,8 +222,8 @@ def _made_here(source: Path) -> bool:
     Raises `UserError` if `dvc repro` would make it anew, or if DVC can't tell.
     """
     chosen, folder, entry = params.read(), source.resolve().parent, source.resolve().name
-    stages = next((stages for place, stages in MADE_BY.items() if folder == Path(place).resolve()), ())
-    if entry not in (chosen.regularizers if stages[-1:] == ("pretrain",) else chosen.cells) or not stages:
+    stages = next((stages for place, stages in MADE_BY.items() if folder == Path(place).resolve()), None)
+    if stages is None or entry not in (chosen.regularizers if stages[-1] == "pretrain" else chosen.cells):
         message = f"{source}: no output of this project, so the card does not say by which settings it was trained"
         warnings.warn(message, DataWarning, stacklevel=2)
         return False

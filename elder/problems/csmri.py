@@ -134,7 +134,8 @@ class CSMRI(Problem):
         if bool((largest > 1.2 * zero + 6 * self.noise).any()):
             return f"a sample of the measurement is larger than that of the zero frequency: {advice}"
         shown = y.abs().amax((-2, -1)) > 0  # the measurement of a black picture may be zero everywhere
-        empty = float((y == 0)[shown][(operator.mask.expand_as(y) > 0)[shown]].float().mean())
+        sampled = shown[..., None, None] & (operator.mask > 0)
+        empty = float((y == 0)[sampled].float().mean())
         if empty > EMPTY:
             return (
                 f"the measurement is zero at {empty:.0%} of the samples of its mask: is it its own? (Without noise, a "

@@ -37,8 +37,8 @@ class Method:
     @property
     def solved(self) -> str:
         """How many solves reached a fixed point, whether the energy fell all the way, and the largest gap, if known."""
-        judged = [row["monotone"] for row in self.rows if row["monotone"]]
-        falls = "" if not judged else ", energy falls" if all(m == "True" for m in judged) else ", energy rose"
+        monotone = [row["monotone"] for row in self.rows if row["monotone"]]
+        falls = "" if not monotone else ", energy falls" if all(m == "True" for m in monotone) else ", energy rose"
         gap = f", gap {self.metrics['gap']:.1e}" if "gap" in self.metrics else ""
         return f"{self.count}{falls}{gap}"
 

@@ -26,6 +26,9 @@ CHUNK = 1 << 15
 class Compute:
     """Settings that change the time of a result, and the result itself no further than rounding does.
 
+    A device of CUDA also turns off TensorFloat-32 in this process, which PyTorch allows in convolutions by default:
+    gradients and products with Jacobians then have all bits of float32. Only `autocast` allows it, for its block.
+
     device: cpu, cuda, cuda:1, mps, or auto, the accelerator if there is one. precision: float32; or tf32 or bf16 for
     the rough part of every solve, which float32 then polishes, and for pre-training. micro_batch: images of a batch
     that training computes at once, which bounds its memory; 0: all of them. validation_batch: images that validation
@@ -64,6 +67,8 @@ class Compute:
             raise UserError(
                 f"processes={self.processes}: this machine has {torch.cuda.device_count()} GPUs, and each needs one"
             )
+        if self.device.startswith("cuda"):
+            _allow_tf32(False)
         if self.validation_batch == 0:
             object.__setattr__(self, "validation_batch", 1 if self.device == "cpu" else TOGETHER)
 
@@ -71,14 +76,26 @@ class Compute:
 @contextmanager
 def autocast(precision: str, device: torch.device) -> Iterator[None]:
     """Convolutions in the lower precision; float32 means all of its bits, on every device."""
+    with backward(precision), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        yield
+
+
+@contextmanager
+def backward(precision: str) -> Iterator[None]:
+    """For the gradient of what `autocast` of that precision has computed, which is to be taken outside its block."""
+    before = _allow_tf32(precision != "float32")
+    try:
+        yield
+    finally:
+        _allow_tf32(*before)
+
+
+def _allow_tf32(matmuls: bool, convolutions: bool | None = None) -> tuple[bool, bool]:
+    """Set PyTorch's switches for both, and return how they were."""
     matmul, cudnn = cast("list[Any]", [torch.backends.cuda.matmul, torch.backends.cudnn])
     before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = precision != "float32"
-    try:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-            yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+    matmul.allow_tf32, cudnn.allow_tf32 = matmuls, matmuls if convolutions is None else convolutions
+    return before
 
 
 def chunks(x: Tensor) -> tuple[Tensor, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from elder import errors
+from elder import command
 from elder.errors import DataWarning, UserError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ Simulates a measurement of every picture, reconstructs it, and writes OUT/metric
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. 0: done; 1: an error, in one line on stderr; 2: wrong usage."""
     arguments = _parser().parse_args(argv)
-    return errors.run("elder", lambda: arguments.run(arguments))
+    return command.run("elder", lambda: arguments.run(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -31,31 +31,30 @@ def spectral_radius(at: Linearization, step: OneOrEach, start: Images, iteration
     eigenvector. For an implicit regularizer the products are power iterations, and ‖T'ᵀu‖ / ‖u‖ takes the place of the
     quotient (Bai et al. 2021, who take random directions u).
 
-    Reuses the record for all products except the last one of an energy. step τ: (b,) or scalar.
+    Reuses the record for all products except the last one of an energy. step τ: (b,) or scalar. Where τ is a function
+    of θ, as λτ = 1 makes it one of λ, the derivative goes through it.
     """
     fidelity = at.problem.fidelity
     c = per_image(1 / step.expand(len(at.x)), at.x)
     u = _unit(fidelity.project_tangent(start.detach()))
     if not at.problem.symmetric:
-        return _growth(at, step, c, u, iterations)
-    u = _leading(at, step, c, u, iterations)
-    with torch.no_grad():
-        scale = dot(u, fidelity.hessian(u)) + dot(u, c * u)
+        return _growth(at, step.detach(), c, u, iterations)
+    u = _leading(at, step.detach(), c.detach(), u, iterations)
+    scale = dot(u, fidelity.hessian(u)) + dot(u, c * u)
     curvature = dot(u, fidelity.hessian(u)) + dot(u, at.derivative(u))
     return (1 - curvature / scale).abs()
 
 
 def _growth(at: Linearization, step: OneOrEach, c: Factor, u: Images, iterations: int) -> PerImage:
-    """‖T'ᵀu‖ / ‖u‖ after power iterations with T'ᵀ from u."""
+    """‖T'ᵀu‖ / ‖u‖ after power iterations with T'ᵀ from u. step: τ as a number; c: 1/τ, which may be recorded."""
     precondition = at.preconditioner(step)
-
-    def apply(u: Images, *, record: bool = False) -> Images:
-        z = precondition(u)
-        return c * z - at.pullback(z, record=record)
-
     for _ in range(iterations):
-        u = _unit(apply(u).detach())
-    return norm(apply(u, record=True)) / norm(u)
+        z = precondition(u)
+        u = _unit((c * z - at.pullback(z)).detach())
+    z = precondition(u)
+    # The derivative of (AᵀA + c)⁻¹u in c, without recording the solver.
+    z = z - (c - c.detach()) * precondition(z)
+    return norm(c * z - at.pullback(z, record=True)) / norm(u)
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from elder import cli, errors
+from elder import cli, command
 from elder.errors import UserError
 from elder.io import check_apart, file_names, read_json, write_json
 from elder.io.arrays import ARRAYS
@@ -126,7 +126,7 @@ def main() -> None:
         if done < len(rows):
             raise UserError(f"{len(rows) - done} of {len(rows)} measurements failed; {listing} says why")
 
-    sys.exit(errors.run("batch", work))
+    sys.exit(command.run("batch", work))
 
 
 if __name__ == "__main__":

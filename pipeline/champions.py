@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from elder import errors
+from elder import command
 from elder.errors import UserError
 from elder.model import registry
 from pipeline.settings import params
@@ -46,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problem", action="append", default=[], help="one problem only; may be repeated")
     arguments = parser.parse_args()
-    sys.exit(errors.run("champions", lambda: print(json.dumps(find(arguments.problem)))))
+    sys.exit(command.run("champions", lambda: print(json.dumps(find(arguments.problem)))))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from elder import errors
+from elder import command
 from elder.errors import UserError
 from elder.model import store
 from pipeline.runs import every
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--repro", required=True, metavar="NAME", help="the repro to which this belongs")
     arguments = parser.parse_args()
 
-    sys.exit(errors.run("collect", lambda: print(f"runs: {collect(arguments.repro, arguments.packed)}")))
+    sys.exit(command.run("collect", lambda: print(f"runs: {collect(arguments.repro, arguments.packed)}")))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import argparse
 import sys
 from collections.abc import Iterable, Iterator
 
-from elder import errors
+from elder import command
 from elder.errors import UserError
 
 
@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stages", nargs="+", metavar="STAGE", help="a stage of dvc.yaml, finetune@CELL for example")
     arguments = parser.parse_args()
-    sys.exit(errors.run("commands", lambda: print("\n".join(list(of_stages(arguments.stages))))))
+    sys.exit(command.run("commands", lambda: print("\n".join(list(of_stages(arguments.stages))))))
 
 
 if __name__ == "__main__":

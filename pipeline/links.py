@@ -18,7 +18,7 @@ import os
 import sys
 from itertools import chain
 
-from elder import errors
+from elder import command
 from elder.errors import UserError
 from elder.model import store
 
@@ -58,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("repro", help="the name of the repro")
     arguments = parser.parse_args()
-    sys.exit(errors.run("links", lambda: print(json.dumps(find(arguments.repro)))))
+    sys.exit(command.run("links", lambda: print(json.dumps(find(arguments.repro)))))
 
 
 if __name__ == "__main__":

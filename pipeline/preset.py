@@ -21,7 +21,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from elder import errors
+from elder import command
 from elder.errors import DataWarning, UserError
 from elder.io import replacing
 
@@ -42,7 +42,7 @@ def main() -> None:
         apply(name, Path())
         print(f"params.yaml is now {name}: dvc repro runs it")
 
-    sys.exit(errors.run("preset", work))
+    sys.exit(command.run("preset", work))
 
 
 def names(folder: Path) -> list[str]:

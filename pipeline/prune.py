@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
-from elder import errors
+from elder import command
 from elder.errors import UserError
 from elder.training.checkpoint import Checkpoint
 from pipeline.flows import repository
@@ -261,7 +261,7 @@ def main() -> None:
         else:
             print(f"removed: {told}")
 
-    sys.exit(errors.run("prune", work))
+    sys.exit(command.run("prune", work))
 
 
 if __name__ == "__main__":

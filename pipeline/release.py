@@ -29,7 +29,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from elder import errors, io, problems, released
+from elder import command, io, problems, released
 from elder.cli import setting
 from elder.errors import DataWarning, UserError
 from elder.evaluation.evaluate import evaluate
@@ -109,7 +109,7 @@ def main() -> None:
         print(f"{told}: stored in {facts['precision']}, {facts['bytes'] / 2**20:.2f} MB")
         print(f"wrote {released.FOLDER / given.name}")
 
-    sys.exit(errors.run("release", work))
+    sys.exit(command.run("release", work))
 
 
 def release(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from elder import errors
+from elder import command
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
         left, taken = gate.roll_back(client, name, arguments.to, own_code)
         print(f"{name}: version {taken} is champion, in place of version {left}")
 
-    sys.exit(errors.run("rollback", work))
+    sys.exit(command.run("rollback", work))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from elder import errors
+from elder import command
 from elder.errors import UserError
 from pipeline.tracking import experiments, repros
 
@@ -124,7 +124,7 @@ def main() -> None:
             raise UserError(f"--cell {arguments.cell}: no repro knows it; known are {', '.join(known) or 'none'}")
         print("\n".join(table(found, arguments.last, arguments.cell)))
 
-    sys.exit(errors.run("runs", work))
+    sys.exit(command.run("runs", work))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from elder import errors
+from elder import command
 from pipeline.settings import params
 from pipeline.tracking import fingerprints
 from stages import together
@@ -63,4 +63,4 @@ def run(
             return
         main(arguments)
 
-    sys.exit(errors.run(stage, work))
+    sys.exit(command.run(stage, work))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from elder import errors
+from elder import command
 from elder.model import store
 
 # What DVC sets for the stages of an experiment.
@@ -51,4 +51,4 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    sys.exit(errors.run("store", lambda: main(arguments.out)))
+    sys.exit(command.run("store", lambda: main(arguments.out)))

@@ -22,7 +22,11 @@ def main(arguments: argparse.Namespace) -> None:
     problem = find_problem(arguments.problem)
     validation = read_samples(arguments.images, arguments.measurements, "validation", problem)
     regularizer, config = bundle.read(arguments.pretrained)
-    lambda_reg = search.weight or starting_lambda(validation, problem.noise, search.sigma)
+
+    def starting(sigma: float) -> float:
+        return search.weight or starting_lambda(validation, problem.noise, sigma)
+
+    lambda_reg = starting(search.sigma)
     start = Hyperparameters(lambda_reg, search.sigma, 1 / lambda_reg, search.tol, search.max_steps)
     pretrained = Model(problem, regularizer, start, config["regularizer"]).on(compute)
     logged = {"tune": search.model_dump(), "problem": problem.settings}
@@ -33,8 +37,15 @@ def main(arguments: argparse.Namespace) -> None:
             log.metrics({"weight": trial.lambda_reg, "sigma": trial.sigma, "val_psnr": trial.psnr}, number)
             print(described(trial), flush=True)
 
+        starts = [(starting(sigma), sigma) for sigma in search.ladder]
         model, trials = tune(
-            pretrained, validation, start=start, factors=search.factors, report=report, checkpoint=checkpoint
+            pretrained,
+            validation,
+            start=start,
+            factors=search.factors,
+            starts=starts,
+            report=report,
+            checkpoint=checkpoint,
         )
         found, early = best(trials), max(trials, key=lambda trial: trial.peak_psnr)
         for name in edges(found, constrained=is_constrained(problem, validation)):

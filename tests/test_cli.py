@@ -15,7 +15,7 @@ import pytest
 import tifffile
 
 from benchmarks import __main__ as benchmarks
-from elder import errors, io, released
+from elder import command, io, released
 from elder.cli import EPILOG, main
 
 
@@ -140,8 +140,8 @@ def test_a_command_ends_without_a_search_for_garbage():
     code = (
         "import atexit, gc\n"
         "atexit.register(lambda: print(gc.get_freeze_count() > 0))\n"
-        "from elder import errors\n"
-        "for _ in range(2): errors.run('x', lambda: print(gc.get_freeze_count()))\n"
+        "from elder import command\n"
+        "for _ in range(2): command.run('x', lambda: print(gc.get_freeze_count()))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0", "0", "True"]
@@ -237,7 +237,7 @@ def test_a_pipe_that_breaks_elsewhere_is_told(capsys):
     def work() -> None:
         raise BrokenPipeError(errno.EPIPE, "the worker has gone")
 
-    assert errors.run("tune", work) == 1
+    assert command.run("tune", work) == 1
     assert capsys.readouterr().err == "tune: [Errno 32] the worker has gone\n"
 
 

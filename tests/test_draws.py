@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from elder import problems
-from elder.training.draws import Ahead, draw
+from elder.training.draws import Ahead
 from elder.training.patches import Patches
+from elder.training.update import draw
 
 LAST = 6
 

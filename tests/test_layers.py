@@ -102,13 +102,15 @@ def test_a_change_re_runs_the_stages_that_it_affects(watched):
     assert behind("elder.implicit") == {"finetune"}
     assert behind("elder.solvers.primal_dual") == {"baseline"}
     assert {"simulate", "baseline", *solving} <= behind("elder.operators.blur")
-    assert "pretrain" not in behind("elder.operators.blur")
+    assert not {"pretrain"} & (
+        behind("elder.operators.blur") | behind("elder.operators.base") | behind("elder.fidelity.base")
+    )
     assert behind("stages.results") == {"baseline", "evaluate"}
     assert behind("pipeline.registry.served_model") == {"register"}
     assert behind("pipeline.settings.merging") == {"pretrain", "finetune"}
     assert behind("pipeline.report.tables") == {"report"}
     assert behind("pipeline.report/page.html") == {"report"}
-    assert behind("pipeline.tracking.logs") == behind("stages.tracked") == set()
+    assert behind("pipeline.tracking.logs") == behind("stages.tracked") == behind("elder.command") == set()
     assert not behind("pipeline.tracking.fingerprints") & {"pretrain", "tune", "finetune", "evaluate"}
 
 

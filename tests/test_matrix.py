@@ -29,7 +29,7 @@ from test_flows_deployments import server  # noqa: F401  a fixture
 
 from elder import UserError
 from pipeline import collect
-from pipeline.flows import cluster, commands, copies, graph, lockfile, matrix, process, repository
+from pipeline.flows import cluster, command, commands, copies, graph, lockfile, matrix, process, repository
 from pipeline.flows.cluster import Cluster
 from pipeline.flows.commands import StageFailed
 from pipeline.flows.copies import Delivery, Job, JobFailed, Sharing
@@ -116,8 +116,44 @@ def test_a_package_that_is_missing_names_its_extra(engine, folder, monkeypatch):
         cluster.site(engine, 1, Cluster(), folder)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--cell", "nosuch"], r"cells: params\.yaml has no cell nosuch; it has .*csmri-least_squares"),
+        (
+            ["--gpus", "1", "--threads", "2"],
+            r"cluster\.threads, cluster\.gpus: cells one by one in the project take none",
+        ),
+        (["--at-once", "0"], r".* at_once: Input should be greater than or equal to 1"),
+    ],
+)
+def test_the_command_refuses_in_one_line_before_a_server_starts(given, message, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["flows", *given])
+    checks_only = SimpleNamespace(validate_parameters=train.validate_parameters)  # calling it would be an error
+    monkeypatch.setattr(command, "train", checks_only)
+    with pytest.raises(SystemExit, match=f"^flows: {message}"):
+        command.main()
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("params.yaml", "cells: [", r"params\.yaml is no valid YAML: .* line 1"),
+        ("params.yaml", "cells: 5", r"^cells: 5 in params\.yaml must be a section"),
+        ("params.yaml", "cells: {csmri-red: red}", r"^cells\.csmri-red: 'red' in params\.yaml must be a problem and"),
+        ("dvc.yaml", "stages: {", r"dvc\.yaml is no valid YAML: .* line 1"),
+    ],
+)
+def test_a_file_that_can_t_be_read_is_one_line(file, text, message, tmp_path):
+    (tmp_path / "dvc.yaml").write_text("stages: {}")
+    (tmp_path / file).write_text(text)
+    with pytest.raises(ValueError, match=message) as refused:
+        graph.read(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
 def test_cells_one_by_one_on_this_machine_need_no_copies(folder):
-    assert cluster.site("local", 1, Cluster(), folder) is None
+    assert cluster.site("local", 1, Cluster(address="", threads=None), folder) is None  # as Prefect's form sends them
 
 
 def test_cells_share_the_cores_unless_the_environment_says_otherwise(folder, monkeypatch):

@@ -148,6 +148,32 @@ def test_the_gradient_of_the_penalty_is_that_of_finite_differences(kind, network
     assert (values[0] - values[1]) / (2 * length) == pytest.approx(slope, rel=1e-4)
 
 
+@pytest.mark.parametrize("name", DATA)
+@pytest.mark.parametrize("kind", ["least_squares", "implicit"])
+def test_its_derivative_in_lambda_follows_the_step_that_lambda_sets(kind, name):
+    """λτ is constant in training. So under a hard constraint, where λ scales all of the energy, there is none."""
+    setup = Setup(kind, "dncnn", name)
+    log_lambda = torch.tensor(-0.9, dtype=torch.float64, requires_grad=True)
+
+    def radius() -> Tensor:
+        problem = make_objective(setup.fidelity, setup.regularizer, log_lambda.exp(), SIGMA)
+        step = (0.8 / log_lambda.exp()).expand(len(setup.x))
+        # Without products of its own: the direction is constant, as it is for the derivative.
+        return spectral_radius(Linearization.at(problem, setup.x), step, setup.start, iterations=0).sum()
+
+    (slope,) = torch.autograd.grad(radius(), log_lambda)
+    length, values = 1e-5, []
+    for sign in (1, -2, 1):
+        with torch.no_grad():
+            log_lambda.add_(length * sign)
+        values.append(float(radius().detach()))
+    assert float(slope) == pytest.approx((values[0] - values[1]) / (2 * length), rel=1e-6, abs=1e-9)
+    if name == "inpaint":
+        assert float(slope) == pytest.approx(0, abs=1e-12)
+    else:
+        assert abs(float(slope)) > 1e-4
+
+
 def test_below_the_target_nothing_is_charged():
     assert float(penalty(torch.tensor([0.2, 0.9]), 0.95)) == 0
     assert float(penalty(torch.tensor([0.95, 1.15]), 0.95)) == pytest.approx(0.02)

@@ -269,7 +269,7 @@ def stage(work: str, **environment: str) -> subprocess.CompletedProcess[str]:
     code = f"""
 import os, signal, sys
 from pathlib import Path
-from elder import errors
+from elder import command
 from pipeline.tracking import fingerprints, logs
 
 def work():
@@ -280,7 +280,7 @@ def work():
         {work}
     assert "mlflow" not in sys.modules
 
-sys.exit(errors.run("tune", work))
+sys.exit(command.run("tune", work))
 """
     variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     return subprocess.run(

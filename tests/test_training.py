@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zipfile
 from dataclasses import replace
@@ -11,20 +12,23 @@ import pytest
 import torch
 
 from elder import UserError, io, problems, regularizers
-from elder.implicit import Linearization
+from elder.implicit import Linearization, fixed_point_step
 from elder.io import to_tensor
 from elder.model.model import Hyperparameters, Model
 from elder.problems.csmri import CSMRI
 from elder.problems.samples import Sample, measure
 from elder.stability import spectral_radius
+from elder.training import tune as tuning
 from elder.training.averaging import moving_average
 from elder.training.checkpoint import Checkpoint
 from elder.training.finetune import finetune
 from elder.training.history import History, Trained, silent
 from elder.training.patches import Patches
 from elder.training.pretrain import Pretraining, denoising_psnr, pretrain
+from elder.training.progress import NOMINAL
 from elder.training.settings import LONGER, LOSSES, Effort, Finetuning, stretched
 from elder.training.tune import Trial, edges, starting_lambda, trial_of, tune
+from elder.training.update import drawing
 from elder.training.validation import Score, validate
 from stages.finetune import advice
 
@@ -71,6 +75,21 @@ def test_tuning_finds_no_worse_than_where_it_starts(tuned):
     model, validation = tuned
     start = replace(model, hyperparameters=Hyperparameters(0.1, 0.1, 10.0, tol=1e-4, max_steps=100))
     assert validate(model, validation)[0].psnr >= validate(start, validation)[0].psnr
+
+
+@pytest.mark.parametrize(("starts", "sigma"), [([], 0.09), ([(0.1, 0.005), (0.1, 0.02)], 0.008)])
+def test_a_ladder_finds_the_maximum_of_a_small_sigma(starts, sigma, tuned, monkeypatch):
+    """28 dB at σ = 0.09, 31 dB at σ = 0.008, and less between them."""
+
+    def landscape(model: Model, samples: list[Sample]) -> Trial:
+        log = math.log(model.hyperparameters.sigma)
+        psnr = max(28 - (log - math.log(0.09)) ** 2, 31 - (log - math.log(0.008)) ** 2)
+        return Trial(model.hyperparameters.lambda_reg, model.hyperparameters.sigma, psnr, 1.0, psnr, 1.0, step=1.0)
+
+    monkeypatch.setattr(tuning, "trial_of", landscape)
+    start = Hyperparameters(0.1, 0.06, 10.0)
+    found, _ = tuning.tune(tuned[0], tuned[1], start=start, factors=(2.0, 1.4, 1.1), starts=starts)
+    assert found.hyperparameters.sigma == pytest.approx(sigma, rel=0.06)
 
 
 def test_tuning_leaves_a_weight_alone_that_has_no_part_in_the_minimum(tuned, images):
@@ -198,6 +217,25 @@ def test_every_picture_contributes_though_no_solve_converges(tuned, patches):
     assert all(row["forward_failed"] == 4 and row["approximate"] == 1 for row in rows[1:])
     assert all(row["exact"] == row["left_out"] == row["skipped"] == 0 for row in rows[1:])
     assert validate(after, validation)[0].merit > validate(before, validation)[0].merit + 0.05
+
+
+def test_a_solve_that_diverges_teaches_at_its_initial_guess_and_is_counted(tuned, patches):
+    """Its last iterate is far from any picture; and the nominal step of the penalty is not that of the worst image."""
+    torch.manual_seed(0)
+    wild = regularizers.make(**{**DESCRIPTION, "name": "implicit"})
+    with torch.no_grad():
+        for parameter in wild.parameters():
+            parameter.mul_(10)
+    tuning = replace(tuned[0].hyperparameters, lambda_reg=1.0, step=0.25)
+    before = replace(tuned[0], regularizer=wild.eval().requires_grad_(False), hyperparameters=tuning)
+    settings = Finetuning(steps=1, batch=2, patch=24, max_steps=60, warmup=0.0, loss="mse", stability=0.0)
+    row = finetune(before, patches, tuned[1], settings).history.rows[1]
+    assert (row["diverged"], row["approximate"], row["skipped"]) == (2, 1, 0)
+    drawn = drawing(before, patches, settings)(1, torch.Generator().manual_seed(settings.seed))
+    guess = before.problem.initial(drawn.operator, drawn.y)
+    at = Linearization.at(before.objective(drawn.operator, drawn.y), guess)
+    stepped = fixed_point_step(at, torch.tensor(NOMINAL, dtype=torch.float64))
+    assert row["mse"] == pytest.approx(float((stepped - drawn.x).square().mean()), rel=1e-5)
 
 
 def test_pictures_may_be_left_out_and_are_counted(tuned, patches):

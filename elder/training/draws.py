@@ -1,44 +1,16 @@
-"""What a training step draws at random, and drawing it while the step before computes."""
+"""Drawing what a training step needs while the step before computes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from elder.operators.base import Operator
-from elder.problems.base import Problem
-from elder.training.patches import Patches
-
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, eq=False)
-class Draw:
-    """A batch of b patches with their measurements."""
-
-    problem: Problem  # that made the measurements
-    x: Tensor  # (b, c, h, w), clean
-    operator: Operator
-    y: Tensor  # of the shape of A x
-    noise: Tensor | None  # (b, c, h, w), of the directions in which the spectral radius is sought, if it is
-
-
-def draw(
-    patches: Patches, batch: int, problems: Sequence[Problem], generator: torch.Generator, *, penalized: bool
-) -> Draw:
-    """A batch that one of the problems measures. penalized: whether the spectral radius is sought in this step."""
-    problem = (
-        problems[0] if len(problems) == 1 else problems[int(torch.randint(len(problems), (), generator=generator))]
-    )
-    x = patches.draw(batch, generator)
-    operator, y = problem.simulate(x, generator)
-    return Draw(problem, x, operator, y, torch.randn(x.shape, generator=generator) if penalized else None)
 
 
 class Ahead(Generic[T]):

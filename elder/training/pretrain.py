@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from elder.backend import autocast
+from elder.backend import autocast, backward
 from elder.errors import UserError
 from elder.evaluation.quality import psnr
 from elder.regularizers.base import Regularizer
@@ -109,7 +109,8 @@ def pretrain(
                 with autocast(precision, device):
                     denoised = regularizer.denoise(noisy[part].to(device), sigma[part].to(device))
                 error = len(clean) / own * (denoised - clean).square().mean()
-                error.backward()
+                with backward(precision):
+                    error.backward()
                 loss += error.detach()
             weight = own / settings.batch
             processes.average_gradients(regularizer.parameters(), weight)

@@ -18,6 +18,9 @@ from elder.training.pretrain import SHORTEST
 from elder.training.processes import ALONE, Processes
 from elder.training.validation import Score
 
+# λτ of the nominal step, at which the spectral radius is measured: ∇h = x − D(x) has a Lipschitz constant near 1. The
+# shorter one of a single validation image would demand more curvature of every image.
+NOMINAL = 1.0
 # What λτ regains at a step: the line search of a few images must not shorten every later step.
 REGAIN = 1.05
 # What a checkpoint keeps beside parameters, optimizer and the best.
@@ -69,7 +72,8 @@ class Progress:
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer, list(rates), total_steps=max(steps, SHORTEST), pct_start=0.2
         )
-        self.longest = self.scale = before.hyperparameters.lambda_reg * before.hyperparameters.step  # λτ
+        self.scale = before.hyperparameters.lambda_reg * before.hyperparameters.step  # λτ
+        self.longest = max(NOMINAL, self.scale)
         self.step, self.failures, self.penalty_weight = 0, 0, penalty_weight
         # The share of forward solves that converged of late, and the factor on their most steps that follows it.
         self.solved, self.stretch = 1.0, 1.0

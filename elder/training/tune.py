@@ -79,16 +79,18 @@ def tune(
     *,
     start: Hyperparameters,
     factors: Sequence[float],
+    starts: Sequence[tuple[float, float]] = (),
     report: Callable[[int, Trial], None] = lambda number, trial: None,
     checkpoint: Checkpoint | None = None,
 ) -> tuple[Model, list[Trial]]:
     """The model with the λ and σ of best merit (see `Score`), by a compass search in their logarithms; and all trials.
 
-    From `start`, each factor is tried up and down in both until none helps, then the next: large factors bracket the
-    best, small ones refine it. Under a hard constraint λ has no part in the minimum, and only σ is searched. σ stays
-    within [1/255, 1], λ within [1e-7, 1e4]. A pair's τ starts at 1/λ, since ∇h = x − D(x) has a Lipschitz constant
-    near 1, and is kept as the line search left it. `report` gets each new trial and its number. With a checkpoint the
-    search resumes from the trials that were made.
+    It begins at `start`, or at the best of `starts`, pairs λ, σ, if one of them is better: a small σ can give a maximum
+    of its own. From there, each factor is tried up and down in both until none helps, then the next: large factors
+    bracket the best, small ones refine it. Under a hard constraint λ has no part in the minimum, and only σ is
+    searched. σ stays within [1/255, 1], λ within [1e-7, 1e4]. A pair's τ starts at 1/λ, since ∇h = x − D(x) has a
+    Lipschitz constant near 1, and is kept as the line search left it. `report` gets each new trial and its number. With
+    a checkpoint the search resumes from the trials that were made.
     """
     trials: dict[tuple[float, float], Trial] = {}
     state = None if checkpoint is None else checkpoint.load()
@@ -109,6 +111,11 @@ def tune(
 
     lambda_reg, sigma = _within(start.lambda_reg, LAMBDAS), _within(start.sigma, SIGMAS)
     highest = attempt(lambda_reg, sigma)
+    for other in starts:
+        to = _within(other[0], LAMBDAS), _within(other[1], SIGMAS)
+        score = attempt(*to)
+        if score.beats(highest, GAIN):
+            highest, (lambda_reg, sigma) = score, to
     for factor in factors:
         moves = [(1, factor), (1, 1 / factor)]
         moves += [] if is_constrained(model.problem, samples) else [(factor, 1), (1 / factor, 1)]

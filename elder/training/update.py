@@ -11,17 +11,28 @@ from torch import Tensor
 from elder.implicit import Backward, ImplicitGradient, Linearization, fixed_point_step
 from elder.model.model import Model
 from elder.objective import Equilibrium
+from elder.operators.base import Operator
 from elder.problems.base import Problem
 from elder.solvers import fixed_point
 from elder.stability import adapted, penalty, spectral_radius
 from elder.tensors import norm, per_image
-from elder.training.draws import Draw, draw
 from elder.training.patches import Patches
 from elder.training.progress import Progress
 from elder.training.settings import ADJOINTS, FALLBACKS, LOSSES, REMEMBERED, UNITS, Effort, Finetuning, stretched
 
 # The norm of an iterate, in units of that of the initial guess, beyond which its solve has diverged.
 DIVERGED = 10.0
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """A batch of b patches with their measurements."""
+
+    problem: Problem  # that made the measurements
+    x: Tensor  # (b, c, h, w), clean
+    operator: Operator
+    y: Tensor  # of the shape of A x
+    noise: Tensor | None  # (b, c, h, w), of the directions in which the spectral radius is sought, if it is
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +43,9 @@ class Part:
     truth: Tensor  # (b, c, h, w)
     x: Tensor  # (b, c, h, w), where the gradient is taken: the last iterate, the initial guess if the solve diverged
     solved: Tensor  # (b,) bool
-    told: Tensor  # (b, 4) float64: the last step τ, the steps, whether the solve failed, evaluations
+    told: (
+        Tensor  # (b, 5) float64: the last step τ, the steps, whether the solve failed, evaluations, whether it diverged
+    )
     noise: Tensor | None  # (b, c, h, w), of the directions in which the radius is sought, if this step is penalized
 
 
@@ -57,6 +70,18 @@ def drawing(
         return draw(patches, settings.batch, problems or [before.problem], generator, penalized=penalized)
 
     return make
+
+
+def draw(
+    patches: Patches, batch: int, problems: Sequence[Problem], generator: torch.Generator, *, penalized: bool
+) -> Draw:
+    """A batch that one of the problems measures. penalized: whether the spectral radius is sought in this step."""
+    problem = (
+        problems[0] if len(problems) == 1 else problems[int(torch.randint(len(problems), (), generator=generator))]
+    )
+    x = patches.draw(batch, generator)
+    operator, y = problem.simulate(x, generator)
+    return Draw(problem, x, operator, y, torch.randn(x.shape, generator=generator) if penalized else None)
 
 
 def update(now: Progress, before: Model, drawn: Draw, settings: Finetuning) -> dict[str, float]:
@@ -107,9 +132,10 @@ def _solve(now: Progress, before: Model, drawn: Draw, images: slice, settings: F
     start, first = measured.initial(operator, y), torch.tensor(now.scale / float(problem.lambda_reg.detach()))
     most = _most_steps(now, before, settings)
     solution = fixed_point(problem, start, first, tol=effort.tol, max_steps=most, precision=before.precision)
-    told = torch.stack([v.double() for v in (solution.step, solution.steps, ~solution.succeeded, solution.evaluations)])
     # A diverged solve (NaN compares as false) is linearized at its initial guess: its last iterate teaches nothing.
     kept = norm(solution.x) <= DIVERGED * norm(start)
+    columns = solution.step, solution.steps, ~solution.succeeded, solution.evaluations, ~kept
+    told = torch.stack([column.double() for column in columns])
     where = torch.where(kept.view(-1, 1, 1, 1), solution.x, start)
     noise = None if drawn.noise is None else drawn.noise[images]
     return Part(problem, x, where, solution.succeeded & kept, told.T, noise)
@@ -123,7 +149,8 @@ def _most_steps(now: Progress, before: Model, settings: Finetuning) -> int:
 
 def _advance(now: Progress, before: Model, parts: Sequence[Part], settings: Finetuning) -> dict[str, float]:
     """Let λτ and the most steps follow the forward solves of the whole batch, and return their metrics."""
-    sizes, steps, failed, evaluations = now.processes.gather(torch.cat([part.told for part in parts]), settings.batch).T
+    told = now.processes.gather(torch.cat([part.told for part in parts]), settings.batch)
+    sizes, steps, failed, evaluations, diverged = told.T
     lambda_reg, most = float(now.theta.log_lambda.detach().exp()), _most_steps(now, before, settings)
     now.advance(sizes, lambda_reg)
     # During the warm-up, solves are cut short on purpose.
@@ -136,6 +163,7 @@ def _advance(now: Progress, before: Model, parts: Sequence[Part], settings: Fine
         "step_size": now.scale / lambda_reg,
         "forward_steps": float(steps.mean()),
         "forward_failed": float(failed.sum()),
+        "diverged": float(diverged.sum()),
         "most_steps": float(most),
         "evaluations": float(evaluations.sum()),
     }
@@ -148,11 +176,14 @@ def _attach(now: Progress, part: Part, settings: Finetuning) -> tuple[Linearizat
     their backward pass will fill in.
     """
     at = Linearization.at(part.problem, part.x)
-    # The line search shortens its step where λ∇²h is steep. The nominal step lets the penalty see how steep.
-    tau = torch.full_like(part.told[:, 0], now.longest / float(part.problem.lambda_reg.detach()))
+    # The line search shortens its step where λ∇²h is steep. The nominal step lets the penalty see how steep. It follows
+    # λ, so the penalty does not reward a λ that makes the step seem short.
+    tau = (now.longest / part.problem.lambda_reg).expand(len(part.x))
     adjoint_tol = Effort.at(settings, now.step).adjoint_tol
     adjoint = ADJOINTS[settings.adjoint](part.problem, adjoint_tol, settings.adjoint_steps)
-    attached, backward = ImplicitGradient(adjoint, FALLBACKS[settings.fallback]).attach_to(at, tau, solved=part.solved)
+    attached, backward = ImplicitGradient(adjoint, FALLBACKS[settings.fallback]).attach_to(
+        at, tau.detach(), solved=part.solved
+    )
     return at, tau, (attached - part.truth).square().flatten(1).mean(1), backward
 
 

@@ -86,6 +86,10 @@ def site(engine: Engine, at_once: int, cluster: Cluster, root: Path) -> Site | N
         if cluster.address:
             raise ValueError("cluster.address: runner local has none; set runner to dask or ray")
         if at_once == 1:
+            idle = [name for name, field in Cluster.model_fields.items() if getattr(cluster, name) != field.default]
+            if idle:
+                names = ", ".join(f"cluster.{name}" for name in idle)
+                raise ValueError(f"{names}: cells one by one in the project take none; set runner, or at_once above 1")
             return None
     elif importlib.util.find_spec(PACKAGES[engine]) is None:
         raise ValueError(f"runner: {engine} needs the extra `cluster`, which is not installed here: {EXTRA}")

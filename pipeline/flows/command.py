@@ -7,13 +7,15 @@ python -m pipeline.flows --runner ray --at-once 4 --gpus 1             by Ray, e
 
 import argparse
 import sys
+from typing import Any
 
 from prefect.exceptions import ParameterTypeError
 from prefect.settings import get_current_settings
 
+from pipeline import ROOT
 from pipeline.flows import health
 from pipeline.flows.cluster import Cluster
-from pipeline.flows.flow import train
+from pipeline.flows.flow import plan, train
 
 
 def main() -> None:
@@ -28,14 +30,23 @@ def main() -> None:
         parser.add_argument(f"--{name}", help=field.description)
     arguments = parser.parse_args()
     given = {name: value for name in Cluster.model_fields if (value := getattr(arguments, name)) is not None}
-    parameters = {"cells": arguments.cells, "runner": arguments.runner, "at_once": arguments.at_once, "cluster": given}
+    parameters: dict[str, Any] = {
+        "cells": arguments.cells,
+        "runner": arguments.runner,
+        "at_once": arguments.at_once,
+        "cluster": given,
+    }
     if url := get_current_settings().api.url:
         health.check(url, "flows")
     try:
-        train.validate_parameters(parameters)
-    except ParameterTypeError as error:
+        checked = train.validate_parameters(parameters)
+        plan(ROOT, **{name: checked[name] for name in parameters})  # before a server is started
+    except (ParameterTypeError, ValueError) as error:
         sys.exit(f"flows: {' '.join(str(error).split())}")
-    train(**parameters)
+    try:
+        train(**parameters)
+    except Exception as error:  # Prefect has logged it with its traceback
+        sys.exit(f"flows: {error}")
 
 
 if __name__ == "__main__":

@@ -57,11 +57,9 @@ def train(
     """
     root, log = Path(folder).resolve(), get_run_logger()
     flow_runs.begin(root, log.warning)
-    groups, sections = graph.read(root)
-    selection = graph.Selection(sections, cells)
-    site = clusters.site(runner, at_once, cluster, root)
+    groups, selection, site = plan(root, cells, runner, at_once, cluster)
     with repository.hold(root, f"flow run {flow_run.name}", log.warning, patience=wait):
-        pictures = source.find(root, sections.get("prepare", {}), source.last(root))
+        pictures = source.find(root, selection.sections.get("prepare", {}), source.last(root))
         before = verdicts(root)
         try:
             failures = _run(groups, selection, site, root, stage_timeout, wait)
@@ -77,6 +75,17 @@ def train(
                 raise StageFailed("; ".join(failures))
         if not cells:
             source.note(root, pictures)
+
+
+def plan(
+    root: Path, cells: list[str], runner: Engine, at_once: int, cluster: Cluster
+) -> tuple[list[graph.Group], graph.Selection, clusters.Site | None]:
+    """The graph, what of it runs, and where: `None` for the project itself.
+
+    Raises `ValueError` in one line for what `train` can't do.
+    """
+    groups, sections = graph.read(root)
+    return groups, graph.Selection(sections, cells), clusters.site(runner, at_once, cluster, root)
 
 
 def _run(

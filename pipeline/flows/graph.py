@@ -90,10 +90,13 @@ class Selection:
 
 
 def read(folder: Path) -> tuple[list[Group], Mapping[str, Mapping[str, Any]]]:
-    """The groups of stages in dvc.yaml, and the sections of params.yaml. Raises `ValueError` without a dvc.yaml."""
+    """The groups of stages in dvc.yaml, and the sections of params.yaml.
+
+    Raises `ValueError` in one line without a dvc.yaml, and for a file that does not hold what it should.
+    """
     if not (folder / "dvc.yaml").is_file():
         raise ValueError(f"folder: {folder} has no dvc.yaml; give the folder of the project")
-    stages = yaml.safe_load((folder / "dvc.yaml").read_text())["stages"]
+    stages = _load(folder / "dvc.yaml").get("stages", {})
     return list(_groups(stages)), sections(folder)
 
 
@@ -111,9 +114,26 @@ def parted(groups: Sequence[Group]) -> tuple[list[Group], list[list[Group]], lis
 
 
 def sections(folder: Path) -> dict[str, Any]:
-    """What params.yaml holds; nothing if there is none. Stages check it."""
+    """What params.yaml holds; nothing if there is none. Stages check its settings.
+
+    Raises `ValueError` in one line where a flow could not even find them.
+    """
     path = folder / "params.yaml"
-    found = yaml.safe_load(path.read_text()) if path.exists() else None
+    found = _load(path) if path.exists() else {}
+    for name in ("cells", "problems", "regularizers", "prepare"):
+        if not isinstance(found.get(name, {}), dict):
+            raise ValueError(f"{name}: {found[name]!r} in params.yaml must be a section, with settings below it")
+    for name, cell in found.get("cells", {}).items():
+        if not isinstance(cell, dict):
+            raise ValueError(f"cells.{name}: {cell!r} in params.yaml must be a problem and a regularizer")
+    return found
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
     return found if isinstance(found, dict) else {}
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from elder import errors, io, problems
+from elder import command, io, problems
 from elder.errors import UserError
 from elder.evaluation import bm3d
 from elder.evaluation.results import mean
@@ -62,7 +62,7 @@ def main() -> None:
             temporary.write_text(replaced(old, name, text))
         print(f"wrote the section {name} of {given.out}")
 
-    sys.exit(errors.run("results", work))
+    sys.exit(command.run("results", work))
 
 
 def replaced(document: str, name: str, text: str) -> str:

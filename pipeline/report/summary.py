@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from elder import UserError, errors, io, problems
+from elder import UserError, command, io, problems
 from pipeline.report.tables import Method, by_problem, methods
 from pipeline.settings import params
 
@@ -49,4 +49,4 @@ Next:
 
 if __name__ == "__main__":
     argparse.ArgumentParser(prog="python -m pipeline.report.summary", description=__doc__).parse_args()
-    sys.exit(errors.run("summary", main))
+    sys.exit(command.run("summary", main))

@@ -21,7 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from elder import errors
+from elder import command
 from elder.errors import UserError
 from pipeline import ROOT
 from pipeline.tracking import experiments
@@ -98,7 +98,7 @@ class StageFailed(Exception):
 
 def main() -> int:
     """Log what the standard input says. Returns the exit code."""
-    errors.end_quickly()
+    command.end_quickly()
     # MLflow prints to the standard output, which is for our own line.
     told = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -109,9 +109,9 @@ def main() -> int:
     except StageFailed:
         return 0
     except Exception as error:
-        if os.environ.get(errors.TRACEBACK):
+        if os.environ.get(command.TRACEBACK):
             traceback.print_exc()
-        print(errors.describe(error), file=told, flush=True)
+        print(command.describe(error), file=told, flush=True)
         return 1
     return 0
 

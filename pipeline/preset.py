@@ -54,7 +54,8 @@ def apply(name: str, folder: Path) -> None:
     """Write params.yaml of the project in `folder`, whole or not at all.
 
     Edits that were made while another preset was in force would be lost: they are kept in params.yaml.bak, or in
-    params.yaml.bak.1 and so on, where that is taken.
+    params.yaml.bak.1 and so on, where that is taken. A params.yaml that names no preset holds the defaults, those of
+    another commit, say. What presets/default.yaml has kept is then out of date, and moved aside too.
 
     Raises `UserError` for an unknown preset, one that sets what the defaults lack, or defaults that are not there or no
     sections.
@@ -67,6 +68,8 @@ def apply(name: str, folder: Path) -> None:
         shutil.copy(target, kept)
         message = f"params.yaml was edited while a preset was in force: the edits are kept in {kept.name}"
         warnings.warn(message, DataWarning, stacklevel=2)
+    if defaults.exists() and not _names_preset(target.read_text()):
+        _move_aside(defaults, target)
     if name == "default":
         if defaults.exists():
             defaults.replace(target)
@@ -83,27 +86,41 @@ def apply(name: str, folder: Path) -> None:
 def in_force(folder: Path) -> str | None:
     """The name of the preset that params.yaml of the project in `folder` holds, or `None` if it was edited since.
 
-    It is `default` if no preset was chosen, whether params.yaml was edited or not.
+    It is `default` if params.yaml names none, whether it was edited or not.
     Raises `UserError` if params.yaml is that of a preset and the defaults below it are not there.
     """
     target, defaults = folder / "params.yaml", folder / "presets" / "default.yaml"
-    lines = target.read_text().splitlines(keepends=True)
-    own = [line for line in lines if not line.startswith(HEAD.partition("{}")[0])]
+    text = target.read_text()
+    if not _names_preset(text):
+        return "default"
     if not defaults.exists():
-        if own == lines:
-            return "default"
         raise UserError(
             "params.yaml is that of a preset, and presets/default.yaml, which keeps the defaults, is not here: commit "
             "both files where the preset was chosen, or take params.yaml from an earlier commit"
         )
-    text, below = "".join(own), defaults.read_text()
-    if text == below:
-        return "default"
+    own = "".join(line for line in text.splitlines(keepends=True) if not _names_preset(line))
+    below = defaults.read_text()
     for name in names(folder):
         where = f"presets/{name}.yaml"
-        if name != "default" and overlaid(below, (folder / where).read_text(), where) == text:
+        if name != "default" and overlaid(below, (folder / where).read_text(), where) == own:
             return name
     return None
+
+
+def _move_aside(defaults: Path, target: Path) -> None:
+    """Leave the place of presets/default.yaml to the defaults in params.yaml."""
+    if defaults.read_text() == target.read_text():
+        defaults.unlink()
+        return
+    kept = _free(defaults.with_suffix(".yaml.bak"))
+    defaults.replace(kept)
+    message = f"params.yaml is in force, and not presets/default.yaml, which is now presets/{kept.name}"
+    warnings.warn(message, DataWarning, stacklevel=3)
+
+
+def _names_preset(text: str) -> bool:
+    """Whether a line of the text of a params.yaml is `HEAD`."""
+    return any(line.startswith(HEAD.partition("{}")[0]) for line in text.splitlines())
 
 
 def _free(path: Path) -> Path:

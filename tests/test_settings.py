@@ -355,7 +355,20 @@ def test_defaults_that_came_back_by_themselves_are_no_edits(project):
     assert preset.in_force(project.folder) == "default"
     preset.apply("brain", project.folder)
     assert preset.in_force(project.folder) == "brain"
-    assert not list(project.folder.glob("params.yaml.bak*"))
+    assert not list(project.folder.glob("**/*.bak*"))
+
+
+def test_defaults_of_another_commit_take_the_place_of_those_that_were_kept(project):
+    """As by `git checkout COMMIT params.yaml` under a preset."""
+    path, kept = project.folder / "params.yaml", project.folder / "presets" / "default.yaml"
+    before = kept.read_text()
+    newer = before.replace("  patience: 10 ", "  patience: 11 ")
+    path.write_text(newer)
+    with pytest.warns(DataWarning, match=r"is now presets/default\.yaml\.bak$"):
+        preset.apply("brain", project.folder)
+    assert kept.read_text() == newer != before
+    assert (project.folder / "presets" / "default.yaml.bak").read_text() == before
+    assert yaml.safe_load(path.read_text())["safeguards"]["patience"] == 11
 
 
 def test_edits_under_a_preset_are_kept(project):
@@ -428,8 +441,7 @@ def test_a_file_of_new_content_re_runs_what_uses_it(changes, expected, tmp_path,
 def test_a_preset_of_another_name_is_named(project):
     done = project.run(sys.executable, "-m", "pipeline.preset", "huge", check=False)
     assert done.returncode == 1
-    known = "brain, color, csmri, default, denoise, denoisers, gray, mri, photo, tiny"
-    assert f"unknown preset 'huge': there are {known}" in done.stderr
+    assert f"unknown preset 'huge': there are {', '.join(preset.names(ROOT))}" in done.stderr
 
 
 @pytest.mark.parametrize(("patch", "message"), [(20, "the kernel is 25x25, larger"), (31, "scale=2 must divide")])

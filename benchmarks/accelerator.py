@@ -3,8 +3,8 @@
 DRUNet 32-64-128-256 on pictures of 256x256: steps a second of pre-training with 8 patches, and of DEQ training of
 CS-MRI at 20 % with 4 patches and 12 forward steps; the time of both in bf16 and tf32 over that in float32; and the
 share of the time in which the device computes, from PyTorch's profiler. With deepinv (`pip install -e '.[bench]'`), a
-DEQ step of both libraries at equal accuracy, as in `benchmarks.peer`. `--device cpu` gives what a GPU is to be compared
-with.
+DEQ step of both libraries on two such pictures at equal accuracy, as in `benchmarks.peer`. `--device cpu` gives what a
+GPU is to be compared with.
 """
 
 from __future__ import annotations
@@ -26,33 +26,34 @@ from elder.training.pretrain import Pretraining, pretrain
 from elder.training.settings import Finetuning
 
 NETWORK, SIDE = "DRUNet 32-64-128-256", 256
-PRETRAIN = Pretraining(steps=4, batch=8, patch=SIDE, learning_rate=1e-9)
+PRETRAIN = Pretraining(batch=8, patch=SIDE, learning_rate=1e-9)
 # No solve ends early, whatever the weights.
 FINETUNE = Finetuning(
     batch=4, patch=SIDE, max_steps=12, tol=1e-12, warmup=0.0, learning_rate=1e-9, tuning_rate=1e-9, stability_every=1
 )
-# What one call of `stepping` takes.
-STEPS = 2
+# What a call takes: enough for a device that what is drawn ahead of the first step does not count.
+STEPS = {"cpu": 2, "": 20}
 
 
 def run(runs: int, device: str) -> Iterator[Row]:
     """The figures of one device."""
     accelerated = torch.device(device).type != "cpu"
+    steps = STEPS["" if accelerated else "cpu"]
     precisions = ("bf16", "tf32") if accelerated else ("bf16",)
-    for title, steps, make in (("pre-training", PRETRAIN.steps, denoising), ("DEQ training", STEPS, finetuning)):
-        plain = make(Compute(device))
+    for title, make in (("pre-training", denoising), ("DEQ training", finetuning)):
+        plain = make(Compute(device), steps)
         case = f"{title}, {NETWORK}, {SIDE}x{SIDE}, {device}"
         plain()
         seconds = [timed(plain) for _ in range(runs)]
         yield summarized("accelerator", case, [steps / each for each in seconds], "steps a second")
-        others = [make(Compute(device, precision)) for precision in precisions]
+        others = [make(Compute(device, precision), steps) for precision in precisions]
         for precision, ratios in zip(precisions, paired(plain, *others, runs=runs), strict=True):
             yield summarized("accelerator", f"{case}, {precision}", ratios, "of the time in float32")
         if torch.device(device).type == "cuda":
             yield counted("accelerator", f"{case}, device computes", busy(plain), "of the time")
     if importlib.util.find_spec("deepinv"):
         chosen = on(Compute(device))
-        for row in peer.training(f"csmri 20 %, {NETWORK}, {device}", chosen, runs):
+        for row in peer.training(f"csmri 20 %, {NETWORK}, {device}", chosen, runs, SIDE):
             yield replace(row, benchmark="accelerator")
     else:
         print("deepinv is not installed: no DEQ step beside it")
@@ -63,16 +64,16 @@ def on(compute: Compute) -> Model:
     return model(NETWORK, "csmri", ratio=0.2).on(compute)
 
 
-def denoising(compute: Compute) -> Callable[[], object]:
-    """Some steps of pre-training."""
+def denoising(compute: Compute, steps: int) -> Callable[[], object]:
+    """Steps of pre-training."""
     regularizer = on(compute).regularizer
     patches = Patches(pictures(TRAINING, (SIDE, SIDE)), SIDE, TRAINING)
-    return lambda: pretrain(regularizer, patches, PRETRAIN, precision=compute.precision)
+    return lambda: pretrain(regularizer, patches, replace(PRETRAIN, steps=steps), precision=compute.precision)
 
 
-def finetuning(compute: Compute) -> Callable[[], object]:
-    """Two steps of DEQ training."""
-    return stepping(on(compute), FINETUNE)
+def finetuning(compute: Compute, steps: int) -> Callable[[], object]:
+    """Steps of DEQ training."""
+    return stepping(on(compute), FINETUNE, steps)
 
 
 def busy(steps: Callable[[], object]) -> float:

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -61,9 +62,14 @@ class Row:
     high: float
     target: float | None = None
 
+    @property
+    def missed(self) -> bool:
+        """Whether the figure exceeds its target."""
+        return self.target is not None and not self.figure <= self.target
+
     def __str__(self) -> str:
         spread = f"  ({self.low:.4g} to {self.high:.4g})" if self.low != self.high else ""
-        verdict = "ok" if self.target is None or self.figure <= self.target else "MISSED"
+        verdict = "MISSED" if self.missed else "ok"
         aim = "" if self.target is None else f"  {verdict}: at most {self.target:.3g}"
         return f"{self.case:<62} {self.figure:7.4g} {self.unit}{spread}{aim}"
 
@@ -192,11 +198,17 @@ def shown(rows: Iterable[Row]) -> list[Row]:
 
 
 def record(rows: Sequence[Row], *, whole: bool = True) -> None:
-    """Put the rows into results.json in the place of those of the same benchmark; or, of a part, of the same cases."""
+    """Put the rows into results.json in the place of those of the same benchmark; or, of a part, of the same cases.
+
+    Ends the command with exit code 1 if a row misses its target.
+    """
     old = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     fresh = {row.benchmark if whole else (row.benchmark, row.case) for row in rows}
     kept = [row for row in old if (row["benchmark"] if whole else (row["benchmark"], row["case"])) not in fresh]
     io.write_json(RESULTS, {"machine": machine(), "rows": kept + [asdict(row) for row in rows]})
+    missed = sum(row.missed for row in rows)
+    if missed:
+        sys.exit(f"{missed} of {len(rows)} figures miss their target")
 
 
 def machine() -> dict[str, object]:

@@ -108,9 +108,9 @@ def reconstruction(case: str, chosen: Model, runs: int) -> list[Row]:
     return rows
 
 
-def training(case: str, chosen: Model, runs: int) -> list[Row]:
+def training(case: str, chosen: Model, runs: int, side: int = SIDE) -> list[Row]:
     """Seconds of a deep equilibrium step, ours over that of deepinv's more exact variant, at most its error."""
-    setup = Training(chosen)
+    setup = Training(chosen, side)
     errors = {}
     for name, anderson in BACKWARD.items():
         x, gradient = setup.theirs(anderson)
@@ -124,7 +124,7 @@ def training(case: str, chosen: Model, runs: int) -> list[Row]:
             break
     rows = []
     for layout, (place, target) in LAYOUTS.items():
-        other = Training(laid_out(chosen, place))
+        other = Training(laid_out(chosen, place), side)
         (ratios,) = paired(lambda other=other: other.theirs(BACKWARD[name]), lambda: setup.ours(tol), runs=runs)
         text = f"{case}: DEQ step, gradient error {error:.1e}; {name} {goal:.1e}, {layout}"
         rows.append(summarized("peer", text, ratios, "of its time", target))

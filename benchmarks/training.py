@@ -14,6 +14,7 @@ import torch
 
 from benchmarks.common import NETWORKS, TRAINING, Row, main, model, paired, pictures, summarized
 from elder.model.model import Model
+from elder.training.draws import Ahead
 from elder.training.finetune import progress
 from elder.training.patches import Patches
 from elder.training.settings import Finetuning
@@ -31,14 +32,15 @@ def run(runs: int) -> Iterator[Row]:
         yield summarized("training", f"DEQ step, {title}", ratios, "of the time without penalty and fallback", 1.3)
 
 
-def stepping(chosen: Model, settings: Finetuning) -> Callable[[], None]:
-    """Two steps of training on the same patches, whatever was called before. The rates are too small to move θ."""
+def stepping(chosen: Model, settings: Finetuning, count: int = 2) -> Callable[[], None]:
+    """Some steps of training on the same patches, whatever was called before. The rates are too small to move θ."""
     make = drawing(chosen, Patches(pictures(TRAINING, (256, 256)), settings.patch, TRAINING), settings)
 
     def steps() -> None:
         now, generator = progress(chosen, settings), torch.Generator().manual_seed(settings.seed)
-        for now.step in (1, 2):
-            update(now, chosen, make(now.step, generator), settings)
+        with Ahead(make, generator, count) as draws:
+            for now.step in range(1, count + 1):
+                update(now, chosen, draws.take(now.step), settings)
 
     return steps
 

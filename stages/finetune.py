@@ -56,7 +56,7 @@ def train(arguments: argparse.Namespace, processes: Processes, compute: Compute)
             processes=processes,
         )
         model, history = trained.result, trained.history
-        score, _ = validate(model, validation, processes)
+        score = validate(model, validation, processes)
         if not processes.first:
             return
         gained = {

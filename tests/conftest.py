@@ -7,6 +7,8 @@ import runpy
 import shutil
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -189,3 +191,12 @@ def stage(monkeypatch, folder: Path, change: dict, name: str, *arguments: str) -
         runpy.run_module(f"stages.{name}", run_name="__main__")
     params.read.cache_clear()
     return int(ended.value.code or 0)
+
+
+def answers(url: str) -> bool:
+    """Whether a server answers there."""
+    try:
+        urllib.request.urlopen(url, timeout=2).close()  # noqa: S310  loopback
+    except OSError:
+        return False
+    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -9,14 +10,16 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
-from conftest import Project, copy_project
+from conftest import Project, answers, copy_project
+from mlflow import MlflowClient
 from test_flows import alive, ask, free_port, wait_until
 
 from pipeline import ROOT, serve
@@ -267,6 +270,17 @@ def training(folder: Path) -> bool:
     return any((folder / ".checkpoints").rglob("state.pt"))
 
 
+def assert_resumed(folder: Path, store: str = "") -> None:
+    """One MLflow run of the training, which is finished, and whose curve has no step twice."""
+    client = MlflowClient(store or f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("elder").experiment_id
+    (run,) = client.search_runs([experiment], "tags.stage = 'pretrain'")
+    assert run.info.status == "FINISHED"
+    steps = [point.step for point in client.get_metric_history(run.info.run_id, "loss")]
+    assert all(first < second for first, second in pairwise(steps)), steps
+    assert not training(folder)
+
+
 RUNS = "[(r.name, r.state.type.value, r.auto_scheduled) for r in await client.read_flow_runs()]"
 DEPLOYMENTS = "[(d.paused, len(d.schedules)) for d in await client.read_deployments()]"
 
@@ -275,10 +289,11 @@ DEPLOYMENTS = "[(d.paused, len(d.schedules)) for d in await client.read_deployme
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
 @pytest.mark.parametrize("target", ["serve", "server", "flow"])
 def test_a_kill_in_mid_training_leaves_nothing_and_the_next_run_finishes(target, number, project):
-    port = free_port()
+    port, notices = free_port(), project.folder / "notices.jsonl"
     weights = project.folder / "models" / "pretrained" / "least_squares" / "weights.safetensors"
-    with serving(project, port, 10) as (door, printed):
+    with serving(project, port, 10, ELDER_NOTIFY=str(notices)) as (door, printed):
         assert wait_until(lambda: training(project.folder), 240), printed()
+        (first,) = [name for name, state, _ in ask(project, port, RUNS) if state == "RUNNING"]
         flow = named(project.folder, "spawn_main")
         stage = named(project.folder, "stages.pretrain")
         server = named(project.folder, "prefect", "server", "start")
@@ -296,15 +311,19 @@ def test_a_kill_in_mid_training_leaves_nothing_and_the_next_run_finishes(target,
                 assert "serve: the Prefect server ended with exit code" in printed()
             elif number == signal.SIGTERM:
                 assert door.returncode == 0
-    with serving(project, port, 25) as (_, printed):
+    with serving(project, port, 25, ELDER_NOTIFY=str(notices)) as (_, printed):
         ended = re.compile(r"Flow run '[\w-]+' - Finished in state Completed")
         assert wait_until(lambda: ended.search(printed()), 240), printed()
         assert weights.exists()
         states = ask(project, port, RUNS)
         assert ask(project, port, DEPLOYMENTS) == [[False, 1]]
-    types = [state for _, state, _ in states]
-    assert "CRASHED" in types, states
-    assert types.count("RUNNING") + types.count("PENDING") <= 1, states
+    types = {name: state for name, state, _ in states}
+    assert types.pop(first) == "CRASHED", states
+    # A run of the second schedule may have begun since.
+    assert [*types.values()].count("RUNNING") + [*types.values()].count("PENDING") <= 1, states
+    told = [json.loads(line) for line in notices.read_text().splitlines()]
+    assert [first in notice["text"] for notice in told if notice["event"] == "failure"] == [True], told
+    assert_resumed(project.folder)
 
 
 @dataclass
@@ -402,3 +421,28 @@ def test_an_mlflow_server_that_does_not_answer_is_named_and_a_re_run_mends_it(pr
     assert failed.returncode != 0
     assert "http://127.0.0.1:1: the MLflow server does not answer" in failed.stdout + failed.stderr
     project.run(*command)
+
+
+@pytest.mark.slow
+def test_an_mlflow_server_that_is_lost_in_mid_training_fails_the_flow_and_a_re_run_resumes(project, server):
+    port, folder = free_port(), project.folder
+    store = f"http://127.0.0.1:{port}"
+    mlflow = [PYTHON, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    mlflow += ["--backend-store-uri", f"sqlite:///{folder / 'served.db'}"]
+    mlflow += ["--artifacts-destination", str(folder / "artifacts")]
+    variables = {"MLFLOW_TRACKING_URI": store, "PREFECT_API_URL": server.url}
+    command = [PYTHON, "-m", "pipeline.flows"]
+    with ExitStack() as stack:
+        with started(project, *mlflow) as (_, served):
+            assert wait_until(lambda: answers(f"{store}/health"), 240), served()
+            door, printed = stack.enter_context(started(project, *command, **variables))
+            assert wait_until(lambda: training(folder), 240), printed()
+        assert wait_until(lambda: door.poll() is not None, 240), printed()
+        assert door.returncode == 1, printed()
+        assert f"{store}: the MLflow server does not answer" in printed()
+    with started(project, *mlflow) as (_, served):
+        assert wait_until(lambda: answers(f"{store}/health"), 240), served()
+        subprocess.run(command, cwd=folder, env=project.environment | variables, check=True, capture_output=True)
+        assert_resumed(folder, store)
+    states = ask(project, server.port, RUNS)
+    assert sorted(state for _, state, _ in states) == ["COMPLETED", "FAILED"], states

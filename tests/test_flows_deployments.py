@@ -26,7 +26,7 @@ import numpy as np
 import prefect
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, answers
 from PIL import Image
 from prefect import get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate
@@ -53,14 +53,6 @@ SCHEDULED = [StateType.SCHEDULED]
 FLOWS = [train, watch, evaluate_champions, reconstruct_batch, prune]
 SITE = ROOT / "docs" / "examples" / "site"
 DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
-
-
-def answers(url: str) -> bool:
-    try:
-        urllib.request.urlopen(url, timeout=2).close()  # noqa: S310  loopback
-    except (urllib.error.URLError, OSError):
-        return False
-    return True
 
 
 @pytest.fixture(scope="module")
@@ -483,6 +475,7 @@ def test_a_run_whose_process_was_killed_is_closed_by_the_next_one(server, tmp_pa
         else:
             made = client.create_deployment(client.create_flow(watch), "killed")
             runs = [client.create_flow_run_from_deployment(made, state=Running()) for _ in range(5)]
+        monkeypatch.setenv(notify.VARIABLE, str(tmp_path / "notices.jsonl"))
         killed, alive, elsewhere, ended, mine = runs
         parent = client.create_task_run(publish.publish, killed.id, "0", state=Running())  # stands for the inner flow
         inner = client.create_flow_run(train, parent_task_run_id=parent.id, state=Running())
@@ -498,6 +491,8 @@ def test_a_run_whose_process_was_killed_is_closed_by_the_next_one(server, tmp_pa
         assert client.read_task_run(parent.id).state.name == "Crashed"
     assert states == ["Crashed", "Crashed", "Running", "Running", "Completed", "Running"]
     assert told == [f"run {killed.name} is now Crashed: its process ended without a report"]
+    (notice,) = [json.loads(line) for line in (tmp_path / "notices.jsonl").open()]
+    assert (notice["event"], notice["run"]) == ("failure", str(killed.id))
     assert {mark.name for mark in marks.iterdir()} == {str(alive.id), str(mine.id)}
 
 

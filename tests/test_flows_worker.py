@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, Project
+from conftest import ROOT, Project, answers
 from test_ends import processes_in, training
 from test_flows import free_port, wait_until
-from test_flows_deployments import answers, deploy, make_pool
+from test_flows_deployments import deploy, make_pool
 
 from pipeline.flows import process, source
 

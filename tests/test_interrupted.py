@@ -8,16 +8,16 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from itertools import dropwhile, pairwise
+from itertools import dropwhile
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
 from conftest import ROOT, Project
-from mlflow import MlflowClient
 from test_ends import (  # noqa: F401  fixtures among them
     LIMIT,
+    assert_resumed,
     named,
     prepared,
     processes_in,
@@ -73,17 +73,6 @@ def start_run(url: str) -> str:
 def supervises(one: psutil.Process) -> bool:
     """Whether a process is part of a supervisor."""
     return "supervisor" in " ".join(one.cmdline())
-
-
-def assert_resumed(folder: Path) -> None:
-    """One MLflow run of the training, which is finished, and whose curve has no step twice."""
-    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("elder").experiment_id
-    (run,) = client.search_runs([experiment], "tags.stage = 'pretrain'")
-    assert run.info.status == "FINISHED"
-    steps = [point.step for point in client.get_metric_history(run.info.run_id, "loss")]
-    assert all(first < second for first, second in pairwise(steps)), steps
-    assert not training(folder)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])

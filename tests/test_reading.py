@@ -287,6 +287,27 @@ def masked_kspace(path: Path) -> Path:
     return path
 
 
+def test_of_a_large_file_only_the_pictures_are_read(tmp_path, monkeypatch):
+    """fastMRI's k-space of 15 coils takes 60 times the memory of its reconstruction."""
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["kspace"], file["reconstruction_rss"] = np.zeros((5, 4, 20, 24), np.complex64), VOLUME
+        file["text"] = "reconstruction_rss"
+    read = []
+    monkeypatch.setattr(h5py.Dataset, "__array__", recorded(h5py.Dataset.__array__, read))
+    assert len(io.read_images(path)) == len(VOLUME)
+    assert read == ["/reconstruction_rss"]
+    assert io.read_arrays(path).keys() == {"kspace", "reconstruction_rss"}
+
+
+def recorded(method, names: list[str]):
+    def recording(self, *arguments, **options):
+        names.append(self.name)
+        return method(self, *arguments, **options)
+
+    return recording
+
+
 def records(path: Path) -> Path:
     nibabel.save(
         nibabel.Nifti1Image(np.zeros((4, 5, 6), np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])), np.eye(4)), path

@@ -74,7 +74,7 @@ def test_pretraining_repeats(patches):
 def test_tuning_finds_no_worse_than_where_it_starts(tuned):
     model, validation = tuned
     start = replace(model, hyperparameters=Hyperparameters(0.1, 0.1, 10.0, tol=1e-4, max_steps=100))
-    assert validate(model, validation)[0].psnr >= validate(start, validation)[0].psnr
+    assert validate(model, validation).psnr >= validate(start, validation).psnr
 
 
 @pytest.mark.parametrize(("starts", "sigma"), [([], 0.09), ([(0.1, 0.005), (0.1, 0.02)], 0.008)])
@@ -104,7 +104,7 @@ def test_tuning_leaves_a_weight_alone_that_has_no_part_in_the_minimum(tuned, ima
         hyperparameters=replace(before.hyperparameters, lambda_reg=3 * before.hyperparameters.lambda_reg, tol=1e-5),
     )
     same = replace(before, hyperparameters=replace(before.hyperparameters, tol=1e-5))
-    gap = validate(other, validation)[0].psnr - validate(same, validation)[0].psnr
+    gap = validate(other, validation).psnr - validate(same, validation).psnr
     assert abs(gap) < 0.01
 
 
@@ -130,7 +130,8 @@ def test_tuning_charges_pairs_whose_solves_fail(tuned, monkeypatch):
 
 def test_a_trial_tells_the_end_of_the_solves_from_their_best_on_the_way(tuned):
     before, validation = tuned
-    trial, (score, solutions) = trial_of(before, validation), validate(before, validation)
+    trial, score = trial_of(before, validation), validate(before, validation)
+    solutions = [before.solve(sample.operator, sample.y) for sample in validation]
     assert trial.psnr == pytest.approx(score.psnr, abs=1e-4)
     assert trial.converged == score.converged
     assert trial.step == pytest.approx(min(float(s.step.min()) for s in solutions))
@@ -174,14 +175,14 @@ def test_the_end_at_an_edge_is_said():
 
 def test_training_that_loses_its_fixed_points_goes_back(tuned, patches):
     before, validation = tuned
-    assert validate(before, validation)[0].converged == 1
+    assert validate(before, validation).converged == 1
     reckless = Finetuning(steps=4, batch=2, patch=24, learning_rate=30.0, validate_every=2, warmup=0.0, average=0.0)
     trained = finetune(before, patches, validation, reckless, patience=9)
     after, rows = trained.result, trained.history.rows
     assert rows[2]["went_back"] == 1
     # The step after it begins where the best was.
     assert rows[3]["weight"] == pytest.approx(before.hyperparameters.lambda_reg) != rows[2]["weight"]
-    assert validate(after, validation)[0].converged == 1
+    assert validate(after, validation).converged == 1
 
 
 def test_finetuning_lowers_the_error_of_the_fixed_points(tuned, patches):
@@ -189,7 +190,7 @@ def test_finetuning_lowers_the_error_of_the_fixed_points(tuned, patches):
     settings = Finetuning(steps=30, batch=4, patch=24, learning_rate=5e-4, tuning_rate=0.03, validate_every=5)
     rows = []
     after = finetune(before, patches, validation, settings, lambda step, figures: rows.append(figures)).result
-    assert validate(after, validation)[0].psnr > validate(before, validation)[0].psnr + 0.1
+    assert validate(after, validation).psnr > validate(before, validation).psnr + 0.1
     assert len(rows) == 31
     assert {"loss", "gradient_norm", "forward_steps", "backward_products", "weight", "sigma", "step_size"} <= rows[
         1
@@ -216,7 +217,7 @@ def test_every_picture_contributes_though_no_solve_converges(tuned, patches):
     after = finetune(before, patches, validation, hasty, lambda step, figures: rows.append(figures)).result
     assert all(row["forward_failed"] == 4 and row["approximate"] == 1 for row in rows[1:])
     assert all(row["exact"] == row["left_out"] == row["skipped"] == 0 for row in rows[1:])
-    assert validate(after, validation)[0].merit > validate(before, validation)[0].merit + 0.05
+    assert validate(after, validation).merit > validate(before, validation).merit + 0.05
 
 
 def test_a_solve_that_diverges_teaches_at_its_initial_guess_and_is_counted(tuned, patches):
@@ -521,8 +522,9 @@ def test_the_implicit_counterpart_is_trained_by_the_same_loop(patches, images):
     before = Model(problem, denoiser.eval().requires_grad_(False), mistuned, description)
     settings = Finetuning(steps=20, batch=4, patch=24, learning_rate=5e-4, tuning_rate=0.1, validate_every=5)
     after = finetune(before, patches, validation, settings).result
-    score, solutions = validate(after, validation)
-    assert score.psnr > validate(before, validation)[0].psnr + 0.3
+    score = validate(after, validation)
+    solutions = [after.solve(sample.operator, sample.y) for sample in validation]
+    assert score.psnr > validate(before, validation).psnr + 0.3
     assert all(solution.energy is None for solution in solutions)
 
 

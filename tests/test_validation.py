@@ -85,10 +85,10 @@ def test_a_black_picture_raises_no_score(small_model, images):
         hyperparameters=replace(small_model.hyperparameters, max_steps=5),
         validation_batch=2,
     )
-    assert validate(model, samples)[0].psnr == pytest.approx(validate(model, samples[:2])[0].psnr, abs=1e-3)
+    assert validate(model, samples).psnr == pytest.approx(validate(model, samples[:2]).psnr, abs=1e-3)
     whole, without = trial_of(model, samples), trial_of(model, samples[:2])
     assert (whole.psnr, whole.peak_psnr) == pytest.approx((without.psnr, without.peak_psnr), abs=1e-3)
-    assert validate(model, samples[2:])[0].psnr > 40  # there is no other to be judged by
+    assert validate(model, samples[2:]).psnr > 40  # there is no other to be judged by
 
 
 def test_a_flat_picture_raises_no_score_of_a_trial_at_any_weight(small_model, images):
@@ -130,12 +130,15 @@ def test_scores_and_trials_are_the_same(name, settings, images, small_model, mon
     together = alone.on(Compute(validation_batch=3))
     solved: list[int] = []
     monkeypatch.setattr(Model, "solve", counted(Model.solve, solved))
-    (one, each), (other, all_at_once) = validate(alone, samples), validate(together, samples)
+    one, other = validate(alone, samples), validate(together, samples)
     assert solved == [1, 1, 1, 3]
     assert other.psnr == pytest.approx(one.psnr, abs=1e-3)
     assert other.converged == one.converged
-    for k, solution in enumerate(each):
-        torch.testing.assert_close(all_at_once[0].x[k], solution.x[0], rtol=0, atol=1e-3)
+    ((operator, y, _),) = batches(problem, samples, 3)
+    all_at_once = together.solve(operator, y)
+    for k, sample in enumerate(samples):
+        solution = alone.solve(sample.operator, sample.y)
+        torch.testing.assert_close(all_at_once.x[k], solution.x[0], rtol=0, atol=1e-3)
     first, second = trial_of(alone, samples), trial_of(together, samples)
     for field, value in vars(first).items():
         assert getattr(second, field) == pytest.approx(value, rel=1e-3), field

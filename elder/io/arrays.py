@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,16 @@ from torch import Tensor
 from elder.errors import UserError
 from elder.io.pictures import PICTURES, read_unchecked
 
+HDF5 = (".h5", ".hdf5")
 
-def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
+
+def read_arrays(path: str | Path, keys: Sequence[str] = ()) -> dict[str, np.ndarray]:
     """Every array of a file by its name; formats that hold one give it the name `y`.
 
     .npy .npz .mat (both formats) .h5 .hdf5 and pictures. What holds no numbers, such as text and structures, is left
-    out. Raises `UserError` for a missing, corrupt or unknown file, or one without an array of numbers.
+    out. keys: names of which the first one that a file has is wanted. Of HDF5 no other array is read then, but `mask`:
+    the k-space of a file can take a hundred times the memory of its pictures. Raises `UserError` for a missing, corrupt
+    or unknown file, or one without an array of numbers.
     """
     path = Path(path)
     if not path.is_file():
@@ -27,7 +31,7 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     if path.suffix.lower() not in ARRAYS:
         raise UserError(f"{path}: can't read {path.suffix or 'a file without suffix'}; known are {' '.join(ARRAYS)}")
     with reading(path, path.suffix.lower()):
-        arrays = ARRAYS[path.suffix.lower()](path)
+        arrays = _read_hdf5(path, keys) if path.suffix.lower() in HDF5 else ARRAYS[path.suffix.lower()](path)
     numeric = {name: array for name, array in arrays.items() if array.dtype.kind in "biufcO"}
     if not numeric:
         raise UserError(f"{path}: holds no array of numbers")
@@ -152,31 +156,35 @@ def _is_cells(array: np.ndarray) -> bool:
     return all(isinstance(cell, np.ndarray) and cell.dtype.kind in "biufc" for cell in array.flatten())
 
 
-def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
+def _read_hdf5(path: Path, keys: Sequence[str] = ()) -> dict[str, np.ndarray]:
     try:
         import h5py
     except ImportError:
         raise UserError(f"{path}: reading HDF5 needs h5py; install elder[formats]") from None
-    arrays: dict[str, np.ndarray] = {}
+    found: dict[str, Any] = {}
 
     def collect(name: str, item: Any) -> None:
-        if not isinstance(item, h5py.Dataset) or name.startswith("#") or item.shape is None:  # which is HDF5's nothing
+        # A shape of None is HDF5's nothing. References are the cells of MATLAB, pairs its complex numbers.
+        if not isinstance(item, h5py.Dataset) or name.startswith("#") or item.shape is None:
             return
-        if h5py.check_ref_dtype(item.dtype) is not None:  # a MATLAB cell array holds references
+        references = h5py.check_ref_dtype(item.dtype) is not None
+        if references or item.dtype.kind in "biufc" or item.dtype.names == ("real", "imag"):
+            found[name] = item
+
+    def values(item: Any) -> np.ndarray:
+        if h5py.check_ref_dtype(item.dtype) is not None:
             cells = np.empty(item.size or 0, dtype=object)
             for index, reference in enumerate(np.asarray(item).flatten()):
                 cells[index] = np.asarray(item.file[reference]).T
-            if _is_cells(cells):
-                arrays[name] = cells
-        elif item.dtype.kind in "biufc":
-            arrays[name] = np.asarray(item)
-        elif item.dtype.names == ("real", "imag"):  # complex numbers of MATLAB
-            parts: Any = np.asarray(item)
-            arrays[name] = parts["real"] + 1j * parts["imag"]
+            return cells
+        array: Any = np.asarray(item)
+        return array["real"] + 1j * array["imag"] if item.dtype.names else array
 
     with h5py.File(path, "r") as file:
         file.visititems(collect)
-    return arrays
+        wanted = next(({key, "mask"} for key in keys if key in found), found.keys())
+        arrays = {name: values(item) for name, item in found.items() if name in wanted}
+    return {name: array for name, array in arrays.items() if array.dtype != object or _is_cells(array)}
 
 
 # What reads the arrays of a file, by its suffix.
@@ -184,7 +192,6 @@ ARRAYS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
     ".npy": _read_npy,
     ".npz": _read_npz,
     ".mat": _read_mat,
-    ".h5": _read_hdf5,
-    ".hdf5": _read_hdf5,
+    **dict.fromkeys(HDF5, _read_hdf5),
     **dict.fromkeys(PICTURES, _read_numbers),
 }

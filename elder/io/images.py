@@ -204,7 +204,7 @@ def _scan(path: Path, axes: str) -> Stack:
 
 
 def _arrays(path: Path, axes: str) -> Stack:
-    arrays = read_arrays(path)
+    arrays = read_arrays(path, KEYS)
     key = next((key for key in KEYS if key in arrays), None)
     if key is None and len(arrays) > 1:
         raise UserError(f"{path}: holds {', '.join(sorted(arrays))}; name the images {' or '.join(KEYS)}")

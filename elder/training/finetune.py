@@ -63,7 +63,7 @@ def finetune(
         generator.set_state(state["generator"])
         history.rows.extend(state["history"])
     else:
-        now.best_score, _ = validate(before, validation, processes)
+        now.best_score = validate(before, validation, processes)
         record(0, {"val_psnr": now.best_score.psnr, "val_converged": now.best_score.converged})
     with Ahead(drawing(before, patches, settings, drawn), generator, settings.steps) as draws:
         for step in range(now.step + 1, settings.steps + 1):
@@ -86,7 +86,7 @@ def finetune(
 def _validate(now: Progress, before: Model, validation: Sequence[Sample], settings: Finetuning) -> dict[str, float]:
     """Judge the averaged parameters, and go back where they are far below the best."""
     model = now.model.model(before, now.scale)
-    score, _ = validate(model, validation, now.processes)
+    score = validate(model, validation, now.processes)
     lost = now.judge(model, score)
     # During the warm-up solves are cut short on purpose, and may not converge yet.
     back = lost > settings.go_back and now.step > settings.warmup * settings.steps

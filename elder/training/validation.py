@@ -11,7 +11,6 @@ import torch
 from elder.evaluation.quality import judged, psnr
 from elder.model.model import Model
 from elder.problems.samples import Sample, batches
-from elder.solvers import Solution
 from elder.training.processes import ALONE, Processes
 
 # The share of solves that a model must bring to a fixed point, and the dB that a missing share of one is charged.
@@ -39,19 +38,18 @@ class Score:
         return self.merit > other.merit + by
 
 
-def validate(model: Model, samples: Sequence[Sample], processes: Processes = ALONE) -> tuple[Score, list[Solution]]:
-    """The score, and the solutions of this process's share of the images: of all of them if it is alone.
+def validate(model: Model, samples: Sequence[Sample], processes: Processes = ALONE) -> Score:
+    """The score on the samples, of which each process solves for its share, `model.validation_batch` images at a time.
 
-    A solution is that of `model.validation_batch` images at most.
+    No more than these are in memory: `samples` may read each image where it is asked for.
     """
-    solutions: list[Solution] = []
     found: list[tuple[float, float, float]] = []
     share = (samples[i] for i in range(len(samples))[processes.share(len(samples))])
     for operator, y, truth in batches(model.problem, share, model.validation_batch):
-        solutions.append(model.solve(operator, y))
-        pictures = solutions[-1].x, model.problem.initial(operator, y)
+        solution = model.solve(operator, y)
+        pictures = solution.x, model.problem.initial(operator, y)
         quality, guesses = (psnr(picture.to(truth.device), truth).tolist() for picture in pictures)
-        found += zip(quality, guesses, solutions[-1].succeeded.double().tolist(), strict=True)
+        found += zip(quality, guesses, solution.succeeded.double().tolist(), strict=True)
     whole = processes.gather(torch.tensor(found, dtype=torch.float64).view(-1, 3), len(samples))
     quality, guesses, converged = whole.T.tolist()
-    return Score(fmean(judged(quality, guesses)), fmean(converged)), solutions
+    return Score(fmean(judged(quality, guesses)), fmean(converged))

@@ -26,9 +26,9 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.runtime import deployment, flow_run
-from prefect.states import Cancelled, Crashed
+from prefect.states import Cancelled, Crashed, State
 
-from pipeline.flows import process
+from pipeline.flows import notify, process
 
 OPEN = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 MARKS = Path(".dvc") / "tmp" / "runs"
@@ -46,7 +46,8 @@ def begin(folder: Path, log: Callable[[str], None]) -> None:
 
     A run of a deployment ends with the worker or runner that started it. A run by hand has no such starter.
 
-    Open runs whose process was killed are set to `Crashed`, with what they started. Every run holds a lock on a file of
+    Open runs whose process was killed are set to `Crashed`, with what they started, and told of as failures: their own
+    hook could not. One that was being cancelled is set to `Cancelled`. Every run holds a lock on a file of
     its own, in `MARKS` of the project, for as long as its process lives. A limit of Prefect's can't tell: its leases
     run out on a busy machine, or while the server is away, and end runs that live. A run is closed on the server that
     knows it. A folder that is no DVC repository keeps no marks.
@@ -66,8 +67,7 @@ def begin(folder: Path, log: Callable[[str], None]) -> None:
             ids = FlowRunFilterId(any_=[UUID(name) for name in dead[first : first + PAGE]])
             for run in client.read_flow_runs(flow_run_filter=FlowRunFilter(id=ids), limit=PAGE):
                 if run.state_type in OPEN:
-                    _crash(client, run)
-                    log(f"run {run.name} is now Crashed: {REASON}")
+                    _close(client, run, log)
                 (marks / str(run.id)).unlink(missing_ok=True)
         if deployment.id is not None:
             _catch_up(client, UUID(deployment.id), folder, log)
@@ -89,8 +89,7 @@ def _catch_up(client: SyncPrefectClient, of: UUID, folder: Path, log: Callable[[
         elsewhere = Path(run.parameters.get("folder", folder)).resolve() != folder
         begun = elsewhere or (folder / MARKS / str(run.id)).exists() or (folder / MARKS / f"{run.id}.new").exists()
         if not begun and run.state and datetime.now(UTC) - run.state.timestamp > STARTING:
-            _crash(client, run)
-            log(f"run {run.name} is now Crashed: {REASON}")
+            _close(client, run, log)
     scheduled = _in([StateType.SCHEDULED])
     waiting = due(client.read_flow_runs(deployment_filter=here, flow_run_filter=scheduled, sort=latest, limit=PAGE))
     for run in waiting[1:]:
@@ -123,17 +122,38 @@ def _is_dead(mark: Path) -> bool:
     return True
 
 
-def _crash(client: SyncPrefectClient, run: FlowRun) -> None:
+def _close(client: SyncPrefectClient, run: FlowRun, log: Callable[[str], None]) -> None:
+    """Set a run whose process is gone to its last state, with what it started, and tell of it."""
+    state = ended(run)
+    _set(client, run, state)
+    log(f"run {run.name} is now {state.name}: {REASON}")
+    if trouble := tell_of(run, state):
+        log(trouble)
+
+
+def ended(run: FlowRun) -> State[None]:
+    """The last state of a run whose process is gone: `Cancelled` if that was under way, else `Crashed`."""
+    return Cancelled(message=REASON) if run.state_type == StateType.CANCELLING else Crashed(message=REASON)
+
+
+def tell_of(run: FlowRun, state: State[None]) -> str | None:
+    """Tell of a run that was closed here, if it crashed. Returns what went wrong with that, in one line."""
+    if state.type != StateType.CRASHED:
+        return None
+    return notify.tell("failure", f"run {run.name}: crashed: {REASON}", run=str(run.id))
+
+
+def _set(client: SyncPrefectClient, run: FlowRun, state: State[None]) -> None:
     below = FlowRunFilter(
         parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run.id]),
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=OPEN)),
     )
     for inner in client.read_flow_runs(flow_run_filter=below):
-        _crash(client, inner)
+        _set(client, inner, state)
     tasks = client.read_task_runs(
         flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])),
         task_run_filter=TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=OPEN))),
     )
     for task in tasks:
         client.set_task_run_state(task.id, Crashed(message=REASON), force=True)
-    client.set_flow_run_state(run.id, Crashed(message=REASON), force=True)
+    client.set_flow_run_state(run.id, state, force=True)

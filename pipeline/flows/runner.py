@@ -40,9 +40,8 @@ from prefect.schedules import Schedule
 from prefect.states import Cancelled, Crashed
 
 from pipeline import ROOT
-from pipeline.flows import schedule
+from pipeline.flows import flow_runs, schedule
 from pipeline.flows.flow import train
-from pipeline.flows.flow_runs import due
 
 # Seconds that a flow has, after SIGTERM, to end its stage and to report its end.
 GRACE = 4.5
@@ -93,7 +92,8 @@ async def serve(name: str, when: Schedule) -> NoReturn:
     deployment = await runner.aadd_flow(train, name=name, schedule=when, paused=False, parameters={"folder": str(ROOT)})
     async with get_client() as client:
         await close(client, await runs(client, deployment, UNFINISHED))
-        await skip(client, due(await runs(client, deployment, [StateType.SCHEDULED])), "due while nothing served it")
+        missed = flow_runs.due(await runs(client, deployment, [StateType.SCHEDULED]))
+        await skip(client, missed, "due while nothing served it")
         watching = asyncio.create_task(watch(runner, client, deployment))
         running = asyncio.create_task(runner.start())
         await asyncio.wait([watching, running], return_when=asyncio.FIRST_COMPLETED)
@@ -143,7 +143,7 @@ async def watch(runner: Runner, client: PrefectClient, deployment: UUID) -> NoRe
             running = await runs(client, deployment, [StateType.RUNNING])
             alive = 1 if before or flow_processes() else 0
             await close(client, running[alive:])
-            waiting = due(await runs(client, deployment, [StateType.SCHEDULED]))
+            waiting = flow_runs.due(await runs(client, deployment, [StateType.SCHEDULED]))
             await skip(client, waiting[1:], "due again before it could start")
 
 
@@ -164,19 +164,19 @@ async def runs(client: PrefectClient, deployment: UUID, types: list[StateType]) 
 
 
 async def close(client: PrefectClient, dead: Iterable[FlowRun]) -> None:
-    """Set runs without a process, and their tasks, to `Crashed`, or to `Cancelled` if that was under way."""
+    """Set runs without a process to their last state, and their tasks to `Crashed`, and tell of it."""
     for run in dead:
-        text = "its process ended without a report"
-        cancelled = run.state_type == StateType.CANCELLING
+        state = flow_runs.ended(run)
         tasks = await client.read_task_runs(
             flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])),
             task_run_filter=TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=UNFINISHED))),
         )
         for task in tasks:
-            await client.set_task_run_state(task.id, Crashed(message=text), force=True)
-        state = Cancelled(message=text) if cancelled else Crashed(message=text)
+            await client.set_task_run_state(task.id, Crashed(message=flow_runs.REASON), force=True)
         await client.set_flow_run_state(run.id, state, force=True)
-        print(f"serve: run {run.name} is now {state.name}: {text}", flush=True)
+        print(f"serve: run {run.name} is now {state.name}: {flow_runs.REASON}", flush=True)
+        if trouble := flow_runs.tell_of(run, state):
+            print(f"serve: {trouble}", flush=True)
 
 
 async def skip(client: PrefectClient, missed: Iterable[FlowRun], reason: str) -> None:

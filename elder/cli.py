@@ -365,6 +365,7 @@ def _clean(arguments: argparse.Namespace, channels: int, limit: int | None = Non
 
     io.check_apart(arguments.images, arguments.out)
     paths = io.list_sources(arguments.images)
+    io.check_axes(arguments.axes, paths)
     linked = {path for path in paths if path.is_symlink()}
     for place in sorted({path.parent for path in paths} | linked):  # a link may lead to another folder
         io.check_apart(place, arguments.out)

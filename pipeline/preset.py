@@ -130,7 +130,10 @@ def _free(path: Path) -> Path:
 
 
 def overlaid(defaults: str, preset: str, where: str) -> str:
-    """The text of the defaults with a preset laid over it. where: what an error calls the preset."""
+    """The text of the defaults with a preset laid over it. where: what an error calls the preset.
+
+    Raises `UserError` for a text that is not YAML or has no sections, and for a setting that the defaults lack.
+    """
     yaml = YAML()
     yaml.width = 120
     params = _sections(yaml, defaults, DEFAULTS)

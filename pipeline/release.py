@@ -125,8 +125,8 @@ def release(
     names, images: clean pictures (1, c, h, w) on which both precisions are measured. changes: settings of the problem
     in the place of the bundle's.
     Warns if it is not known which settings trained the bundle. Raises `UserError` for a name that is no plain folder
-    name, a changed working tree, a bundle that params.yaml would train anew, a problem whose class does not come with
-    elder, an unknown setting, or a model that is too large.
+    name, a changed working tree, a bundle that differs from what params.yaml would train, a problem whose class does
+    not come with elder, an unknown setting, or a model that is too large.
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
         raise UserError(f"{name!r} is no name of a released model: use small letters, digits, - and _")
@@ -137,7 +137,7 @@ def release(
     config = _with(changes, config)
     commit, recipe = _commit(), _recipe(params.raw(), config) if _made_here(source) else None
     released.FOLDER.mkdir(exist_ok=True)
-    # On the file system of the package, so that the whole folder comes to its place by one rename.
+    # On the file system of the package, so that one rename puts the whole folder in its place.
     with tempfile.TemporaryDirectory(dir=released.FOLDER.parent, prefix=".released-") as made:
         folders = {kind: Path(made) / kind for kind, dtype in PRECISIONS.items() if _holds(dtype, regularizer)}
         for kind, folder in folders.items():
@@ -219,7 +219,7 @@ def _commit() -> str:
 def _made_here(source: Path) -> bool:
     """Whether params.yaml and the code of this project trained the bundle; warns if it is no output of the project.
 
-    Raises `UserError` if `dvc repro` would make it anew, or if DVC can't tell.
+    Raises `UserError` if `dvc repro` would train it again, or if DVC can't tell.
     """
     chosen, folder, entry = params.read(), source.resolve().parent, source.resolve().name
     stages = next((stages for place, stages in MADE_BY.items() if folder == Path(place).resolve()), None)

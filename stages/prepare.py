@@ -111,8 +111,12 @@ def _in_package(file: str) -> Path:
 
 
 def split(folder: Path, chosen: Preparation) -> dict[str, dict[Path, str]]:
-    """The files of a folder in each split, and a name for each that is unique in its split."""
+    """The files of a folder in each split, and a name for each that is unique in its split.
+
+    Raises `UserError` for a folder without images, and for splits that do not fit its files.
+    """
     paths = io.list_sources(folder)
+    io.check_axes(chosen.axes, paths)
     places = {place for path in paths for place in path.parents if place != folder and place.is_relative_to(folder)}
     if link := next((place for place in sorted(places) if place.is_symlink()), None):
         warnings.warn(
@@ -248,7 +252,10 @@ def central_square(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def cropped(image: np.ndarray, multiple: int) -> np.ndarray:
-    """The middle of the image whose sides are the largest multiples of `multiple`."""
+    """The middle of the image whose sides are the largest multiples of `multiple`.
+
+    Raises `UserError` for an image with a side smaller than `multiple`.
+    """
     h, w = (n - n % multiple for n in image.shape[:2])
     if min(h, w) == 0:
         raise UserError(f"prepare.multiple={multiple}: an image of {image.shape[0]}x{image.shape[1]} is smaller")

@@ -147,7 +147,7 @@ class Setup:
         return list(torch.autograd.grad(self.loss(x), self.theta, materialize_grads=True))
 
     def difference(self, direction: list[Tensor], length: float = 1e-6) -> float:
-        """The slope of the loss along a direction in θ, by solving anew on either side."""
+        """The slope of the loss along a direction in θ, by solving again on either side."""
         values = []
         for sign in (1, -2, 1):
             with torch.no_grad():

@@ -287,6 +287,16 @@ def masked_kspace(path: Path) -> Path:
     return path
 
 
+def test_an_order_of_axes_for_pictures_alone_is_refused(tmp_path):
+    paths = [array(tmp_path / "a.npy", np.zeros((4, 5))), tmp_path / "b.png", tmp_path / "c.nii.gz"]
+    io.check_axes("hw", paths)
+    io.check_axes("", paths[1:])
+    with pytest.raises(
+        UserError, match=r"axes=hw: is for arrays, and b\.png, c\.nii\.gz are pictures or scans: leave it out"
+    ):
+        io.check_axes("hw", paths[1:])
+
+
 def test_of_a_large_file_only_the_pictures_are_read(tmp_path, monkeypatch):
     """fastMRI's k-space of 15 coils takes 60 times the memory of its reconstruction."""
     path = tmp_path / "a.h5"

@@ -6,6 +6,7 @@ from elder.io.atomic import replacing, write_csv, write_json
 from elder.io.bounded import check_npy, opened, parse_json, read_json
 from elder.io.images import (
     Names,
+    check_axes,
     file_names,
     kind_of,
     list_sources,
@@ -29,6 +30,7 @@ __all__ = [
     "StoredImage",
     "binary",
     "check_apart",
+    "check_axes",
     "check_mask_size",
     "check_npy",
     "check_scaling",

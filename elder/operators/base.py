@@ -50,6 +50,7 @@ class Operator(ABC):
         """(AᵀA + W)⁻¹ v with W = F⁻¹ diag(weights) F, in closed form.
 
         v: (b, c, h, w); weights W(ω) > 0, with W(ω) = W(−ω): broadcast to (b, c, h, w), on the grid of fft2.
+        Raises `NotImplementedError` for an operator that has no closed form for it.
         """
         raise NotImplementedError(f"{type(self).__name__} has no closed form for this: see `spectral`")
 

@@ -60,7 +60,10 @@ def hold(folder: Path, name: str, log: Callable[[str], None], *, patience: float
 
 @contextmanager
 def alone(path: Path, folder: Path, name: str, log: Callable[[str], None], patience: float) -> Iterator[None]:
-    """Hold the lock in the file `path`, as `hold` does; folder: what messages say is held."""
+    """Hold the lock in the file `path`, as `hold` does; folder: what messages say is held.
+
+    Raises `RepositoryHeld` if another process holds it for longer than `patience` seconds.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         # Who looks whether it is free holds it for an instant (`holder`).

@@ -46,7 +46,10 @@ def by_folders(names: Sequence[str]) -> dict[str, str]:
 
 
 def by_list(path: Path) -> dict[str, str]:
-    """The lines `name,split` of a CSV file, names relative to the folder. Blanks around them do not matter."""
+    """The lines `name,split` of a CSV file, names relative to the folder. Blanks around them do not matter.
+
+    Raises `UserError` for a file that is missing, is no CSV file in UTF-8, or lacks a column or an entry.
+    """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             lines = [line for line in csv.reader(file, skipinitialspace=True) if any(cell.strip() for cell in line)]

@@ -187,14 +187,20 @@ class Params(Section):
         return self.problem(problem).get("class")
 
     def finetuning(self, cell: str) -> Finetuning:
-        """The settings of `finetune`, with those of the cell in their places."""
+        """The settings of `finetune`, with those of the cell in their places.
+
+        Raises `UserError` for an unknown cell, and for settings that contradict each other.
+        """
         if cell not in self.cells:
             raise UserError(f"params.yaml: needs a section cells.{cell}")
         chosen = merging.merged(vars(self.finetune), self.cells[cell].finetune)
         return _fitting(Finetuning, chosen, f"cells.{cell}.finetune")
 
     def pretraining(self, regularizer: str) -> Pretraining:
-        """The settings of `pretrain`, with those of the regularizer in their places."""
+        """The settings of `pretrain`, with those of the regularizer in their places.
+
+        Raises `UserError` for an unknown regularizer, and for settings that contradict each other.
+        """
         chosen = merging.merged(vars(self.pretrain), self._parameterization(regularizer).pretrain)
         return _fitting(Pretraining, chosen, f"regularizers.{regularizer}.pretrain")
 

@@ -8,9 +8,12 @@ import io
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -617,6 +620,51 @@ def test_a_remote_carries_data_and_results_where_no_cache_is_shared(server, tmp_
     train(str(project.folder), runner="local", at_once=2, cluster=elsewhere)
     assert ran(tmp_path) == EVERYWHERE
     assert (tmp_path / "elsewhere" / "cache").is_dir()
+    assert "up to date" in project.run("dvc", "status").stdout
+
+
+@contextmanager
+def clustered(engine: str, folder: Path) -> Iterator[str]:
+    """The address of a Dask scheduler with two workers, or of a Ray head with two processors."""
+    port, environment = free_port(), process.environment() | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    address = f"tcp://127.0.0.1:{port}" if engine == "dask" else f"127.0.0.1:{port}"
+    scheduler = ["dask", "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"]
+    commands = [scheduler, *2 * [["dask", "worker", address, "--nthreads", "1", "--no-dashboard"]]]
+    if engine == "ray":
+        head = ["--head", "--node-ip-address", "127.0.0.1", "--port", str(port), "--num-cpus", "2", "--block"]
+        commands = [["ray.scripts.scripts", "start", *head, "--include-dashboard", "false"]]
+    with ExitStack() as stack:
+        for number, command in enumerate(commands):
+            log = stack.enter_context((folder / f"{engine}-{number}.log").open("w"))
+            started = process.start(
+                [sys.executable, "-m", *command], cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT
+            )
+            stack.callback(process.stop, started)
+            if number == 0:
+                assert wait_until(lambda: is_open(port), 120), (folder / f"{engine}-0.log").read_text()
+        yield address
+
+
+def is_open(port: int) -> bool:
+    """Whether something listens at a port of this machine."""
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remote", ["", "shared"])
+@pytest.mark.parametrize("engine", ENGINES[1:])
+def test_cells_run_on_a_cluster_that_is_there_already(engine, remote, server, tmp_path):  # noqa: F811
+    project = toy(tmp_path)
+    project.run("dvc", "remote", "add", "shared", str(tmp_path / "remote"))
+    with clustered(engine, tmp_path) as address:
+        there = Cluster(address=address, threads=1, remote=remote, copies=str(tmp_path / "elsewhere"))
+        train(str(project.folder), runner=engine, cluster=there)
+    assert ran(tmp_path) == EVERYWHERE
+    assert (tmp_path / "elsewhere" / "cache").is_dir() == bool(remote)
     assert "up to date" in project.run("dvc", "status").stdout
 
 

@@ -21,7 +21,7 @@ from elder.stability import spectral_radius
 from elder.training import tune as tuning
 from elder.training.averaging import moving_average
 from elder.training.checkpoint import Checkpoint
-from elder.training.finetune import finetune
+from elder.training.finetune import finetune, progress
 from elder.training.history import History, Trained, silent
 from elder.training.patches import Patches
 from elder.training.pretrain import Pretraining, denoising_psnr, pretrain
@@ -69,6 +69,24 @@ def test_pretraining_denoises(patches, images):
 def test_pretraining_repeats(patches):
     first, again = (pretrained(patches, 5).state_dict() for _ in range(2))
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_an_untrained_drunet_returns_its_picture(images):
+    """So training does not spend its first steps on what a residual would cost to unlearn."""
+    torch.manual_seed(0)
+    network = {"name": "drunet", "channels": 1, "widths": [8, 16, 32, 32], "blocks": 2, "activation": "elu"}
+    x = images[0]
+    for kind in ("least_squares", "implicit"):
+        denoised = regularizers.make(kind, network).denoise(x, torch.tensor(0.1)).detach()
+        assert float((denoised - x).norm() / x.norm()) < 0.02
+
+
+def test_patches_are_turned_and_mirrored():
+    corner = torch.arange(16.0).view(1, 1, 4, 4) / 16
+    patches = Patches([corner], 4, ["corner"])
+    found = {tuple(patch.flatten().tolist()) for patch in patches.draw(200, torch.Generator().manual_seed(0))}
+    turned = [torch.rot90(corner, turns, (-2, -1)) for turns in range(4)]
+    assert found == {tuple(t.flatten().tolist()) for t in (*turned, *(t.flip(-1) for t in turned))}
 
 
 def test_tuning_finds_no_worse_than_where_it_starts(tuned):
@@ -183,6 +201,31 @@ def test_training_that_loses_its_fixed_points_goes_back(tuned, patches):
     # The step after it begins where the best was.
     assert rows[3]["weight"] == pytest.approx(before.hyperparameters.lambda_reg) != rows[2]["weight"]
     assert validate(after, validation).converged == 1
+
+
+def test_going_back_halves_the_rates_and_keeps_what_the_optimizer_knows(tuned, rng):
+    before, _ = tuned
+    now = progress(before, Finetuning(steps=100))
+    for _ in range(5):
+        for parameter in now.theta.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=rng, dtype=torch.float64).to(parameter)
+        now.optimizer.step()
+        now.schedule.step()
+        now.averaged.update_parameters(now.theta)
+    states = list(now.optimizer.state.values())
+    seconds = [state["exp_avg_sq"].clone() for state in states]
+    rates = [group["lr"] for group in now.optimizer.param_groups]
+    now.go_back()
+    assert [group["lr"] for group in now.optimizer.param_groups] == pytest.approx([rate / 2 for rate in rates])
+    now.optimizer.zero_grad()
+    now.schedule.step()
+    assert all(group["lr"] < 0.9 * rate for group, rate in zip(now.optimizer.param_groups, rates, strict=True))
+    assert all(torch.equal(state["exp_avg_sq"], kept) for state, kept in zip(states, seconds, strict=True))
+    assert all(float(kept.abs().max()) > 0 for kept in seconds)
+    assert all(float(state["exp_avg"].abs().max()) == 0 for state in states)
+    for part in (now.theta, now.model):
+        for name, weights in before.regularizer.state_dict().items():
+            assert torch.equal(part.regularizer.state_dict()[name], weights)
 
 
 def test_finetuning_lowers_the_error_of_the_fixed_points(tuned, patches):

@@ -281,6 +281,7 @@ def assert_resumed(folder: Path, store: str = "") -> None:
     assert not training(folder)
 
 
+COMPLETED = re.compile(r"Flow run '[\w-]+' - Finished in state Completed")
 RUNS = "[(r.name, r.state.type.value, r.auto_scheduled) for r in await client.read_flow_runs()]"
 DEPLOYMENTS = "[(d.paused, len(d.schedules)) for d in await client.read_deployments()]"
 
@@ -302,7 +303,7 @@ def test_a_kill_in_mid_training_leaves_nothing_and_the_next_run_finishes(target,
         killed.send_signal(number)
         if target == "flow":
             assert wait_until(lambda: not flow.is_running() and not stage.is_running(), LIMIT), printed()
-            assert wait_until(weights.exists, 240), printed()
+            assert wait_until(lambda: COMPLETED.search(printed()), 240), printed()
         else:
             assert wait_until(lambda: not processes_in(project.folder) and door.poll() is not None, LIMIT), printed()
             assert not weights.exists()
@@ -312,8 +313,7 @@ def test_a_kill_in_mid_training_leaves_nothing_and_the_next_run_finishes(target,
             elif number == signal.SIGTERM:
                 assert door.returncode == 0
     with serving(project, port, 25, ELDER_NOTIFY=str(notices)) as (_, printed):
-        ended = re.compile(r"Flow run '[\w-]+' - Finished in state Completed")
-        assert wait_until(lambda: ended.search(printed()), 240), printed()
+        assert wait_until(lambda: COMPLETED.search(printed()), 240), printed()
         assert weights.exists()
         states = ask(project, port, RUNS)
         assert ask(project, port, DEPLOYMENTS) == [[False, 1]]

@@ -201,4 +201,6 @@ def _factory(engine: Engine, at_once: int, cluster: Cluster, threads: int) -> Ca
     ray = importlib.import_module("prefect_ray").RayTaskRunner
     if cluster.address:
         return lambda: ray(address=cluster.address)
-    return lambda: ray(init_kwargs={"num_cpus": at_once * threads, "include_dashboard": False})
+    # Without `local`, Ray would join the cluster that RAY_ADDRESS names, or one of this machine, which may be gone.
+    own = {"address": "local", "num_cpus": at_once * threads, "include_dashboard": False}
+    return lambda: ray(init_kwargs=own)

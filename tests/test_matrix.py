@@ -544,7 +544,7 @@ ENGINES = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_cell_that_fails_stops_no_other_and_a_re_run_does_what_is_missing(engine, server, tmp_path, monkeypatch):  # noqa: E501, F811
+def test_a_cell_that_fails_stops_no_other_and_a_re_run_does_what_is_missing(engine, server, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # a cluster that is gone; the flow starts one of its own
     project = toy(tmp_path)
     (tmp_path / "fail-evaluate@b").touch()

@@ -54,8 +54,8 @@ def apply(name: str, folder: Path) -> None:
     """Write params.yaml of the project in `folder`, whole or not at all.
 
     Edits that were made while another preset was in force would be lost: they are kept in params.yaml.bak, or in
-    params.yaml.bak.1 and so on, where that is taken. A params.yaml that names no preset holds the defaults, those of
-    another commit, say. What presets/default.yaml has kept is then out of date, and moved aside too.
+    params.yaml.bak.1 and so on, where that is taken. A params.yaml that names no preset may hold the defaults, those
+    of another commit, say. What presets/default.yaml has kept is then out of date, and moved aside too.
 
     Raises `UserError` for an unknown preset, one that sets what the defaults lack, or defaults that are not there or no
     sections.
@@ -68,7 +68,7 @@ def apply(name: str, folder: Path) -> None:
         shutil.copy(target, kept)
         message = f"params.yaml was edited while a preset was in force: the edits are kept in {kept.name}"
         warnings.warn(message, DataWarning, stacklevel=2)
-    if defaults.exists() and not _names_preset(target.read_text()):
+    if defaults.exists() and _holds_defaults(target, defaults):
         _move_aside(defaults, target)
     if name == "default":
         if defaults.exists():
@@ -86,18 +86,18 @@ def apply(name: str, folder: Path) -> None:
 def in_force(folder: Path) -> str | None:
     """The name of the preset that params.yaml of the project in `folder` holds, or `None` if it was edited since.
 
-    It is `default` if params.yaml names none, whether it was edited or not.
+    It is `default` if params.yaml holds the defaults, whether they were edited or not.
     Raises `UserError` if params.yaml is that of a preset and the defaults below it are not there.
     """
     target, defaults = folder / "params.yaml", folder / "presets" / "default.yaml"
-    text = target.read_text()
-    if not _names_preset(text):
+    if _holds_defaults(target, defaults):
         return "default"
     if not defaults.exists():
         raise UserError(
             "params.yaml is that of a preset, and presets/default.yaml, which keeps the defaults, is not here: commit "
             "both files where the preset was chosen, or take params.yaml from an earlier commit"
         )
+    text = target.read_text()
     own = "".join(line for line in text.splitlines(keepends=True) if not _names_preset(line))
     below = defaults.read_text()
     for name in names(folder):
@@ -116,6 +116,16 @@ def _move_aside(defaults: Path, target: Path) -> None:
     defaults.replace(kept)
     message = f"params.yaml is in force, and not presets/default.yaml, which is now presets/{kept.name}"
     warnings.warn(message, DataWarning, stacklevel=3)
+
+
+def _holds_defaults(target: Path, defaults: Path) -> bool:
+    """Whether params.yaml names no preset, and begins with the comment of the defaults if a preset was chosen before.
+
+    A tool that writes a preset without its comments leaves neither.
+    """
+    text = target.read_text()
+    opening = defaults.read_text().partition("\n")[0] if defaults.exists() else ""
+    return text.startswith(opening) and not _names_preset(text)
 
 
 def _names_preset(text: str) -> bool:

@@ -25,7 +25,7 @@ from elder.problems.samples import measure
 # Loads every folder of `bundles` in one process, which may take 1 GB of addresses beyond those of the imports. Prints
 # what came of each, and how much memory was in use at most, in bytes.
 LOADER = """
-import json, resource, sys, time
+import json, re, resource, sys, time
 from pathlib import Path
 import elder
 load = elder.load
@@ -39,7 +39,8 @@ for folder in sorted(path for path in Path("bundles").iterdir() if path.is_dir()
         outcomes[folder.name] = ("loaded", "", 0)
     except BaseException as error:
         outcomes[folder.name] = (type(error).__name__, str(error), time.perf_counter() - start)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+# Of this program alone: ru_maxrss would count the process that started it.
+peak = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 print(json.dumps({"outcomes": outcomes, "peak": peak, "modules": list(sys.modules)}))
 """
 EVIL = "from pathlib import Path\nPath({marker!r}).touch()\nfrom elder.problems import Denoise as Evil\n"

@@ -57,9 +57,7 @@ def check_axes(axes: str, paths: Sequence[Path]) -> None:
     """Raise `UserError` if there is an order of axes and none of the files holds an array, for which it is meant."""
     if axes and not any(READERS.get(kind_of(path) or "") is _arrays for path in paths):
         names = ", ".join(path.name for path in paths[:2]) + ", ..." * (len(paths) > 2)
-        raise UserError(
-            f"axes={axes}: is the order of the axes of arrays, and {names} are pictures or scans: leave it out"
-        )
+        raise UserError(f"axes={axes}: is for arrays, and {names} are pictures or scans: leave it out")
 
 
 def kind_of(path: Path) -> str | None:

@@ -31,14 +31,14 @@ PRETRAIN = Pretraining(batch=8, patch=SIDE, learning_rate=1e-9)
 FINETUNE = Finetuning(
     batch=4, patch=SIDE, max_steps=12, tol=1e-12, warmup=0.0, learning_rate=1e-9, tuning_rate=1e-9, stability_every=1
 )
-# What a call takes: enough for a device that what is drawn ahead of the first step does not count.
-STEPS = {"cpu": 2, "": 20}
+# Of a call on a processor, and on an accelerator, where the wait for the first draw must not count.
+STEPS, MANY_STEPS = 2, 20
 
 
 def run(runs: int, device: str) -> Iterator[Row]:
     """The figures of one device."""
     accelerated = torch.device(device).type != "cpu"
-    steps = STEPS["" if accelerated else "cpu"]
+    steps = MANY_STEPS if accelerated else STEPS
     precisions = ("bf16", "tf32") if accelerated else ("bf16",)
     for title, make in (("pre-training", denoising), ("DEQ training", finetuning)):
         plain = make(Compute(device), steps)

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -68,7 +68,8 @@ class Compute:
                 f"processes={self.processes}: this machine has {torch.cuda.device_count()} GPUs, and each needs one"
             )
         if self.device.startswith("cuda"):
-            _allow_tf32(False)
+            for switch in _switches():
+                switch.allow_tf32 = False
         if self.validation_batch == 0:
             object.__setattr__(self, "validation_batch", 1 if self.device == "cpu" else TOGETHER)
 
@@ -76,26 +77,30 @@ class Compute:
 @contextmanager
 def autocast(precision: str, device: torch.device) -> Iterator[None]:
     """Convolutions in the lower precision; float32 means all of its bits, on every device."""
-    with backward(precision), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+    with tensor_float(precision), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
         yield
 
 
 @contextmanager
-def backward(precision: str) -> Iterator[None]:
-    """For the gradient of what `autocast` of that precision has computed, which is to be taken outside its block."""
-    before = _allow_tf32(precision != "float32")
+def tensor_float(precision: str) -> Iterator[None]:
+    """TensorFloat-32 allowed on CUDA, unless the precision is float32.
+
+    Also for the gradient of what `autocast` of that precision has computed, which is to be taken outside its block.
+    """
+    switches = _switches()
+    before = [switch.allow_tf32 for switch in switches]
     try:
+        for switch in switches:
+            switch.allow_tf32 = precision != "float32"
         yield
     finally:
-        _allow_tf32(*before)
+        for switch, allowed in zip(switches, before, strict=True):
+            switch.allow_tf32 = allowed
 
 
-def _allow_tf32(matmuls: bool, convolutions: bool | None = None) -> tuple[bool, bool]:
-    """Set PyTorch's switches for both, and return how they were."""
-    matmul, cudnn = cast("list[Any]", [torch.backends.cuda.matmul, torch.backends.cudnn])
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32, cudnn.allow_tf32 = matmuls, matmuls if convolutions is None else convolutions
-    return before
+def _switches() -> list[Any]:
+    """Where PyTorch keeps whether TensorFloat-32 is allowed: in products of matrices, and in convolutions."""
+    return [torch.backends.cuda.matmul, torch.backends.cudnn]
 
 
 def chunks(x: Tensor) -> tuple[Tensor, ...]:

@@ -114,7 +114,7 @@ def _move_aside(defaults: Path, target: Path) -> None:
         return
     kept = _free(defaults.with_suffix(".yaml.bak"))
     defaults.replace(kept)
-    message = f"params.yaml is in force, and not presets/default.yaml, which is now presets/{kept.name}"
+    message = f"the defaults are those of params.yaml now; presets/default.yaml is kept as presets/{kept.name}"
     warnings.warn(message, DataWarning, stacklevel=3)
 
 

@@ -37,7 +37,7 @@ def main(arguments: argparse.Namespace) -> None:
             log.metrics({"weight": trial.lambda_reg, "sigma": trial.sigma, "val_psnr": trial.psnr}, number)
             print(described(trial), flush=True)
 
-        starts = [(starting(sigma), sigma) for sigma in search.ladder]
+        starts = [(starting(sigma), sigma) for sigma in search.sigma_grid]
         model, trials = tune(
             pretrained,
             validation,

@@ -364,7 +364,7 @@ def test_defaults_of_another_commit_take_the_place_of_those_that_were_kept(proje
     before = kept.read_text()
     newer = before.replace("  patience: 10 ", "  patience: 11 ")
     path.write_text(newer)
-    with pytest.warns(DataWarning, match=r"is now presets/default\.yaml\.bak$"):
+    with pytest.warns(DataWarning, match=r"is kept as presets/default\.yaml\.bak$"):
         preset.apply("brain", project.folder)
     assert kept.read_text() == newer != before
     assert (project.folder / "presets" / "default.yaml.bak").read_text() == before

@@ -96,7 +96,7 @@ def test_tuning_finds_no_worse_than_where_it_starts(tuned):
 
 
 @pytest.mark.parametrize(("starts", "sigma"), [([], 0.09), ([(0.1, 0.005), (0.1, 0.02)], 0.008)])
-def test_a_ladder_finds_the_maximum_of_a_small_sigma(starts, sigma, tuned, monkeypatch):
+def test_a_grid_finds_the_maximum_of_a_small_sigma(starts, sigma, tuned, monkeypatch):
     """28 dB at σ = 0.09, 31 dB at σ = 0.008, and less between them."""
 
     def landscape(model: Model, samples: list[Sample]) -> Trial:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from elder.backend import autocast, backward
+from elder.backend import autocast, tensor_float
 from elder.errors import UserError
 from elder.evaluation.quality import psnr
 from elder.regularizers.base import Regularizer
@@ -109,7 +109,7 @@ def pretrain(
                 with autocast(precision, device):
                     denoised = regularizer.denoise(noisy[part].to(device), sigma[part].to(device))
                 error = len(clean) / own * (denoised - clean).square().mean()
-                with backward(precision):
+                with tensor_float(precision):
                     error.backward()
                 loss += error.detach()
             weight = own / settings.batch

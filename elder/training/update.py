@@ -43,9 +43,7 @@ class Part:
     truth: Tensor  # (b, c, h, w)
     x: Tensor  # (b, c, h, w), where the gradient is taken: the last iterate, the initial guess if the solve diverged
     solved: Tensor  # (b,) bool
-    told: (
-        Tensor  # (b, 5) float64: the last step τ, the steps, whether the solve failed, evaluations, whether it diverged
-    )
+    told: Tensor  # (b, 5) float64: last step τ, steps, whether the solve failed, evaluations, whether it diverged
     noise: Tensor | None  # (b, c, h, w), of the directions in which the radius is sought, if this step is penalized
 
 

@@ -124,14 +124,14 @@ def _is_dead(mark: Path) -> bool:
 
 def _close(client: SyncPrefectClient, run: FlowRun, log: Callable[[str], None]) -> None:
     """Set a run whose process is gone to its last state, with what it started, and tell of it."""
-    state = ended(run)
-    _set(client, run, state)
+    state = last_state(run)
+    _end(client, run, state)
     log(f"run {run.name} is now {state.name}: {REASON}")
     if trouble := tell_of(run, state):
         log(trouble)
 
 
-def ended(run: FlowRun) -> State[None]:
+def last_state(run: FlowRun) -> State[None]:
     """The last state of a run whose process is gone: `Cancelled` if that was under way, else `Crashed`."""
     return Cancelled(message=REASON) if run.state_type == StateType.CANCELLING else Crashed(message=REASON)
 
@@ -143,13 +143,13 @@ def tell_of(run: FlowRun, state: State[None]) -> str | None:
     return notify.tell("failure", f"run {run.name}: crashed: {REASON}", run=str(run.id))
 
 
-def _set(client: SyncPrefectClient, run: FlowRun, state: State[None]) -> None:
+def _end(client: SyncPrefectClient, run: FlowRun, state: State[None]) -> None:
     below = FlowRunFilter(
         parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run.id]),
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=OPEN)),
     )
     for inner in client.read_flow_runs(flow_run_filter=below):
-        _set(client, inner, state)
+        _end(client, inner, state)
     tasks = client.read_task_runs(
         flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])),
         task_run_filter=TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=OPEN))),

@@ -166,7 +166,7 @@ async def runs(client: PrefectClient, deployment: UUID, types: list[StateType]) 
 async def close(client: PrefectClient, dead: Iterable[FlowRun]) -> None:
     """Set runs without a process to their last state, and their tasks to `Crashed`, and tell of it."""
     for run in dead:
-        state = flow_runs.ended(run)
+        state = flow_runs.last_state(run)
         tasks = await client.read_task_runs(
             flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])),
             task_run_filter=TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=UNFINISHED))),

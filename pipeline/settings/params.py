@@ -135,7 +135,7 @@ class Search(Section):
 
     weight: Annotated[float, Field(ge=0)]
     sigma: Annotated[float, Field(ge=1 / 255, le=1)]
-    ladder: list[Annotated[float, Field(ge=1 / 255, le=1)]]
+    sigma_grid: list[Annotated[float, Field(ge=1 / 255, le=1)]]
     factors: Annotated[list[Annotated[float, Field(gt=1)]], Field(min_length=1)]
     tol: Positive
     max_steps: Count
